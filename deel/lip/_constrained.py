@@ -1,0 +1,174 @@
+"""The one mechanism behind every layer with a constrained kernel."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import LipschitzLayer
+
+
+class ConstrainedKernel(LipschitzLayer, Condensable):
+    """Mixin that makes a stock Keras layer use a constrained kernel.
+
+    It stands before the stock layer in the bases. While the stock `call` runs,
+    `self.kernel` is the constrained kernel; at all other times it is the free
+    variable that is trained and saved. Nothing else of the stock layer is
+    touched, so matmul, convolution, bias and activation stay its own.
+
+    A subclass passes a `Parametrization` and implements `_compute_lip_coef`.
+
+    Args:
+        *args: Positional arguments of the stock layer.
+        parametrization: The `Parametrization` of the kernel.
+        k_coef_lip: Float, the Lipschitz constant of the affine part.
+        **kwargs: Further arguments of the stock layer.
+    """
+
+    _free_kernel = None
+    _kernel_in_use = None
+
+    def __init__(self, *args, parametrization, k_coef_lip=1.0, **kwargs):
+        if kwargs.get("lora_rank") is not None:
+            raise ValueError(
+                "LoRA adds an unconstrained term to the kernel, which breaks "
+                "its Lipschitz constant. Expected `lora_rank=None`. "
+                f"Received: lora_rank={kwargs['lora_rank']}"
+            )
+        super().__init__(*args, **kwargs)
+        self.parametrization = parametrization
+        self.set_klip_factor(k_coef_lip)
+
+    @property
+    def kernel(self):
+        if self._kernel_in_use is not None:
+            return self._kernel_in_use
+        if self._free_kernel is None:
+            raise AttributeError(
+                "You must build the layer before accessing `kernel`."
+            )
+        return self._free_kernel
+
+    @kernel.setter
+    def kernel(self, variable):
+        self._kernel = variable
+
+    # Some stock layers assign `self._kernel`, others `self.kernel`.
+    @property
+    def _kernel(self):
+        return self.kernel
+
+    @_kernel.setter
+    def _kernel(self, variable):
+        self._free_kernel = variable
+
+    @property
+    def wbar(self):
+        """The constrained kernel that inference uses, a variable."""
+        return self.parametrization.wbar
+
+    def add_weight(self, *args, name=None, **kwargs):
+        # Autocast would round the kernel to half precision before it is
+        # normalised; the result is cast instead, in `call`.
+        if name == "kernel":
+            kwargs["autocast"] = False
+        return super().add_weight(*args, name=name, **kwargs)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self._init_lip_coef(input_shape)
+        self.parametrization.add_state(self.kernel, self._get_coef())
+        # Keras optimizers apply it after each update.
+        self.kernel.constraint = self._after_update
+
+    def call(self, inputs, training=True):
+        if training:
+            kernel = self.parametrization.update(self.kernel)
+        else:
+            kernel = ops.convert_to_tensor(self.wbar)
+        # Past `__setattr__`, which would track the tensor as state.
+        kernel = ops.cast(kernel, self.compute_dtype)
+        object.__setattr__(self, "_kernel_in_use", kernel)
+        try:
+            return super().call(inputs)
+        finally:
+            object.__setattr__(self, "_kernel_in_use", None)
+
+    def _after_update(self, kernel):
+        if self.kernel_constraint is None:
+            return self.parametrization.retract(kernel)
+        # A retraction would undo what the user asked for; soundness does not
+        # depend on it.
+        kernel = self.kernel_constraint(kernel)
+        self.parametrization.refresh(kernel)
+        return kernel
+
+    def set_klip_factor(self, klip_factor):
+        super().set_klip_factor(klip_factor)
+        if self.coef_lip is not None:
+            self.parametrization.rescale(self._get_coef())
+
+    def condense(self):
+        """Overwrites the free kernel with the constrained one."""
+        self._require_built("condense")
+        self._require_finite("kernel", self.kernel)
+        self.parametrization.condense(self.kernel)
+
+    def vanilla_export(self):
+        """Returns the stock Keras layer with the same inference output."""
+        self._require_built("vanilla_export")
+        self._require_finite("wbar", self.wbar)
+        stock_class = self._stock_class()
+        config = stock_class.get_config(self)
+        # These describe the free kernel, which the stock layer does not have.
+        for key in ("initializer", "regularizer", "constraint"):
+            config.pop(f"kernel_{key}", None)
+        exported = stock_class.from_config(config)
+        exported.build(self._build_shapes_dict["input_shape"])
+        weights = [ops.convert_to_numpy(self.wbar)]
+        if self.bias is not None:
+            weights.append(ops.convert_to_numpy(self.bias))
+        exported.set_weights(weights)
+        return exported
+
+    def quantize(self, *args, **kwargs):
+        raise ValueError(
+            f"Layer '{self.name}' has a constrained kernel, which quantization "
+            "would replace by an unconstrained one. Call `vanilla_export()` "
+            "and quantize the exported layer."
+        )
+
+    def enable_lora(self, *args, **kwargs):
+        raise ValueError(
+            f"Layer '{self.name}' has a constrained kernel, to which LoRA "
+            "would add an unconstrained term. Call `vanilla_export()` and "
+            "enable LoRA on the exported layer."
+        )
+
+    def get_config(self):
+        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
+
+    def _stock_class(self):
+        return next(
+            base
+            for base in type(self).__mro__
+            if issubclass(base, keras.layers.Layer)
+            and not issubclass(base, ConstrainedKernel)
+        )
+
+    def _require_built(self, method):
+        if not self.built:
+            raise ValueError(
+                f"`{method}` needs a layer that is built, so that it has "
+                "weights. Call the layer on data or `build` it first. "
+                f"Received: unbuilt layer '{self.name}'"
+            )
+
+    def _require_finite(self, what, variable):
+        values = ops.convert_to_numpy(variable)
+        if not np.all(np.isfinite(values)):
+            raise ValueError(
+                f"The weights `{what}` of layer '{self.name}' must be finite. "
+                f"Received: {int(np.sum(~np.isfinite(values)))} NaN or "
+                f"infinite values out of {values.size}"
+            )

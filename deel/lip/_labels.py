@@ -1,0 +1,48 @@
+"""How losses and metrics read labels: {0, 1}, {-1, 1}, Boolean, weighted."""
+
+from keras import ops
+
+
+def aligned(y_true, y_pred):
+    """Returns labels and predictions as tensors of one shape and dtype.
+
+    Args:
+        y_true: Tensor `(batch_size,)`, `(batch_size, 1)` or
+            `(batch_size, classes)`, any dtype.
+        y_pred: Tensor `(batch_size, 1)` or `(batch_size, classes)`; also
+            `(batch_size,)` for binary labels.
+
+    Returns:
+        Two tensors of shape `(batch_size, outputs)`.
+
+    Raises:
+        ValueError: If the shapes do not fit each other. They are never
+            broadcast, which would compare each label with every prediction.
+    """
+    y_pred = ops.convert_to_tensor(y_pred)
+    y_true = ops.convert_to_tensor(y_true)
+    shapes = f"Received: y_true.shape={y_true.shape}, y_pred.shape={y_pred.shape}"
+    if len(y_pred.shape) == 1:
+        y_pred = ops.expand_dims(y_pred, -1)
+    if len(y_true.shape) == 1:
+        y_true = ops.expand_dims(y_true, -1)
+    if len(y_true.shape) != 2 or len(y_pred.shape) != 2:
+        raise ValueError(
+            "Labels and predictions must have the shape (batch_size, outputs). "
+            + shapes
+        )
+    pairs = list(zip(y_true.shape, y_pred.shape))
+    if any(a != b for a, b in pairs if a is not None and b is not None):
+        hint = ""
+        if y_true.shape[-1] == 1:
+            hint = "Are the labels class numbers instead of one-hot vectors? "
+        raise ValueError(
+            f"Labels and predictions must have the same shape. {hint}{shapes}"
+        )
+    return ops.cast(y_true, y_pred.dtype), y_pred
+
+
+def signs(y_true):
+    """Returns 1 where a label is positive and -1 elsewhere, a tensor."""
+    positive = ops.cast(y_true > 0, y_true.dtype)
+    return 2.0 * positive - 1.0

@@ -1,0 +1,256 @@
+"""Sound normalisation of matrices: pure functions of tensors, `keras.ops` only.
+
+Note [Why the result never expands]
+
+Write s for a singular value of the iterate and m for its smaller side. The
+cubic Newton-Schulz (Björck) step maps s to f(s) = 1.5 s - 0.5 s^3. On [0, 2]
+|f| is at most 1, reached at s = 1: *whatever comes before, an iterate with
+s <= 2 leaves a cubic step with s <= 1.* Every path below ends with such a
+step and proves s <= 2 before it:
+
+* near the orthogonal matrices, r = ||I - W^T W||_F < `NEAR` gives
+  s^2 <= 1 + r < 4, hence also no sign flip, since s^2 < 3;
+* elsewhere W is divided by a proven upper bound of its largest singular value
+  (`gram_bound`), which gives s <= 1. The minimax polynomials that follow stay
+  below 2 on [0, 1], and a cubic step maps [0, 1] into itself.
+
+A power iteration is never used for this: it bounds s from below only.
+
+Note [Why few steps are enough]
+
+With e = max |1 - s^2|, one cubic step leaves |1 - s| <= (3/8) e^2 (1 + e/3).
+The iteration stops as soon as this predicts the wanted closeness, so the Gram
+matrix of the result is never formed just to confirm what is known. e lies
+between r / sqrt(m) and r; `_deviation` estimates it. The estimate decides
+about closeness to 1 only, never about soundness.
+
+References:
+    - Björck and Bowie, "An iterative algorithm for computing the best estimate
+      of an orthogonal matrix", SIAM J. Numer. Anal. 8 (1971).
+    - Delattre et al., "Efficient bound of Lipschitz constant for convolutional
+      layers by Gram iteration", ICML 2023 (arXiv:2305.16173).
+    - Amsel et al., "The Polar Express: optimal matrix sign methods",
+      arXiv:2505.16932.
+"""
+
+import numpy as np
+from keras import ops
+
+# Below this residual no division is needed; see the first note.
+NEAR = 0.75
+
+# The upper bound is rounded up by this much, in relative terms. The rounding
+# of a float32 Gram matrix stays one order of magnitude below.
+_SLACK = 4e-6
+
+# Squarings of the Gram iteration: the bound is within m^(1/2^(t+1)) of sigma.
+_SQUARINGS = 6
+
+# Coefficients (a, b, c) of s -> a s + b s^3 + c s^5, minimax-optimal one after
+# the other for singular values in [0.001, 1] (Amsel et al., table for l=1e-3).
+# They grow steeply beyond the interval that they were made for, so the iterate
+# is divided by a cushion before each: all stay below 2 even for s = 1.001.
+_CUSHION = 1.01
+_MINIMAX = (
+    (8.28721201814563, -23.595886519098837, 17.300387312530933),
+    (4.107059111542203, -2.9478499167379106, 0.5448431082926601),
+    (3.9486908534822946, -2.908902115962949, 0.5518191394370137),
+    (3.3184196573706015, -2.488488024314874, 0.51004894012372),
+    (2.300652019954817, -1.6689039845747493, 0.4188073119525673),
+)
+
+
+def as_matrix(kernel):
+    """Reshapes a kernel to the matrix that multiplies the input patches."""
+    return ops.reshape(kernel, (-1, kernel.shape[-1]))
+
+
+def unit_scale(w, axis=None):
+    """Divides by the largest magnitude, which is returned too (0 stays 0).
+
+    Squares of the result neither overflow nor all vanish. The scale counts as
+    a constant for differentiation, which is exact in every function that does
+    not depend on the scale of its argument.
+    """
+    scale = ops.stop_gradient(ops.max(ops.abs(w), axis=axis, keepdims=True))
+    scale = ops.where(scale > 0, scale, ops.ones_like(scale))
+    return w / scale, scale
+
+
+def gram_bound(gram):
+    """Upper bound of the largest eigenvalue of a Gram matrix `W^T W`.
+
+    The smaller of two proven bounds: the Gram iteration
+    `||G^(2^t)||_F^(1/2^t)`, tight when few singular values dominate, and
+    `mean + ||G - mean I||_F`, tight when they are all alike.
+
+    Args:
+        gram: Tensor of shape `(m, m)`, positive semi-definite, entries of
+            magnitude one or less up to the size of the matrix.
+
+    Returns:
+        A positive scalar tensor; the smallest normal number for a zero matrix.
+    """
+    tiny = float(np.finfo(np.float32).tiny)
+    size = gram.shape[-1]
+    mean = ops.trace(gram) / size
+    spread = mean + _norm(gram - mean * ops.eye(size, dtype=gram.dtype))
+
+    power = gram
+    log_scale = 0.0
+    for _ in range(_SQUARINGS):
+        norm = ops.maximum(_norm(power), tiny)
+        power = power / norm
+        power = ops.matmul(power, power)
+        log_scale = 2.0 * (log_scale + ops.log(norm))
+    log_bound = log_scale + ops.log(ops.maximum(_norm(power), tiny))
+    iterated = ops.exp(log_bound / 2.0**_SQUARINGS)
+    return ops.maximum(ops.minimum(spread, iterated), tiny) * (1 + _SLACK)
+
+
+def divide_by_norm(w):
+    """Divides a matrix by an upper bound of its largest singular value.
+
+    Differentiable. A zero matrix stays zero.
+
+    Args:
+        w: Tensor of shape `(n, m)`.
+
+    Returns:
+        Tensor of shape `(n, m)` whose largest singular value is at most 1,
+        and within 1% of it unless very many singular values nearly agree.
+    """
+    w, _ = unit_scale(w)
+    tall = w if w.shape[0] >= w.shape[1] else ops.transpose(w)
+    bound = gram_bound(ops.matmul(ops.transpose(tall), tall))
+    return w / ops.sqrt(bound)
+
+
+def orthogonalize(w, tolerance, max_steps):
+    """Semi-orthogonal factor of the polar decomposition, never expanding.
+
+    Not meant to be differentiated: pair it with `project_on_tangent`.
+
+    Args:
+        w: Tensor of shape `(n, m)`, float32 at least, any finite values.
+        tolerance: Float. How far from 1 singular values may stay.
+        max_steps: Integer. Upper limit of the number of steps. Fewer steps
+            cost closeness to 1, never soundness.
+
+    Returns:
+        Tensor of shape `(n, m)` with the singular vectors of `w`; singular
+        values are at most 1, and within `tolerance` of 1 unless they were
+        below about a thousandth of the largest one.
+    """
+    if w.shape[0] < w.shape[1]:
+        return ops.transpose(
+            orthogonalize(ops.transpose(w), tolerance, max_steps)
+        )
+    defect = _defect(w)
+    residual = _norm(defect)
+    predicted = _predicted(defect, residual)
+
+    def one_step():
+        return _cubic_step(w, defect)
+
+    def many_steps():
+        return _iterate(w, residual, tolerance, max_steps)
+
+    return ops.cond(
+        ops.logical_and(residual < NEAR, predicted <= tolerance),
+        one_step,
+        many_steps,
+    )
+
+
+def _iterate(w, residual, tolerance, max_steps):
+    w = ops.cond(
+        residual < NEAR, lambda: w, lambda: _approach(w, max_steps - 1)
+    )
+
+    def unfinished(w, predicted, step):
+        return ops.logical_and(predicted > tolerance, step < max_steps)
+
+    def improve(w, predicted, step):
+        defect = _defect(w)
+        predicted = _predicted(defect, _norm(defect))
+        return _cubic_step(w, defect), predicted, step + 1
+
+    start = (w, ops.full((), np.inf, dtype=w.dtype), ops.full((), 0, "int32"))
+    return ops.while_loop(unfinished, improve, start)[0]
+
+
+def _approach(w, max_steps):
+    """Brings any matrix to singular values below 2, most of them near 1."""
+    w = divide_by_norm(w)
+    for a, b, c in _MINIMAX[: max(0, max_steps)]:
+        w = w / _CUSHION
+        gram = ops.matmul(ops.transpose(w), w)
+        factor = b * gram + c * ops.matmul(gram, gram)
+        w = a * w + ops.matmul(w, factor)
+    return w
+
+
+def _cubic_step(w, defect):
+    return w + 0.5 * ops.matmul(w, defect)
+
+
+def _defect(w):
+    gram = ops.matmul(ops.transpose(w), w)
+    return ops.eye(w.shape[1], dtype=w.dtype) - gram
+
+
+def _norm(x):
+    return ops.sqrt(ops.sum(ops.square(x)))
+
+
+def _predicted(defect, residual):
+    """Predicts |1 - s| after a cubic step; see the second note."""
+    deviation = _deviation(defect, residual)
+    return 0.375 * ops.square(deviation) * (1.0 + deviation / 3.0)
+
+
+def _deviation(defect, residual):
+    """Estimates the spectral norm of a symmetric matrix.
+
+    A few steps of a block power iteration from fixed vectors, with a margin,
+    never more than the Frobenius norm `residual`.
+    """
+    size = defect.shape[0]
+    if size <= 64:
+        return residual
+    angles = np.outer(np.arange(1, size + 1), np.arange(1, 9)) * 2.399963
+    block = ops.convert_to_tensor(np.cos(angles), dtype=defect.dtype)
+    once = ops.matmul(defect, block)
+    twice = ops.matmul(defect, once)
+    tiny = float(np.finfo(np.float32).tiny)
+    ratios = ops.sum(ops.square(twice), axis=0) / ops.maximum(
+        ops.sum(ops.square(once), axis=0), tiny
+    )
+    return ops.minimum(1.5 * ops.sqrt(ops.max(ratios)), residual)
+
+
+def project_on_tangent(q, gradient):
+    """Gradient of a function of the polar factor, at an orthogonal point.
+
+    For W = Q H the exact derivative is dW = Q Y + (I - Q Q^T) G H^-1 with
+    H Y + Y H = Q^T G - G^T Q. At H = I it is G - Q sym(Q^T G), the projection
+    on the tangent space of the Stiefel manifold at Q (rows instead of columns
+    where Q is wide). It is also the exact derivative of one cubic step at Q.
+    Away from H = I it stays a descent direction: its inner product with the
+    exact derivative is positive, H being positive definite.
+
+    Args:
+        q: Tensor of shape `(n, m)`.
+        gradient: Tensor of shape `(n, m)`, the gradient with respect to `q`.
+
+    Returns:
+        Tensor of shape `(n, m)`.
+    """
+    if q.shape[0] >= q.shape[1]:
+        product = ops.matmul(ops.transpose(q), gradient)
+        symmetric = 0.5 * (product + ops.transpose(product))
+        return gradient - ops.matmul(q, symmetric)
+    product = ops.matmul(gradient, ops.transpose(q))
+    symmetric = 0.5 * (product + ops.transpose(product))
+    return gradient - ops.matmul(symmetric, q)

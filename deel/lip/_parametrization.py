@@ -1,0 +1,172 @@
+"""What stands between the free kernel of a layer and the kernel it uses."""
+
+import keras
+import numpy as np
+from keras import ops
+
+# Relative slack under which a kernel from outside counts as within its bound.
+SLACK = 1e-5
+
+
+class Parametrization(keras.layers.Layer):
+    """Abstract map from a free kernel to a kernel of norm at most one.
+
+    A parametrization is a child layer of the layer whose kernel it constrains
+    (`deel.lip._constrained.ConstrainedKernel`). It owns the constrained kernel
+    `wbar`, which is always valid: it is written by this class only, or by an
+    outsider whose value passed `expansion`.
+
+    To write one, subclass and implement `constrain`. Where the matrix norm
+    says too much (independent outputs, say), implement `expansion` as well.
+
+    Attributes:
+        coefficient: Float. What a constrained kernel of norm one is multiplied
+            by: `k_coef_lip * coef_lip` of the host layer.
+        wbar: Variable of the shape of the kernel, not trainable, float32 at
+            least: `coefficient * constrain(kernel)`.
+    """
+
+    def __init__(self, **kwargs):
+        # Mixed precision must not round what is computed here.
+        super().__init__(name="parametrization", autocast=False, **kwargs)
+        self.coefficient = None
+        self.wbar = None
+
+    def constrain(self, kernel):
+        """Returns the constrained version of a kernel.
+
+        A pure, differentiable function, sound for every finite kernel.
+
+        Args:
+            kernel: Tensor, float32 at least, any finite values.
+
+        Returns:
+            Tensor of the same shape, of norm at most one (see `expansion`);
+            zeros where `kernel` is zero.
+        """
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `constrain`."
+        )
+
+    def expansion(self, kernel):
+        """Norm that the constraint bounds by one, exactly, of a NumPy array."""
+        matrix = kernel.reshape(-1, kernel.shape[-1]).astype("float64")
+        if matrix.shape[0] < matrix.shape[1]:
+            matrix = matrix.T
+        return np.sqrt(max(0.0, np.linalg.eigvalsh(matrix.T @ matrix)[-1]))
+
+    def add_state(self, kernel, coefficient):
+        """Creates the variables, `wbar` last.
+
+        Args:
+            kernel: The free kernel, a variable.
+            coefficient: Float, see the class.
+        """
+        self.coefficient = coefficient
+        self.dtype_policy = keras.DTypePolicy(
+            keras.backend.result_type(kernel.dtype, "float32")
+        )
+        self._add_own_state(kernel)
+
+        # A function, since under a deferred build the kernel has no value yet.
+        def constrained(shape, dtype):
+            return ops.cast(self._scaled(self.constrain(full(kernel))), dtype)
+
+        with keras.name_scope(self.name):
+            self.wbar = GuardedVariable(
+                constrained,
+                shape=kernel.shape,
+                dtype=self.variable_dtype,
+                trainable=False,
+                autocast=False,
+                aggregation="only_first_replica",
+                name="wbar",
+                admit=lambda value: self._admit(value, kernel),
+            )
+        self.built = True
+
+    def _add_own_state(self, kernel):
+        """Creates the variables of a subclass, before `wbar`."""
+
+    def update(self, kernel):
+        """Constrained kernel for a training step; also stored as `wbar`."""
+        return self.refresh(kernel)
+
+    def refresh(self, kernel):
+        """Makes `wbar` the constrained version of `kernel`, and returns it."""
+        return self._store(self.constrain(full(kernel)))
+
+    def condense(self, kernel):
+        """Overwrites the free kernel by the constrained one."""
+        kernel.assign(ops.copy(self.refresh(kernel)))
+
+    def retract(self, kernel):
+        """Kernel that replaces the one that an optimizer has moved.
+
+        By default the same; `wbar` follows, so that inference after a training
+        step uses what the step has learned. (JAX compiles the update as a
+        function of the trained variables alone: there `wbar` follows in the
+        forward pass of the next step.)
+        """
+        self.refresh(kernel)
+        return kernel
+
+    def rescale(self, coefficient):
+        """Changes the coefficient; `wbar` follows."""
+        if coefficient != self.coefficient:
+            ratio = coefficient / self.coefficient
+            self.coefficient = coefficient
+            self.wbar.store(ratio * full(self.wbar))
+
+    def _scaled(self, constrained):
+        if self.coefficient == 1.0:
+            return constrained
+        return self.coefficient * constrained
+
+    def _store(self, constrained):
+        constrained = self._scaled(constrained)
+        self.wbar.store(ops.stop_gradient(constrained))
+        return constrained
+
+    def _admit(self, value, kernel):
+        """`value` if it satisfies the constraint, else one that does."""
+        if np.all(np.isfinite(value)):
+            if self.expansion(value) <= self.coefficient * (1.0 + SLACK):
+                return value
+        return self._scaled(self.constrain(full(kernel)))
+
+
+class GuardedVariable(keras.Variable):
+    """A variable that asks before it takes values from outside.
+
+    `set_weights` and every way of loading a file assign host arrays, also
+    when they go through a stock Keras model that knows nothing of constraints.
+    Those are passed through `admit`. Tensors come from compiled steps and are
+    taken as they are, as is everything given to `store`.
+    """
+
+    def __init__(self, *args, admit, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._admit = admit
+
+    def assign(self, value):
+        if not (ops.is_tensor(value) or isinstance(value, keras.Variable)):
+            value = np.asarray(value)
+            if value.shape == tuple(self.shape):
+                value = self._admit(value)
+        return super().assign(value)
+
+    def store(self, value):
+        """Assigns a value that satisfies the constraint by construction.
+
+        A copy: on JAX two variables with one buffer cannot both be donated to
+        a compiled step.
+        """
+        return super().assign(ops.copy(value))
+
+
+def full(variable):
+    """Value of a variable, or a tensor, in float32 at least."""
+    tensor = ops.convert_to_tensor(variable)
+    dtype = keras.backend.result_type(tensor.dtype, "float32")
+    return ops.cast(tensor, dtype)

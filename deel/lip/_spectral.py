@@ -1,0 +1,243 @@
+"""The spectral parametrization: kernels with singular values one, or at most one."""
+
+import keras
+from keras import ops
+
+from deel.lip import _orthogonal
+from deel.lip._constrained import ConstrainedKernel
+from deel.lip._parametrization import Parametrization
+from deel.lip._parametrization import full
+from deel.lip._validation import positive_int
+from deel.lip.normalizers import DEFAULT_BETA_BJORCK
+from deel.lip.normalizers import DEFAULT_EPS_BJORCK
+from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
+from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
+from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
+from deel.lip.normalizers import _check_RKO_params
+
+# Closeness to 1 that is asked for outside of training steps: a second pass
+# then changes nothing that float32 can tell.
+_EXACT = 1e-7
+
+
+def spectral_constraint(
+    kernel, orthogonal=True, max_steps=DEFAULT_MAXITER_BJORCK
+):
+    """Kernel whose matrix has norm at most one; a pure function.
+
+    Args:
+        kernel: Tensor, float32 at least; reshaped to `(-1, last dimension)`.
+        orthogonal: Boolean. Whether all singular values are brought to one.
+            If not, all are divided by a proven bound of the largest.
+        max_steps: Integer, limit of the orthogonalisation.
+
+    Returns:
+        Tensor of the shape of `kernel`.
+    """
+    matrix = _orthogonal.as_matrix(kernel)
+    if orthogonal:
+        nearest = _orthogonal.orthogonalize(
+            ops.stop_gradient(matrix), _EXACT, max_steps
+        )
+        constrained = _with_tangent_gradient(matrix, nearest)
+    else:
+        constrained = _orthogonal.divide_by_norm(matrix)
+    return ops.reshape(constrained, kernel.shape)
+
+
+@ops.custom_gradient
+def _with_tangent_gradient(matrix, nearest):
+    """`nearest` with its gradient sent to `matrix`, not through the steps."""
+
+    def gradient(*args, upstream=None):
+        if upstream is None:
+            (upstream,) = args
+        tangent = _orthogonal.project_on_tangent(nearest, upstream)
+        return tangent, ops.zeros_like(nearest)
+
+    return ops.multiply(nearest, 1.0), gradient
+
+
+class Spectral(Parametrization):
+    """Kernels whose matrix `(-1, last dimension)` has norm at most one.
+
+    Between training steps the free kernel is kept on the manifold of
+    (semi-)orthogonal matrices: `retract` replaces it after each update of a
+    Keras optimizer, which leaves the training step nothing to do but to see
+    that the kernel is the one already proven. Any other kernel is normalised
+    from scratch, so soundness does not depend on the optimizer.
+
+    Attributes:
+        sn: Variable of shape `(1, last dimension)`, the power-iteration vector.
+        sigma: Variable of shape `(1, 1)`, the last estimate of the largest
+            singular value of the free kernel. For monitoring: it bounds from
+            below, hence nothing is ever divided by it.
+    """
+
+    def __init__(
+        self,
+        eps_spectral,
+        eps_bjorck,
+        beta_bjorck,
+        maxiter_spectral,
+        maxiter_bjorck,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.eps_spectral = eps_spectral
+        self.eps_bjorck = eps_bjorck
+        self.maxiter_spectral = maxiter_spectral
+        self.maxiter_bjorck = maxiter_bjorck
+        self.orthogonal = eps_bjorck is not None and beta_bjorck is not None
+
+    def constrain(self, kernel):
+        return spectral_constraint(kernel, self.orthogonal, self.maxiter_bjorck)
+
+    def _add_own_state(self, kernel):
+        columns = kernel.shape[-1]
+        self.sn = self.add_weight(
+            name="sn",
+            shape=(1, columns),
+            initializer=keras.initializers.RandomNormal(0.0, 1.0),
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+        self.sigma = self.add_weight(
+            name="sigma",
+            shape=(1, 1),
+            initializer="ones",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def update(self, kernel):
+        kernel = full(kernel)
+        matrix = _orthogonal.as_matrix(kernel)
+        known = ops.stop_gradient(matrix)
+        vector = ops.convert_to_tensor(self.sn)
+
+        def measured():
+            return self._power_step(known, vector)
+
+        if not self.orthogonal:
+            self._record(*measured())
+            return super().update(kernel)
+
+        def keep():
+            return known, vector, ops.ones((1, 1), dtype=known.dtype)
+
+        def renew():
+            return self._nearest(known), *measured()
+
+        nearest, vector, sigma = ops.cond(self._proven(known), keep, renew)
+        self._record(vector, sigma)
+        constrained = _with_tangent_gradient(matrix, nearest)
+        return self._store(ops.reshape(constrained, kernel.shape))
+
+    def condense(self, kernel):
+        matrix = _orthogonal.as_matrix(full(kernel))
+        vector = ops.convert_to_tensor(self.sn)
+        for _ in range(self.maxiter_spectral):
+            previous = vector
+            vector, sigma = self._power_step(matrix, previous)
+            if float(ops.norm(vector - previous)) < self.eps_spectral:
+                break
+        self._record(vector, sigma)
+        super().condense(kernel)
+
+    def retract(self, kernel):
+        if not self.orthogonal:
+            return super().retract(kernel)
+        moved = full(kernel)
+        nearest = self._nearest(_orthogonal.as_matrix(moved))
+        nearest = ops.reshape(nearest, moved.shape)
+        self._store(nearest)
+        return ops.cast(nearest, kernel.dtype)
+
+    def _nearest(self, matrix):
+        return _orthogonal.orthogonalize(
+            matrix, self.eps_bjorck, self.maxiter_bjorck
+        )
+
+    def _proven(self, matrix):
+        """Whether `wbar`, which is valid, is this very kernel, scaled.
+
+        An exact comparison, not a tolerance: it says that the proof made when
+        `wbar` was written holds for the kernel at hand.
+        """
+        stored = _orthogonal.as_matrix(ops.convert_to_tensor(self.wbar))
+        return ops.all(ops.equal(self._scaled(matrix), stored))
+
+    def _power_step(self, matrix, vector):
+        """One step of the power iteration, from the vector of the last call."""
+        matrix, scale = _orthogonal.unit_scale(matrix)
+        image = ops.matmul(vector, ops.transpose(matrix))
+        renewed = ops.matmul(image, matrix)
+        length = ops.norm(vector)
+        sigma = ops.reshape(ops.norm(image) / length, (1, 1)) * scale
+        renewed_length = ops.norm(renewed)
+        alive = renewed_length > 0
+        safe_length = ops.where(
+            alive, renewed_length, ops.ones_like(renewed_length)
+        )
+        return ops.where(alive, renewed / safe_length, vector), sigma
+
+    def _record(self, vector, sigma):
+        self.sn.assign(vector)
+        self.sigma.assign(sigma)
+
+
+class SpectralKernel(ConstrainedKernel):
+    """Mixin of the `Spectral*` layers: their six arguments, and their state.
+
+    See `deel.lip.layers.SpectralDense` for the arguments.
+    """
+
+    def __init__(
+        self,
+        *args,
+        eps_spectral=DEFAULT_EPS_SPECTRAL,
+        eps_bjorck=DEFAULT_EPS_BJORCK,
+        beta_bjorck=DEFAULT_BETA_BJORCK,
+        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
+        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
+        **kwargs,
+    ):
+        _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
+        options = {
+            "eps_spectral": eps_spectral,
+            "eps_bjorck": eps_bjorck,
+            "beta_bjorck": beta_bjorck,
+            "maxiter_spectral": positive_int(
+                "maxiter_spectral", maxiter_spectral
+            ),
+            "maxiter_bjorck": positive_int("maxiter_bjorck", maxiter_bjorck),
+        }
+        super().__init__(*args, parametrization=Spectral(**options), **kwargs)
+        self.eps_spectral = eps_spectral
+        self.eps_bjorck = eps_bjorck
+        self.beta_bjorck = beta_bjorck
+        self.maxiter_spectral = options["maxiter_spectral"]
+        self.maxiter_bjorck = options["maxiter_bjorck"]
+
+    @property
+    def u(self):
+        """The power-iteration vector, variable `sn`."""
+        return self.parametrization.sn
+
+    @property
+    def sig(self):
+        """The last largest singular value of the free kernel, `sigma`."""
+        return self.parametrization.sigma
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "eps_spectral": self.eps_spectral,
+            "eps_bjorck": self.eps_bjorck,
+            "beta_bjorck": self.beta_bjorck,
+            "maxiter_spectral": self.maxiter_spectral,
+            "maxiter_bjorck": self.maxiter_bjorck,
+        }

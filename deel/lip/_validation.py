@@ -1,0 +1,41 @@
+"""Checks of arguments, with errors in the form that Keras uses."""
+
+import math
+import numbers
+
+
+def positive_int(name, value):
+    """Returns `value` as an int; accepts floats that are whole (`128.0`)."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or value != value or value <= 0 or value != int(value):
+        raise ValueError(
+            f"Argument `{name}` must be a positive integer. "
+            f"Received: {name}={value}"
+        )
+    return int(value)
+
+
+def positive_float(name, value):
+    """Returns `value` as a float if it is finite and greater than zero."""
+    is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not is_number or not math.isfinite(value) or value <= 0:
+        raise ValueError(
+            f"Argument `{name}` must be a finite number greater than zero. "
+            f"Received: {name}={value}"
+        )
+    return float(value)
+
+
+def int_tuple(value, rank):
+    """Returns `value` as a tuple of ints where floats are whole.
+
+    Anything else is returned as it came, for the Keras layer to refuse with
+    its own message. An int stands for `rank` equal entries.
+    """
+    values = (value,) * rank if isinstance(value, numbers.Real) else value
+    try:
+        if all(float(v) == int(v) for v in values):
+            return tuple(int(v) for v in values)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    return value

@@ -1,0 +1,8 @@
+"""Activations of 1-Lipschitz networks; also in `deel.lip.layers`."""
+
+from deel.lip.layers.activations import FullSort
+from deel.lip.layers.activations import GroupSort
+from deel.lip.layers.activations import GroupSort2
+from deel.lip.layers.activations import MaxMin
+
+__all__ = ["FullSort", "GroupSort", "GroupSort2", "MaxMin"]

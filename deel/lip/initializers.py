@@ -1,0 +1,79 @@
+"""Initializers that give kernels of known norm."""
+
+import keras
+from keras import ops
+
+from deel.lip._parametrization import full
+from deel.lip._register import register
+from deel.lip._spectral import spectral_constraint
+from deel.lip._validation import positive_float
+from deel.lip.normalizers import DEFAULT_BETA_BJORCK
+from deel.lip.normalizers import DEFAULT_EPS_BJORCK
+from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
+from deel.lip.normalizers import _check_RKO_params
+
+__all__ = ["SpectralInitializer"]
+
+
+@register("SpectralInitializer")
+class SpectralInitializer(keras.initializers.Initializer):
+    """Draws a kernel whose singular values are all `k_coef_lip`.
+
+    The kernel is drawn by a base initializer, reshaped to a matrix with the
+    last dimension as columns, and replaced by the nearest matrix with equal
+    singular values. It is the default of the `Spectral*` layers, which start
+    on the manifold that training keeps them on. No power iteration with a
+    random start is involved: the draw depends on the base initializer alone.
+
+    Args:
+        eps_spectral: Float greater than zero; accepted for compatibility.
+        eps_bjorck: Float greater than zero, or None. With None the kernel is
+            only divided by a bound of its largest singular value, so that its
+            singular values are at most `k_coef_lip`.
+        beta_bjorck: Float in `]0, 0.5]`, or None, which has the same effect as
+            `eps_bjorck=None`.
+        k_coef_lip: Float, the wanted singular value.
+        base_initializer: Initializer (an instance, a name or a config) that
+            draws the kernel.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.initializers import SpectralInitializer
+    >>> kernel = SpectralInitializer(k_coef_lip=2.0)((8, 4))
+    >>> values = np.linalg.svd(np.array(kernel), compute_uv=False)
+    >>> bool(np.allclose(values, 2.0, atol=1e-5))
+    True
+    """
+
+    def __init__(
+        self,
+        eps_spectral=DEFAULT_EPS_SPECTRAL,
+        eps_bjorck=DEFAULT_EPS_BJORCK,
+        beta_bjorck=DEFAULT_BETA_BJORCK,
+        k_coef_lip=1.0,
+        base_initializer="orthogonal",
+    ):
+        _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
+        self.eps_spectral = eps_spectral
+        self.eps_bjorck = eps_bjorck
+        self.beta_bjorck = beta_bjorck
+        self.k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
+        self.base_initializer = keras.initializers.get(base_initializer)
+
+    def __call__(self, shape, dtype=None, partition_info=None):
+        drawn = full(self.base_initializer(shape, dtype=dtype))
+        orthogonal = self.eps_bjorck is not None and self.beta_bjorck is not None
+        kernel = self.k_coef_lip * spectral_constraint(drawn, orthogonal)
+        return ops.cast(kernel, dtype or keras.config.floatx())
+
+    def get_config(self):
+        return {
+            "eps_spectral": self.eps_spectral,
+            "eps_bjorck": self.eps_bjorck,
+            "beta_bjorck": self.beta_bjorck,
+            "k_coef_lip": self.k_coef_lip,
+            "base_initializer": keras.initializers.serialize(
+                self.base_initializer
+            ),
+        }

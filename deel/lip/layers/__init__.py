@@ -1,0 +1,29 @@
+"""Layers with a known Lipschitz constant, named after the Keras ones."""
+
+from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import LipschitzLayer
+from deel.lip.layers.activations import FullSort
+from deel.lip.layers.activations import GroupSort
+from deel.lip.layers.activations import GroupSort2
+from deel.lip.layers.activations import MaxMin
+from deel.lip.layers.convolutional import SpectralConv2D
+from deel.lip.layers.dense import FrobeniusDense
+from deel.lip.layers.dense import SpectralDense
+from deel.lip.layers.pooling import ScaledAveragePooling2D
+from deel.lip.layers.pooling import ScaledGlobalAveragePooling2D
+from deel.lip.layers.pooling import ScaledL2NormPooling2D
+
+__all__ = [
+    "Condensable",
+    "FrobeniusDense",
+    "FullSort",
+    "GroupSort",
+    "GroupSort2",
+    "LipschitzLayer",
+    "MaxMin",
+    "ScaledAveragePooling2D",
+    "ScaledGlobalAveragePooling2D",
+    "ScaledL2NormPooling2D",
+    "SpectralConv2D",
+    "SpectralDense",
+]

@@ -1,0 +1,253 @@
+"""Activations that keep the norm of the gradient."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._register import register
+from deel.lip._validation import positive_int
+
+# Channels that are sorted by one small matrix product; see `_sort_pairs`.
+_BLOCK = 16
+
+
+class _Activation(LipschitzLayer, keras.layers.Layer):
+    """Base of the activations: one constant, no structural coefficient."""
+
+    def __init__(self, data_format="channels_last", k_coef_lip=1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.data_format = data_format
+        self.set_klip_factor(k_coef_lip)
+        self._init_lip_coef(None)
+        self.supports_masking = True
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
+
+    def _scaled(self, outputs):
+        return outputs if self.k_coef_lip == 1.0 else outputs * self.k_coef_lip
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "data_format": self.data_format,
+            "k_coef_lip": self.k_coef_lip,
+        }
+
+
+@register("GroupSort")
+class GroupSort(_Activation):
+    """Sorts the channels in groups of `n` neighbours, in ascending order.
+
+    A permutation of the channels, hence an isometry wherever it is
+    differentiable: neither values nor gradients lose norm, which makes it the
+    activation of choice of a Lipschitz network. `GroupSort2` costs least.
+
+    Args:
+        n: Integer, the size of a group; None sorts all channels, as does an
+            `n` greater than their number.
+        data_format: Must be `"channels_last"`: the last axis is sorted.
+        k_coef_lip: Float, multiplies the output.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, `channels` a multiple of `n`.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        RuntimeError: If `data_format` is not `"channels_last"`, or if the
+            channels cannot be split in groups of `n`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.activations import GroupSort
+    >>> print(np.array(GroupSort(3)(np.array([[3., 1., -2., -5., 0., 4.]]))))
+    [[-2.  1.  3. -5.  0.  4.]]
+
+    Reference:
+        - [Anil et al., 2019](https://arxiv.org/abs/1811.05381), "Sorting out
+          Lipschitz function approximation".
+    """
+
+    def __init__(
+        self, n=None, data_format="channels_last", k_coef_lip=1.0, **kwargs
+    ):
+        if data_format != "channels_last":
+            raise RuntimeError(
+                f"{type(self).__name__} sorts the last axis. Expected "
+                '`data_format="channels_last"`. '
+                f"Received: data_format={data_format}"
+            )
+        super().__init__(data_format, k_coef_lip, **kwargs)
+        self.n = None if n is None else positive_int("n", n)
+
+    def build(self, input_shape):
+        self._group_size(input_shape[-1])
+
+    def call(self, inputs):
+        size = self._group_size(inputs.shape[-1])
+        if size == 1:
+            return self._scaled(inputs)
+        if size == 2:
+            return self._scaled(_sort_pairs(inputs))
+        return self._scaled(_sort_groups(inputs, size))
+
+    def _group_size(self, channels):
+        if self.n is None or self.n > channels:
+            return channels
+        if channels % self.n:
+            raise RuntimeError(
+                f"The number of channels must be a multiple of n={self.n}. "
+                f"Received: channels={channels}"
+            )
+        return self.n
+
+    def get_config(self):
+        return {**super().get_config(), "n": self.n}
+
+
+@register("GroupSort2")
+class GroupSort2(GroupSort):
+    """`GroupSort` with `n=2`: sorts each pair of neighbouring channels.
+
+    Args:
+        **kwargs: As for `GroupSort`; `n` is ignored.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.activations import GroupSort2
+    >>> print(np.array(GroupSort2()(np.array([[3., 1., -2., -5., 0., 4.]]))))
+    [[ 1.  3. -5. -2.  0.  4.]]
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "n": 2})
+
+
+@register("FullSort")
+class FullSort(GroupSort):
+    """`GroupSort` of all channels at once.
+
+    Args:
+        **kwargs: As for `GroupSort`; `n` is ignored.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.activations import FullSort
+    >>> print(np.array(FullSort()(np.array([[3., 1., -2., -5., 0., 4.]]))))
+    [[-5. -2.  0.  1.  3.  4.]]
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**{**kwargs, "n": None})
+
+
+@register("MaxMin")
+class MaxMin(_Activation):
+    """`concatenate([relu(x), relu(-x)])` on the channels, whose number doubles.
+
+    Keeps the norm of its input and of the gradient, as the sort activations
+    do; the next layer has twice as many inputs.
+
+    Args:
+        data_format: `"channels_last"` or `"channels_first"`.
+        k_coef_lip: Float, multiplies the output.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, or `(batch_size, channels, ...)`.
+
+    Output shape:
+        The input shape with twice the channels.
+
+    Raises:
+        RuntimeError: If `data_format` is unknown.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.activations import MaxMin
+    >>> print(np.array(MaxMin()(np.array([[3., -2.]]))))
+    [[3. 0. 0. 2.]]
+    """
+
+    def __init__(self, data_format="channels_last", k_coef_lip=1.0, **kwargs):
+        if data_format not in ("channels_last", "channels_first"):
+            raise RuntimeError(
+                "Argument `data_format` must be 'channels_last' or "
+                f"'channels_first'. Received: data_format={data_format}"
+            )
+        super().__init__(data_format, k_coef_lip, **kwargs)
+        self._axis = 1 if data_format == "channels_first" else -1
+
+    def call(self, inputs):
+        parts = [ops.relu(inputs), ops.relu(-inputs)]
+        return self._scaled(ops.concatenate(parts, axis=self._axis))
+
+    def compute_output_shape(self, input_shape):
+        shape = list(input_shape)
+        if shape[self._axis] is not None:
+            shape[self._axis] *= 2
+        return tuple(shape)
+
+
+def _sort_groups(inputs, size):
+    """Sorts groups of `size` neighbours on the last axis."""
+    shape = (-1, *inputs.shape[1:])
+    if None in inputs.shape[1:]:
+        shape = ops.shape(inputs)
+    groups = ops.reshape(inputs, (-1, inputs.shape[-1] // size, size))
+    return ops.reshape(ops.sort(groups, axis=-1), shape)
+
+
+@ops.custom_gradient
+def _sort_pairs(inputs):
+    """Sorts pairs of neighbours on the last axis, exactly.
+
+    The difference within each pair and the exchange of its two values are
+    products with small constant matrices, which run at the speed of memory
+    where strided access to every other channel does not. Both are exact: each
+    entry is a sum with at most two terms, and one with a factor 1 for the
+    exchange. The gradient takes the same exchange, so nothing but one Boolean
+    for each value is kept for it. A tie is left as it is.
+    """
+    exchange, difference = _pair_matrices(inputs.shape[-1], inputs.dtype)
+    swap = _by_blocks(inputs, difference) > 0
+    outputs = ops.where(swap, _by_blocks(inputs, exchange), inputs)
+
+    def gradient(*args, upstream=None):
+        if upstream is None:
+            (upstream,) = args
+        return ops.where(swap, _by_blocks(upstream, exchange), upstream)
+
+    return outputs, gradient
+
+
+def _pair_matrices(channels, dtype):
+    """Matrices that exchange the values of each pair, and subtract them.
+
+    Both entries of a pair receive the same difference, first minus second.
+    """
+    size = _BLOCK if channels % _BLOCK == 0 else channels
+    pairs = np.eye(size // 2)
+    exchange = np.kron(pairs, [[0, 1], [1, 0]])
+    difference = np.kron(pairs, [[1, 1], [-1, -1]])
+    return (
+        ops.convert_to_tensor(exchange, dtype=dtype),
+        ops.convert_to_tensor(difference, dtype=dtype),
+    )
+
+
+def _by_blocks(x, matrix):
+    """Multiplies consecutive blocks of channels by a small matrix."""
+    blocks = ops.reshape(x, (-1, matrix.shape[0]))
+    return ops.reshape(ops.matmul(blocks, matrix), ops.shape(x))

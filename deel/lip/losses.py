@@ -1,0 +1,389 @@
+"""Losses for networks with a known Lipschitz constant.
+
+The Kantorovich-Rubinstein (KR) term is the dual of the Wasserstein-1 distance:
+over all 1-Lipschitz functions f, the largest `E[f | positive] - E[f | negative]`
+is the distance between the two classes. The hinge term asks for a margin, which
+a 1-Lipschitz network turns into a robustness radius. HKR is their sum.
+
+All losses take raw scores, `(batch_size, 1)` or `(batch_size, classes)`.
+
+Reference:
+    - [Serrurier et al., 2021](https://arxiv.org/abs/2006.06520), "Achieving
+      robustness in classification using optimal transport with hinge
+      regularization".
+"""
+
+import keras
+from keras import ops
+
+from deel.lip._labels import aligned
+from deel.lip._labels import signs
+from deel.lip._register import register
+
+__all__ = [
+    "HKR",
+    "KR",
+    "HingeMargin",
+    "MulticlassHKR",
+    "MulticlassHinge",
+    "MulticlassKR",
+    "hinge_margin",
+    "multiclass_hinge",
+    "multiclass_soft_hinge",
+]
+
+EPSILON = 1e-7
+
+
+@register("_kr")
+def _kr(y_true, y_pred, epsilon=EPSILON):
+    """KR term of each sample, from labels of a whole batch.
+
+    The mean over the batch is, for each output and averaged over them, the
+    mean score of the positive samples minus that of the others. A class that
+    is absent from the batch contributes 0.
+
+    Args:
+        y_true: Labels; positive are those equal to 1.
+        y_pred: Scores, of the same shape.
+        epsilon: Float, keeps the counts of absent classes from dividing by 0.
+
+    Returns:
+        Tensor `(batch_size,)`.
+    """
+    y_true, y_pred = aligned(y_true, y_pred)
+    positive = ops.cast(ops.equal(y_true, 1), y_pred.dtype)
+    batch_size = ops.cast(ops.shape(y_pred)[0], y_pred.dtype)
+    count = ops.sum(positive, axis=0)
+    weights = positive / (count + epsilon) - (1 - positive) / (
+        batch_size - count + epsilon
+    )
+    return ops.mean(batch_size * y_pred * weights, axis=-1)
+
+
+@register("_kr_multi_gpu")
+def _kr_multi_gpu(y_true, y_pred):
+    """KR term of each sample, from labels that already hold the weights.
+
+    Args:
+        y_true: Labels made by `deel.lip.utils.process_labels_for_multi_gpu`
+            from a whole batch, before it was split over devices.
+        y_pred: Scores, of the same shape.
+
+    Returns:
+        Tensor `(batch_size,)`.
+    """
+    y_true, y_pred = aligned(y_true, y_pred)
+    return ops.mean(y_pred * y_true, axis=-1)
+
+
+def hinge_margin(y_true, y_pred, min_margin):
+    """Hinge of each sample, `relu(min_margin / 2 - sign * y_pred)`.
+
+    Args:
+        y_true: Labels; positive are those greater than 0.
+        y_pred: Scores, of the same shape.
+        min_margin: Float, wanted distance between the scores of both classes;
+            half of it is asked for on each side.
+
+    Returns:
+        Tensor `(batch_size,)`, the mean over the outputs.
+    """
+    y_true, y_pred = aligned(y_true, y_pred)
+    hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
+    return ops.mean(hinge, axis=-1)
+
+
+def multiclass_hinge(y_true, y_pred, min_margin):
+    """Hinge of each sample, where the true class weighs as all the others.
+
+    Args:
+        y_true: One-hot labels; the true class is the one greater than 0.
+        y_pred: Scores, of the same shape.
+        min_margin: Float, see `hinge_margin`.
+
+    Returns:
+        Tensor `(batch_size,)`, the mean over the classes.
+    """
+    y_true, y_pred = aligned(y_true, y_pred)
+    others = float(y_pred.shape[-1] - 1)
+    hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
+    return ops.mean(ops.where(y_true > 0, others * hinge, hinge), axis=-1)
+
+
+def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
+    """Hinge of each sample, centred on the classes that compete most.
+
+    The other classes are weighed by a softmax of their scores instead of all
+    alike, which makes the value independent of the number of classes.
+
+    Args:
+        y_true: One-hot labels; the true class is the one greater than 0.
+        y_pred: Scores, of the same shape.
+        min_margin: Float, see `hinge_margin`.
+        soft_hinge_tau: Float, the inverse temperature of the softmax. Zero or
+            less selects `multiclass_hinge`.
+
+    Returns:
+        Tensor `(batch_size,)`.
+    """
+    classical = multiclass_hinge(y_true, y_pred, min_margin)
+    y_true, y_pred = aligned(y_true, y_pred)
+    is_true = y_true > 0
+    hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
+    own = ops.sum(ops.where(is_true, hinge, ops.zeros_like(hinge)), axis=-1)
+    lowest = ops.full_like(y_pred, -1e30)
+    others = ops.where(is_true, lowest, soft_hinge_tau * y_pred)
+    weights = ops.softmax(others, axis=-1)
+    weights = ops.where(is_true, ops.zeros_like(weights), weights)
+    soft = own + ops.sum(weights * hinge, axis=-1)
+    # Not a Python branch: a callback may move the parameter away from zero.
+    return ops.where(soft_hinge_tau > 0, soft, classical)
+
+
+class _LipschitzLoss(keras.losses.Loss):
+    """Base of the losses: one spelling of reductions, names and configs."""
+
+    # Names of the constructor arguments that the config adds to Keras' own.
+    _arguments = ()
+
+    def __init__(self, reduction, name):
+        if reduction == "auto":
+            reduction = "sum_over_batch_size"
+        super().__init__(reduction=reduction, name=name)
+
+    def get_config(self):
+        config = super().get_config()
+        return {**config, **{key: self._plain(key) for key in self._arguments}}
+
+    def _plain(self, key):
+        value = getattr(self, key)
+        if isinstance(value, keras.Variable):
+            return float(ops.convert_to_numpy(value))
+        return value
+
+
+def _parameter(name, value):
+    """A loss parameter as a variable, which callbacks can change."""
+    value = float(value)
+    if value != value or value < 0:
+        raise ValueError(
+            f"Argument `{name}` must be zero or greater. "
+            f"Received: {name}={value}"
+        )
+    return keras.Variable(value, dtype="float32", trainable=False, name=name)
+
+
+@register("KR")
+class KR(_LipschitzLoss):
+    """Kantorovich-Rubinstein estimate of the Wasserstein-1 distance.
+
+    The difference of the mean scores of two classes, to be maximised: as a
+    metric it grows, and `HKR` subtracts it.
+
+    Args:
+        multi_gpu: Boolean. True if the labels were made by
+            `process_labels_for_multi_gpu`, so that the value does not depend
+            on how a batch is split over devices.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import KR
+    >>> float(KR()([[1], [1], [0]], [[1.0], [3.0], [0.5]]))
+    1.5
+    """
+
+    _arguments = ("multi_gpu",)
+
+    def __init__(
+        self, multi_gpu=False, reduction="sum_over_batch_size", name="KR"
+    ):
+        super().__init__(reduction, name)
+        self.multi_gpu = multi_gpu
+        self.eps = EPSILON
+
+    def call(self, y_true, y_pred):
+        if self.multi_gpu:
+            return _kr_multi_gpu(y_true, y_pred)
+        return _kr(y_true, y_pred, self.eps)
+
+
+@register("MulticlassKR")
+class MulticlassKR(KR):
+    """`KR` of each class against the others, averaged over the classes.
+
+    Args:
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        multi_gpu=False,
+        reduction="sum_over_batch_size",
+        name="MulticlassKR",
+    ):
+        super().__init__(multi_gpu, reduction, name)
+
+
+@register("HingeMargin")
+class HingeMargin(_LipschitzLoss):
+    """Mean of `relu(min_margin / 2 - sign * y_pred)`.
+
+    Args:
+        min_margin: Float, wanted distance between the scores of both classes.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import HingeMargin
+    >>> float(HingeMargin(1.0)([[1], [0]], [[0.25], [-2.0]]))
+    0.125
+    """
+
+    _arguments = ("min_margin",)
+
+    def __init__(
+        self,
+        min_margin=1.0,
+        reduction="sum_over_batch_size",
+        name="HingeMargin",
+    ):
+        super().__init__(reduction, name)
+        self.min_margin = _parameter("min_margin", min_margin)
+
+    def call(self, y_true, y_pred):
+        return hinge_margin(y_true, y_pred, self.min_margin)
+
+
+@register("MulticlassHinge")
+class MulticlassHinge(_LipschitzLoss):
+    """Multi-class `HingeMargin`; the true class weighs as all the others.
+
+    Args:
+        min_margin: Float, wanted distance between the score of the true class
+            and those of the others.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+        soft_hinge_tau: Float. Greater than zero, weighs the other classes by a
+            softmax with this inverse temperature (`multiclass_soft_hinge`).
+    """
+
+    _arguments = ("min_margin", "soft_hinge_tau")
+
+    def __init__(
+        self,
+        min_margin=1.0,
+        reduction="sum_over_batch_size",
+        name="MulticlassHinge",
+        soft_hinge_tau=0.0,
+    ):
+        super().__init__(reduction, name)
+        self.min_margin = _parameter("min_margin", min_margin)
+        self.soft_hinge_tau = _parameter("soft_hinge_tau", soft_hinge_tau)
+
+    def call(self, y_true, y_pred):
+        return multiclass_soft_hinge(
+            y_true, y_pred, self.min_margin, self.soft_hinge_tau
+        )
+
+
+class _HingeKR(_LipschitzLoss):
+    """Base of the losses `-KR + alpha * hinge`.
+
+    Attributes:
+        KRloss: The loss object of the KR term.
+        hingeloss: The loss object of the hinge term.
+        alpha: Variable, the weight of the hinge term.
+        min_margin: Variable, the margin of the hinge term.
+    """
+
+    def __init__(self, alpha, kr, hinge, reduction, name):
+        super().__init__(reduction, name)
+        self.alpha = _parameter("alpha", alpha)
+        self.KRloss = kr
+        self.hingeloss = hinge
+        self.min_margin = hinge.min_margin
+        self.multi_gpu = kr.multi_gpu
+
+    def call(self, y_true, y_pred):
+        kr = self.KRloss.call(y_true, y_pred)
+        hinge = self.hingeloss.call(y_true, y_pred)
+        alpha = ops.convert_to_tensor(self.alpha)
+        # An infinite alpha stands for the hinge term alone.
+        hinge_only = ops.isinf(alpha)
+        kr_weight = ops.where(hinge_only, 0.0, 1.0)
+        hinge_weight = ops.where(hinge_only, 1.0, alpha)
+        return hinge_weight * hinge - kr_weight * kr
+
+
+@register("HKR")
+class HKR(_HingeKR):
+    """Hinge-regularised Kantorovich-Rubinstein loss, for two classes.
+
+    `-KR + alpha * HingeMargin`. A large `alpha` favours accuracy, a large
+    `min_margin` robustness.
+
+    Args:
+        alpha: Float, zero or more, the weight of the hinge term. 0 leaves the
+            KR term alone, `float("inf")` the hinge term alone.
+        min_margin: Float, see `HingeMargin`.
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import HKR
+    >>> float(HKR(alpha=10.0)([[1], [0]], [[0.25], [-2.0]]))
+    -1.0
+    """
+
+    _arguments = ("alpha", "min_margin", "multi_gpu")
+
+    def __init__(
+        self,
+        alpha,
+        min_margin=1.0,
+        multi_gpu=False,
+        reduction="sum_over_batch_size",
+        name="HKR",
+    ):
+        hinge = HingeMargin(min_margin)
+        super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
+
+
+@register("MulticlassHKR")
+class MulticlassHKR(_HingeKR):
+    """Hinge-regularised Kantorovich-Rubinstein loss, for several classes.
+
+    `-MulticlassKR + alpha * MulticlassHinge`, for one-hot labels and a network
+    without activation at the end.
+
+    Args:
+        alpha: Float, zero or more, see `HKR`.
+        min_margin: Float, see `MulticlassHinge`.
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+        soft_hinge_tau: Float, see `MulticlassHinge`.
+    """
+
+    _arguments = ("alpha", "min_margin", "multi_gpu", "soft_hinge_tau")
+
+    def __init__(
+        self,
+        alpha=10.0,
+        min_margin=1.0,
+        multi_gpu=False,
+        reduction="sum_over_batch_size",
+        name="MulticlassHKR",
+        soft_hinge_tau=0.0,
+    ):
+        hinge = MulticlassHinge(min_margin, soft_hinge_tau=soft_hinge_tau)
+        super().__init__(alpha, MulticlassKR(multi_gpu), hinge, reduction, name)
+        self.soft_hinge_tau = hinge.soft_hinge_tau

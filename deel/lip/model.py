@@ -1,0 +1,293 @@
+"""Models with a known Lipschitz constant, and their export to stock Keras."""
+
+import contextlib
+import contextvars
+import math
+import warnings
+
+import keras
+
+from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._register import register
+
+__all__ = ["Model", "Sequential", "vanillaModel"]
+
+# Set while a `Sequential` is rebuilt from its config, in which each layer
+# already has its share of the constant.
+_reading_config = contextvars.ContextVar("reading_config", default=False)
+
+
+@register("Sequential")
+class Sequential(keras.Sequential, LipschitzLayer, Condensable):
+    """A `keras.Sequential` whose Lipschitz constant is `k_coef_lip`.
+
+    The constant is shared out evenly: each of the n layers that take a
+    Lipschitz constant gets `k_coef_lip ** (1 / n)`, also when layers are added
+    later. A nested `Sequential` counts for one and shares out its part. Layers
+    that are known to be 1-Lipschitz (max pooling, flatten, ReLU, ...) are left
+    alone. Any other layer makes the constant unknown, with a warning.
+
+    Args:
+        layers: List of layers.
+        name: String, the name of the model.
+        k_coef_lip: Float, the Lipschitz constant of the model.
+        **kwargs: What else `keras.Sequential` takes.
+
+    Example:
+
+    >>> import keras
+    >>> from deel.lip.layers import SpectralDense
+    >>> from deel.lip.activations import GroupSort2
+    >>> from deel.lip.model import Sequential
+    >>> model = Sequential(
+    ...     [
+    ...         keras.Input((8,)),
+    ...         SpectralDense(16, activation=GroupSort2()),
+    ...         SpectralDense(4),
+    ...     ],
+    ...     k_coef_lip=4.0,
+    ... )
+    >>> [layer.k_coef_lip for layer in model.layers]
+    [2.0, 2.0]
+    >>> type(model.vanilla_export().layers[0]).__module__.split(".")[0]
+    'keras'
+    """
+
+    def __init__(self, layers=None, name=None, k_coef_lip=1.0, **kwargs):
+        LipschitzLayer.set_klip_factor(self, k_coef_lip)
+        super().__init__(layers=layers, name=name, **kwargs)
+        self.set_klip_factor(k_coef_lip)
+
+    def add(self, layer, rebuild=True):
+        super().add(layer, rebuild=rebuild)
+        _warn_unless_lipschitz(self._layers[-1])
+        # During construction the list is not complete yet: `rebuild` is False
+        # there, and the constructor shares out once at the end.
+        if rebuild and not _reading_config.get():
+            self.set_klip_factor(self.k_coef_lip)
+
+    def set_klip_factor(self, klip_factor):
+        """Sets the constant of the model and shares it out over its layers.
+
+        Args:
+            klip_factor: Float, finite and greater than zero.
+        """
+        super().set_klip_factor(klip_factor)
+        layers = [x for x in self._layers if isinstance(x, LipschitzLayer)]
+        for layer in layers:
+            layer.set_klip_factor(self.k_coef_lip ** (1.0 / len(layers)))
+        # Compiled steps hold the former constants.
+        self.train_function = None
+        self.test_function = None
+        self.predict_function = None
+
+    def _compute_lip_coef(self, input_shape=None):
+        return self._get_coef()
+
+    def _init_lip_coef(self, input_shape):
+        # Each layer computes its coefficient from its own input shape.
+        pass
+
+    def _get_coef(self):
+        """Product of the coefficients of the layers, None if one is unknown."""
+        coefficients = []
+        for layer in self.layers:
+            if isinstance(layer, LipschitzLayer):
+                coefficients.append(layer._get_coef())
+            elif not _is_1_lipschitz(layer):
+                _warn_unless_lipschitz(layer)
+                return None
+        return None if None in coefficients else math.prod(coefficients)
+
+    def condense(self):
+        """Overwrites the free kernels with the constrained ones, everywhere."""
+        _condense(self)
+
+    def vanilla_export(self):
+        """Returns a stock `keras.Sequential` with the same predictions."""
+        return vanillaModel(self)
+
+    def get_config(self):
+        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
+
+    @classmethod
+    def from_config(cls, config, custom_objects=None):
+        with _config_is_read():
+            model = super().from_config(config, custom_objects)
+        model.k_coef_lip = config.get("k_coef_lip", 1.0)
+        return model
+
+
+@register("Model")
+class Model(keras.Model, Condensable):
+    """A `keras.Model` with `condense` and `vanilla_export`.
+
+    For networks with branches. It does not share out a Lipschitz constant,
+    since that of a graph depends on how its branches meet: give each layer its
+    own `k_coef_lip`.
+
+    Args:
+        inputs: Input tensors, as for `keras.Model`.
+        outputs: Output tensors, as for `keras.Model`.
+        **kwargs: What else `keras.Model` takes.
+
+    Example:
+
+    >>> import keras
+    >>> from deel.lip.layers import SpectralDense
+    >>> from deel.lip.model import Model
+    >>> inputs = keras.Input((8,))
+    >>> model = Model(inputs=inputs, outputs=SpectralDense(4)(inputs))
+    >>> exported = model.vanilla_export()
+    >>> exported.count_params()
+    36
+    """
+
+    def condense(self):
+        """Overwrites the free kernels with the constrained ones, everywhere."""
+        _condense(self)
+
+    def vanilla_export(self):
+        """Returns a stock `keras.Model` with the same predictions."""
+        return vanillaModel(self)
+
+
+def vanillaModel(model):
+    """Converts a model to stock Keras, without the cost of the constraints.
+
+    Each layer with a constrained kernel is replaced by the stock layer with
+    that kernel, every other layer by a copy. Names, topology and predictions
+    (within 1e-5) are those of the model, which is left as it is and shares no
+    variable with the result. Layers without kernel, such as `GroupSort` or
+    `ScaledL2NormPooling2D`, stay what they are.
+
+    Args:
+        model: A `keras.Sequential` or functional `keras.Model`, or one of
+            `deel.lip.model`, that is built.
+
+    Returns:
+        A `keras.Sequential` or `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: If the model is not built, has weights that are not finite,
+            or is a subclass of `keras.Model` with a `call` of its own.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`vanillaModel` expects a Keras model. "
+            f"Received: model={model} (of type {type(model).__name__})"
+        )
+    if not model.built:
+        raise ValueError(
+            "`vanilla_export` needs a model that is built, so that it has "
+            "weights. Call the model on data or `build` it first. "
+            f"Received: unbuilt model '{model.name}'"
+        )
+    # Copied weights are assigned last: copies are built by the new graph.
+    copies = []
+
+    def convert(layer):
+        if isinstance(layer, keras.Model):
+            return vanillaModel(layer)
+        if isinstance(layer, Condensable):
+            return layer.vanilla_export()
+        copy = type(layer).from_config(layer.get_config())
+        copies.append((layer, copy))
+        return copy
+
+    if isinstance(model, keras.Sequential):
+        # The list of `_layers` starts with the input layer.
+        layers = [convert(layer) for layer in model._layers]
+        exported = keras.Sequential(layers, name=model.name)
+    elif hasattr(model, "operations"):
+        clone = keras.models.clone_model(
+            _as_functional(model), clone_function=convert
+        )
+        exported = _as_functional(clone, name=model.name)
+    else:
+        raise ValueError(
+            "`vanillaModel` converts Sequential and functional models, whose "
+            "graph of layers is known. "
+            f"Received: model '{model.name}' of type {type(model).__name__}"
+        )
+    for layer, copy in copies:
+        copy.set_weights(layer.get_weights())
+    return exported
+
+
+def _as_functional(model, name=None):
+    return keras.Model(model.inputs, model.outputs, name=name or model.name)
+
+
+def _condense(model):
+    for layer in model.layers:
+        if isinstance(layer, Condensable):
+            layer.condense()
+        elif isinstance(layer, keras.Model):
+            _condense(layer)
+
+
+@contextlib.contextmanager
+def _config_is_read():
+    token = _reading_config.set(True)
+    try:
+        yield
+    finally:
+        _reading_config.reset(token)
+
+
+_ALWAYS_1_LIPSCHITZ = (
+    keras.layers.InputLayer,
+    keras.layers.Softmax,
+    keras.layers.Flatten,
+    keras.layers.Reshape,
+    keras.layers.Permute,
+    keras.layers.GlobalMaxPooling1D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.GlobalMaxPooling3D,
+)
+
+_MAX_POOLING = (
+    keras.layers.MaxPooling1D,
+    keras.layers.MaxPooling2D,
+    keras.layers.MaxPooling3D,
+)
+
+_1_LIPSCHITZ_FUNCTIONS = (
+    keras.activations.linear,
+    keras.activations.relu,
+    keras.activations.sigmoid,
+    keras.activations.softmax,
+    keras.activations.softplus,
+    keras.activations.tanh,
+)
+
+
+def _is_1_lipschitz(layer):
+    """Whether a stock layer is known to be 1-Lipschitz as it is configured."""
+    if isinstance(layer, _ALWAYS_1_LIPSCHITZ):
+        return True
+    if isinstance(layer, _MAX_POOLING):
+        # Overlapping windows hand one value to several outputs.
+        windows = zip(layer.pool_size, layer.strides)
+        return all(size <= stride for size, stride in windows)
+    if isinstance(layer, keras.layers.ReLU):
+        return layer.threshold == 0 and abs(layer.negative_slope) <= 1
+    if isinstance(layer, keras.layers.LeakyReLU):
+        return abs(layer.negative_slope) <= 1
+    if isinstance(layer, keras.layers.Activation):
+        return layer.activation in _1_LIPSCHITZ_FUNCTIONS
+    return False
+
+
+def _warn_unless_lipschitz(layer):
+    if isinstance(layer, LipschitzLayer) or _is_1_lipschitz(layer):
+        return
+    warnings.warn(
+        f"Layer '{layer.name}' of type {type(layer).__name__} is not a "
+        "1-Lipschitz layer as far as is known: the constant of the model does "
+        "not account for it.",
+        UserWarning,
+        stacklevel=3,
+    )
