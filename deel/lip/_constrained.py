@@ -8,6 +8,16 @@ from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 
 
+class _AfterUpdate(keras.constraints.Constraint):
+    """Hands a method to Keras optimizers, which call it after each update."""
+
+    def __init__(self, method):
+        self._method = method
+
+    def __call__(self, kernel):
+        return self._method(kernel)
+
+
 class ConstrainedKernel(LipschitzLayer, Condensable):
     """Mixin that makes a stock Keras layer use a constrained kernel.
 
@@ -78,8 +88,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         super().build(input_shape)
         self._init_lip_coef(input_shape)
         self.parametrization.add_state(self.kernel, self._get_coef())
-        # Keras optimizers apply it after each update.
-        self.kernel.constraint = self._after_update
+        self.kernel.constraint = _AfterUpdate(self._after_update)
 
     def call(self, inputs, training=True):
         if training:

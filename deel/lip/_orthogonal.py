@@ -36,6 +36,9 @@ References:
 import numpy as np
 from keras import ops
 
+from deel.lip._control_flow import cond
+from deel.lip._control_flow import while_loop
+
 # Below this residual no division is needed; see the first note.
 NEAR = 0.75
 
@@ -93,8 +96,9 @@ def gram_bound(gram):
     """
     tiny = float(np.finfo(np.float32).tiny)
     size = gram.shape[-1]
-    mean = ops.trace(gram) / size
-    spread = mean + _norm(gram - mean * ops.eye(size, dtype=gram.dtype))
+    identity = ops.eye(size, dtype=gram.dtype)
+    mean = ops.sum(gram * identity) / size
+    spread = mean + _norm(gram - mean * identity)
 
     power = gram
     log_scale = 0.0
@@ -156,7 +160,7 @@ def orthogonalize(w, tolerance, max_steps):
     def many_steps():
         return _iterate(w, residual, tolerance, max_steps)
 
-    return ops.cond(
+    return cond(
         ops.logical_and(residual < NEAR, predicted <= tolerance),
         one_step,
         many_steps,
@@ -164,7 +168,7 @@ def orthogonalize(w, tolerance, max_steps):
 
 
 def _iterate(w, residual, tolerance, max_steps):
-    w = ops.cond(
+    w = cond(
         residual < NEAR, lambda: w, lambda: _approach(w, max_steps - 1)
     )
 
@@ -177,7 +181,7 @@ def _iterate(w, residual, tolerance, max_steps):
         return _cubic_step(w, defect), predicted, step + 1
 
     start = (w, ops.full((), np.inf, dtype=w.dtype), ops.full((), 0, "int32"))
-    return ops.while_loop(unfinished, improve, start)[0]
+    return while_loop(unfinished, improve, start)[0]
 
 
 def _approach(w, max_steps):

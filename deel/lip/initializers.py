@@ -3,7 +3,6 @@
 import keras
 from keras import ops
 
-from deel.lip._parametrization import full
 from deel.lip._register import register
 from deel.lip._spectral import spectral_constraint
 from deel.lip._validation import positive_float
@@ -62,10 +61,12 @@ class SpectralInitializer(keras.initializers.Initializer):
         self.base_initializer = keras.initializers.get(base_initializer)
 
     def __call__(self, shape, dtype=None, partition_info=None):
-        drawn = full(self.base_initializer(shape, dtype=dtype))
-        orthogonal = self.eps_bjorck is not None and self.beta_bjorck is not None
+        dtype = dtype or keras.config.floatx()
+        precise = keras.backend.result_type(dtype, "float32")
+        drawn = self.base_initializer(shape, dtype=precise)
+        orthogonal = None not in (self.eps_bjorck, self.beta_bjorck)
         kernel = self.k_coef_lip * spectral_constraint(drawn, orthogonal)
-        return ops.cast(kernel, dtype or keras.config.floatx())
+        return ops.cast(kernel, dtype)
 
     def get_config(self):
         return {

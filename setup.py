@@ -1,0 +1,46 @@
+"""Packaging of deel-lip; tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_namespace_packages
+from setuptools import setup
+
+HERE = Path(__file__).parent
+
+TEST = ["hypothesis>=6", "matplotlib>=3.7", "pytest>=8", "scikit-learn>=1.3"]
+
+setup(
+    name="deel-lip",
+    version=(HERE / "deel/lip/VERSION").read_text().strip(),
+    description="Keras layers, losses and models with a known Lipschitz constant",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    packages=find_namespace_packages(include=["deel", "deel.*"]),
+    package_data={"deel.lip": ["VERSION", "py.typed"]},
+    include_package_data=True,
+    python_requires=">=3.10",
+    install_requires=[
+        "keras>=3.4",
+        "numpy>=1.26",
+        "tensorflow>=2.16",
+    ],
+    extras_require={
+        "jax": ["jax>=0.4.26"],
+        "torch": ["torch>=2.2"],
+        "demo": ["matplotlib>=3.7", "scikit-learn>=1.3"],
+        "test": [*TEST, "pytest-xdist>=3.5", "ruff==0.15.*"],
+        "docs": ["furo", "myst-nb", "sphinx>=7"],
+    },
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

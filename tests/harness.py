@@ -1,0 +1,154 @@
+"""What the tests of all layers share: exact norms, gradients, small data."""
+
+import keras
+import numpy as np
+from keras import ops
+
+# Relative slack on bounds: the rounding of float32.
+TOLERANCE = 1e-5
+
+
+def as_matrix(kernel):
+    """Kernel as the float64 matrix that multiplies the input patches."""
+    kernel = ops.convert_to_numpy(kernel).astype("float64")
+    return kernel.reshape(-1, kernel.shape[-1])
+
+
+def singular_values(matrix):
+    return np.linalg.svd(matrix, compute_uv=False)
+
+
+def expansion(layer):
+    """Largest expansion of the constrained kernel, divided by its promise.
+
+    The largest singular value; where outputs are promised one by one, the
+    largest norm of a column.
+    """
+    matrix = as_matrix(layer.wbar)
+    if getattr(layer, "disjoint_neurons", False):
+        norm = np.max(np.linalg.norm(matrix, axis=0))
+    else:
+        norm = singular_values(matrix)[0]
+    return norm / layer._get_coef()
+
+
+def operator_matrix(layer, input_shape):
+    """Matrix of the affine part of a layer, from its response to impulses.
+
+    Args:
+        layer: A built layer; its inference function is measured.
+        input_shape: Shape without the batch axis.
+
+    Returns:
+        float64 array `(inputs, outputs)`.
+    """
+    size = int(np.prod(input_shape))
+    impulses = np.eye(size, dtype="float32").reshape(size, *input_shape)
+    origin = np.zeros((1, *input_shape), "float32")
+    response = layer(impulses, training=False) - layer(origin, training=False)
+    return ops.convert_to_numpy(response).astype("float64").reshape(size, -1)
+
+
+def operator_norm(layer, input_shape):
+    return singular_values(operator_matrix(layer, input_shape))[0]
+
+
+def assert_bounded(layer):
+    """The constrained kernel does not expand by more than it promises."""
+    values = ops.convert_to_numpy(layer.wbar)
+    assert np.all(np.isfinite(values))
+    assert expansion(layer) <= 1 + TOLERANCE
+
+
+def constrained_layers(model):
+    return [layer for layer in model.layers if hasattr(layer, "wbar")]
+
+
+def gradient(function, *arrays):
+    """Gradients of a scalar function of tensors, as NumPy arrays."""
+    backend = keras.backend.backend()
+    tensors = [ops.convert_to_tensor(array) for array in arrays]
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            tape.watch(tensors)
+            value = function(*tensors)
+        results = tape.gradient(value, tensors)
+    elif backend == "jax":
+        import jax
+
+        results = jax.grad(function, argnums=tuple(range(len(tensors))))(
+            *tensors
+        )
+    else:
+        tensors = [x.detach().requires_grad_(True) for x in tensors]
+        function(*tensors).backward()
+        results = [x.grad for x in tensors]
+    return [np.asarray(ops.convert_to_numpy(x)) for x in results]
+
+
+def is_plain(config):
+    """Whether a config holds plain Python values only."""
+    if isinstance(config, dict):
+        return all(isinstance(k, str) for k in config) and all(
+            is_plain(v) for v in config.values()
+        )
+    if isinstance(config, (list, tuple)):
+        return all(is_plain(v) for v in config)
+    return config is None or type(config) in (bool, int, float, str)
+
+
+def hostile_matrices(shape, count, seed=0):
+    """Kernels that break normalisations: degenerate, huge, tiny, clustered.
+
+    Args:
+        shape: Shape of the kernel.
+        count: Number of kernels.
+        seed: Integer.
+
+    Yields:
+        Pairs `(kind, float32 array)`.
+    """
+    rng = np.random.default_rng(seed)
+    columns = shape[-1]
+    rows = int(np.prod(shape[:-1]))
+
+    def with_spectrum(values):
+        u, _, v = np.linalg.svd(
+            rng.standard_normal((rows, columns)), full_matrices=False
+        )
+        return u * values @ v
+
+    small = min(rows, columns)
+    kinds = {
+        "normal": lambda: rng.standard_normal((rows, columns)),
+        "zero": lambda: np.zeros((rows, columns)),
+        "zero column": lambda: rng.standard_normal((rows, columns))
+        * (np.arange(columns) > 0),
+        "rank one": lambda: np.outer(
+            rng.standard_normal(rows), rng.standard_normal(columns)
+        ),
+        "constant": lambda: np.full((rows, columns), rng.uniform(-3, 3)),
+        "delta": lambda: np.eye(rows, columns) * (rng.uniform() * 5 + 0.1),
+        "orthogonal": lambda: with_spectrum(np.ones(small)),
+        "scaled orthogonal": lambda: with_spectrum(
+            np.full(small, 10.0 ** rng.uniform(-6, 6))
+        ),
+        "clustered": lambda: with_spectrum(
+            rng.choice([0.1, 0.5, 1.0, 1.4, 2.0, 2.24], small)
+        ),
+        "wide spectrum": lambda: with_spectrum(
+            10.0 ** rng.uniform(-6, 3, small)
+        ),
+        "near orthogonal": lambda: with_spectrum(1 + 0.3 * rng.uniform(-1, 1, small)),
+        "huge": lambda: 1e30 * rng.standard_normal((rows, columns)),
+        "tiny": lambda: 1e-30 * rng.standard_normal((rows, columns)),
+        "one entry": lambda: np.eye(rows, columns) * (np.arange(columns) == 0),
+        "mixed scales": lambda: rng.standard_normal((rows, columns))
+        * 10.0 ** rng.uniform(-20, 20, (rows, columns)),
+    }
+    names = list(kinds)
+    for index in range(count):
+        kind = names[index % len(names)]
+        yield kind, kinds[kind]().astype("float32").reshape(shape)

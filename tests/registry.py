@@ -1,0 +1,237 @@
+"""One row for each layer and interesting argument: a new layer adds a row.
+
+`test_layers.py` and `test_lipschitz_property.py` do the rest.
+"""
+
+import dataclasses
+
+import keras
+import pytest
+
+from deel.lip import layers
+
+
+@dataclasses.dataclass
+class Row:
+    """A layer to test.
+
+    Attributes:
+        layer: The class of the layer.
+        arguments: Its arguments.
+        input_shape: Shape of an input, without the batch axis.
+        output_shape: Shape of the output, without the batch axis.
+        parameters: Pair, number of trainable and of other parameters.
+        stock: For constrained layers, the Keras class that it exports to.
+        constant: Lipschitz constant of the map from input to output.
+    """
+
+    layer: type
+    arguments: dict
+    input_shape: tuple
+    output_shape: tuple
+    parameters: tuple = (0, 0)
+    stock: type | None = None
+    constant: float | None = None
+
+    def make(self):
+        return self.layer(**self.arguments)
+
+    @property
+    def name(self):
+        arguments = ",".join(f"{k}={v}" for k, v in self.arguments.items())
+        return f"{self.layer.__name__}({arguments})"
+
+
+def _first(shape):
+    """Channels-first version of a channels-last shape."""
+    return (shape[-1], *shape[:-1])
+
+
+_DENSE = {"stock": keras.layers.Dense, "constant": 1.0}
+_CONV = {"stock": keras.layers.Conv2D, "constant": 1.0}
+
+CONSTRAINED = [
+    Row(layers.SpectralDense, {"units": 4}, (8,), (4,), (36, 37), **_DENSE),
+    Row(
+        layers.SpectralDense,
+        {"units": 12, "use_bias": False},
+        (5,),
+        (12,),
+        (60, 73),
+        **_DENSE,
+    ),
+    Row(layers.SpectralDense, {"units": 1}, (6,), (1,), (7, 8), **_DENSE),
+    Row(
+        layers.SpectralDense,
+        {"units": 80, "eps_bjorck": 1e-2},
+        (100,),
+        (80,),
+        (8080, 8081),
+        **_DENSE,
+    ),
+    Row(
+        layers.SpectralDense,
+        {"units": 6, "k_coef_lip": 2.5, "activation": "relu"},
+        (7, 6),
+        (7, 6),
+        (42, 43),
+        keras.layers.Dense,
+        2.5,
+    ),
+    Row(
+        layers.SpectralDense,
+        {"units": 4, "eps_bjorck": None},
+        (8,),
+        (4,),
+        (36, 37),
+        **_DENSE,
+    ),
+    Row(
+        layers.SpectralDense,
+        {"units": 9, "beta_bjorck": None, "k_coef_lip": 0.1},
+        (8,),
+        (9,),
+        (81, 82),
+        keras.layers.Dense,
+        0.1,
+    ),
+    Row(
+        layers.FrobeniusDense,
+        {"units": 3, "disjoint_neurons": False},
+        (8,),
+        (3,),
+        (27, 24),
+        **_DENSE,
+    ),
+    Row(
+        layers.FrobeniusDense,
+        {"units": 3, "use_bias": False, "k_coef_lip": 2.0},
+        (8,),
+        (3,),
+        (24, 24),
+        keras.layers.Dense,
+        2.0 * 3**0.5,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 16, "kernel_size": 3},
+        (5, 5, 1),
+        (5, 5, 16),
+        (160, 161),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 4, "kernel_size": (5, 3), "k_coef_lip": 3.0},
+        (6, 7, 2),
+        (6, 7, 4),
+        (124, 125),
+        keras.layers.Conv2D,
+        3.0,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 6, "kernel_size": 3, "strides": 2, "use_bias": False},
+        (8, 7, 3),
+        (4, 4, 6),
+        (162, 169),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 8, "kernel_size": 2, "strides": (2, 2), "padding": "SAME"},
+        (8, 8, 2),
+        (4, 4, 8),
+        (72, 73),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 3, "kernel_size": 7, "eps_bjorck": None},
+        (4, 9, 2),
+        (4, 9, 3),
+        (297, 298),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 5, "kernel_size": 3, "data_format": "channels_first"},
+        _first((6, 6, 2)),
+        _first((6, 6, 5)),
+        (95, 96),
+        **_CONV,
+    ),
+]
+
+OTHERS = [
+    Row(
+        layers.ScaledAveragePooling2D,
+        {},
+        (4, 6, 2),
+        (2, 3, 2),
+        constant=1.0,
+    ),
+    Row(
+        layers.ScaledAveragePooling2D,
+        {"pool_size": (3, 2), "strides": (3, 2), "k_coef_lip": 2.0},
+        (7, 7, 2),
+        (2, 3, 2),
+        constant=2.0,
+    ),
+    Row(
+        layers.ScaledL2NormPooling2D,
+        {"pool_size": 2, "k_coef_lip": 0.5},
+        (4, 6, 2),
+        (2, 3, 2),
+        constant=0.5,
+    ),
+    Row(
+        layers.ScaledL2NormPooling2D,
+        {"pool_size": (2, 3), "eps_grad_sqrt": 0.0},
+        (5, 7, 1),
+        (2, 2, 1),
+        constant=1.0,
+    ),
+    Row(
+        layers.ScaledGlobalAveragePooling2D,
+        {"k_coef_lip": 3.0},
+        (4, 6, 2),
+        (2,),
+        constant=3.0,
+    ),
+    Row(
+        layers.ScaledGlobalAveragePooling2D,
+        {"data_format": "channels_first", "keepdims": True},
+        (2, 4, 6),
+        (2, 1, 1),
+        constant=1.0,
+    ),
+    Row(layers.GroupSort, {"n": 3}, (6,), (6,), constant=1.0),
+    Row(layers.GroupSort, {"k_coef_lip": 2.0}, (4, 5), (4, 5), constant=2.0),
+    Row(layers.GroupSort2, {}, (3, 3, 32), (3, 3, 32), constant=1.0),
+    Row(layers.GroupSort2, {"k_coef_lip": 0.5}, (6,), (6,), constant=0.5),
+    Row(layers.FullSort, {}, (7,), (7,), constant=1.0),
+    Row(layers.MaxMin, {}, (3, 4), (3, 8), constant=1.0),
+    Row(
+        layers.MaxMin,
+        {"data_format": "channels_first", "k_coef_lip": 2.0},
+        (2, 3, 3),
+        (4, 3, 3),
+        constant=2.0,
+    ),
+]
+
+
+def _can_run(row):
+    """TensorFlow has no channels-first convolution on a CPU."""
+    return not (
+        keras.backend.backend() == "tensorflow"
+        and row.stock is keras.layers.Conv2D
+        and row.arguments.get("data_format") == "channels_first"
+    )
+
+
+def rows(*lists):
+    """Decorator: runs a test on each row of the lists, named after it."""
+    selected = [row for rows in lists for row in rows if _can_run(row)]
+    return pytest.mark.parametrize("row", selected, ids=lambda row: row.name)
