@@ -112,6 +112,12 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self.parametrization.refresh(kernel)
         return kernel
 
+    def compute_output_shape(self, input_shape):
+        shape = super().compute_output_shape(input_shape)
+        if isinstance(self.activation, keras.layers.Layer):
+            return self.activation.compute_output_shape(shape)
+        return shape
+
     def set_klip_factor(self, klip_factor):
         super().set_klip_factor(klip_factor)
         if self.coef_lip is not None:
@@ -124,21 +130,39 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self.parametrization.condense(self.kernel)
 
     def vanilla_export(self):
-        """Returns the stock Keras layer with the same inference output."""
+        """Returns the stock Keras layer with the same inference output.
+
+        Stock layers take for granted that an activation keeps the shape. Where
+        it does not (`MaxMin`), it follows the stock layer in a
+        `keras.Sequential` of the same name.
+        """
         self._require_built("vanilla_export")
         self._require_finite("wbar", self.wbar)
         stock_class = self._stock_class()
         config = stock_class.get_config(self)
+        input_shape = self._build_shapes_dict["input_shape"]
+        linear_shape = stock_class.compute_output_shape(self, input_shape)
+        keeps_shape = self.compute_output_shape(input_shape) == linear_shape
+        if not keeps_shape:
+            config["activation"] = "linear"
         # These describe the free kernel, which the stock layer does not have.
         for key in ("initializer", "regularizer", "constraint"):
             config.pop(f"kernel_{key}", None)
         exported = stock_class.from_config(config)
-        exported.build(self._build_shapes_dict["input_shape"])
+        exported.build(input_shape)
         weights = [ops.convert_to_numpy(self.wbar)]
         if self.bias is not None:
             weights.append(ops.convert_to_numpy(self.bias))
         exported.set_weights(weights)
-        return exported
+        if keeps_shape:
+            return exported
+        activation = type(self.activation).from_config(
+            self.activation.get_config()
+        )
+        return keras.Sequential(
+            [keras.Input(batch_shape=input_shape), exported, activation],
+            name=self.name,
+        )
 
     def quantize(self, *args, **kwargs):
         raise ValueError(

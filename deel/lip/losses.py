@@ -106,7 +106,7 @@ def multiclass_hinge(y_true, y_pred, min_margin):
         Tensor `(batch_size,)`, the mean over the classes.
     """
     y_true, y_pred = aligned(y_true, y_pred)
-    others = float(y_pred.shape[-1] - 1)
+    others = float(_number_of_classes(y_pred) - 1)
     hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
     return ops.mean(ops.where(y_true > 0, others * hinge, hinge), axis=-1)
 
@@ -139,6 +139,17 @@ def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
     soft = own + ops.sum(weights * hinge, axis=-1)
     # Not a Python branch: a callback may move the parameter away from zero.
     return ops.where(soft_hinge_tau > 0, soft, classical)
+
+
+def _number_of_classes(y_pred):
+    classes = y_pred.shape[-1]
+    if classes < 2:
+        raise ValueError(
+            "Multi-class losses need scores of two classes or more; use the "
+            "binary loss for a single output. "
+            f"Received: y_pred.shape={y_pred.shape}"
+        )
+    return classes
 
 
 class _LipschitzLoss(keras.losses.Loss):
@@ -191,7 +202,7 @@ class KR(_LipschitzLoss):
     Example:
 
     >>> from deel.lip.losses import KR
-    >>> float(KR()([[1], [1], [0]], [[1.0], [3.0], [0.5]]))
+    >>> round(float(KR()([[1], [1], [0]], [[1.0], [3.0], [0.5]])), 4)
     1.5
     """
 
@@ -339,7 +350,7 @@ class HKR(_HingeKR):
     Example:
 
     >>> from deel.lip.losses import HKR
-    >>> float(HKR(alpha=10.0)([[1], [0]], [[0.25], [-2.0]]))
+    >>> round(float(HKR(alpha=10.0)([[1], [0]], [[0.25], [-2.0]])), 4)
     -1.0
     """
 

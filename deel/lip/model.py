@@ -202,7 +202,9 @@ def vanillaModel(model):
         exported = keras.Sequential(layers, name=model.name)
     elif hasattr(model, "operations"):
         clone = keras.models.clone_model(
-            _as_functional(model), clone_function=convert
+            _as_functional(model),
+            input_tensors=_renewed_inputs(model),
+            clone_function=convert,
         )
         exported = _as_functional(clone, name=model.name)
     else:
@@ -218,6 +220,19 @@ def vanillaModel(model):
 
 def _as_functional(model, name=None):
     return keras.Model(model.inputs, model.outputs, name=name or model.name)
+
+
+def _renewed_inputs(model):
+    """New input tensors like those of a functional model, names included."""
+    names = {
+        id(operation.output): operation.name
+        for operation in model.operations
+        if isinstance(operation, keras.layers.InputLayer)
+    }
+    return [
+        keras.Input(batch_shape=x.shape, dtype=x.dtype, name=names[id(x)])
+        for x in model.inputs
+    ]
 
 
 def _condense(model):

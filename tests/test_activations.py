@@ -1,0 +1,120 @@
+"""Golden values of the activations, and gradients at ties."""
+
+import harness
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip import activations
+from deel.lip import layers
+from deel.lip.activations import FullSort
+from deel.lip.activations import GroupSort
+from deel.lip.activations import GroupSort2
+from deel.lip.activations import MaxMin
+
+X = [3.0, 1.0, -2.0, -5.0, 0.0, 4.0]
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "expected"),
+    [
+        (GroupSort2(), X, [1, 3, -5, -2, 0, 4]),
+        (GroupSort2(n=6), X, [1, 3, -5, -2, 0, 4]),
+        (GroupSort(3), X, [-2, 1, 3, -5, 0, 4]),
+        (GroupSort(2.0), X, [1, 3, -5, -2, 0, 4]),
+        (GroupSort(1), X, X),
+        (GroupSort(100), X, sorted(X)),
+        (GroupSort(), X, sorted(X)),
+        (FullSort(), X, sorted(X)),
+        (FullSort(n=2), X, sorted(X)),
+        (GroupSort(2, k_coef_lip=2.0), X, [2, 6, -10, -4, 0, 8]),
+        (MaxMin(), [3, -2], [3, 0, 0, 2]),
+        (MaxMin(k_coef_lip=0.5), [3, -2], [1.5, 0, 0, 1]),
+    ],
+)
+def test_golden_values(layer, x, expected):
+    found = ops.convert_to_numpy(layer(np.array([x], "float32")))
+    np.testing.assert_array_equal(found, [expected])
+
+
+@pytest.mark.parametrize("channels", [2, 6, 16, 32, 48, 50])
+@pytest.mark.parametrize("leading", [(5,), (2, 3), (2, 4, 3)])
+def test_pair_sort_is_exact_and_sorts_neighbours(channels, leading):
+    rng = np.random.default_rng(0)
+    scale = 10.0 ** rng.uniform(-20, 20, (*leading, channels))
+    x = (scale * rng.standard_normal(scale.shape)).astype("float32")
+    x[..., :2] = 7.0
+    found = ops.convert_to_numpy(GroupSort2()(x))
+    pairs = x.reshape(*leading, channels // 2, 2)
+    expected = np.sort(pairs, axis=-1).reshape(x.shape)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("size", [2, 3, 6])
+def test_gradient_is_the_permutation_of_the_sort(size):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((4, 6)).astype("float32")
+    upstream = rng.standard_normal((4, 6)).astype("float32")
+    layer = GroupSort(size)
+    (found,) = harness.gradient(lambda z: ops.sum(layer(z) * upstream), x)
+    groups = x.reshape(4, -1, size)
+    order = np.argsort(groups, axis=-1)
+    expected = np.zeros_like(groups)
+    np.put_along_axis(expected, order, upstream.reshape(groups.shape), -1)
+    np.testing.assert_array_equal(found, expected.reshape(x.shape))
+
+
+def test_gradient_at_ties_keeps_its_norm():
+    upstream = np.array([[1.0, 2.0, 3.0, 4.0]], "float32")
+    layer = GroupSort2()
+    (found,) = harness.gradient(
+        lambda z: ops.sum(layer(z) * upstream), np.zeros((1, 4), "float32")
+    )
+    np.testing.assert_array_equal(found, upstream)
+
+
+@pytest.mark.parametrize("layer", [GroupSort2(), MaxMin(), FullSort()])
+def test_norm_is_kept(layer):
+    x = np.random.default_rng(0).standard_normal((10, 8)).astype("float32")
+    y = ops.convert_to_numpy(layer(x))
+    np.testing.assert_allclose(
+        np.linalg.norm(y, axis=1), np.linalg.norm(x, axis=1), rtol=1e-6
+    )
+
+
+def test_output_shapes_accept_tuples_and_are_not_mutated():
+    # C8
+    shape = (None, 4, 3)
+    assert MaxMin().compute_output_shape(shape) == (None, 4, 6)
+    listed = [None, 4, 3]
+    first = MaxMin(data_format="channels_first")
+    assert first.compute_output_shape(listed) == (None, 8, 3)
+    assert listed == [None, 4, 3]
+    assert GroupSort(3).compute_output_shape(shape) == shape
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GroupSort(2, data_format="channels_first"),
+        lambda: GroupSort2(data_format="channels_first"),
+        lambda: FullSort(data_format="other"),
+        lambda: MaxMin(data_format="other"),
+        lambda: GroupSort(4).build((None, 6)),
+        lambda: GroupSort(4)(np.zeros((1, 6), "float32")),
+    ],
+)
+def test_wrong_arguments_are_refused(make):
+    with pytest.raises(RuntimeError, match="Received: "):
+        make()
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "2", True])
+def test_group_size_must_be_a_positive_integer(n):
+    with pytest.raises(ValueError, match="Received: n="):
+        GroupSort(n)
+
+
+def test_activations_are_also_in_layers():
+    for name in activations.__all__:
+        assert getattr(activations, name) is getattr(layers, name)

@@ -1,0 +1,86 @@
+"""Imports go one way, and name no backend."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import deel.lip
+
+PACKAGE = Path(deel.lip.__file__).parent
+
+# A module may import those before it, and none after it.
+ORDER = [
+    "_register",
+    "_validation",
+    "_control_flow",
+    "normalizers",
+    "_orthogonal",
+    "_lipschitz",
+    "_labels",
+    "_parametrization",
+    "_constrained",
+    "_spectral",
+    "_frobenius",
+    "initializers",
+    "layers.conv_factor",
+    "layers.activations",
+    "layers.pooling",
+    "layers.dense",
+    "layers.convolutional",
+    "layers",
+    "activations",
+    "losses",
+    "model",
+]
+BACKENDS = {"tensorflow", "jax", "torch"}
+
+
+def _modules():
+    for path in sorted(PACKAGE.rglob("*.py")):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        name = name.removesuffix(".__init__")
+        if name != "__init__":
+            yield name, path
+
+
+def _imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_every_module_has_its_place():
+    assert {name for name, _ in _modules()} == set(ORDER)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"), list(_modules()), ids=lambda value: str(value)[-30:]
+)
+def test_modules_import_what_stands_before_them_and_no_backend(name, path):
+    place = ORDER.index(name)
+    for imported in _imports(path):
+        assert imported.split(".")[0] not in BACKENDS
+        local = imported.removeprefix("deel.lip.")
+        if local in ORDER:
+            assert ORDER.index(local) < place, imported
+
+
+def test_import_loads_the_chosen_backend_only():
+    backend = keras.backend.backend()
+    program = (
+        "import sys, deel.lip\n"
+        f"others = {BACKENDS - {backend}!r} & set(sys.modules)\n"
+        "assert not others, others\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_package_is_a_namespace():
+    assert not (PACKAGE.parent / "__init__.py").exists()

@@ -1,0 +1,211 @@
+"""What every layer of the registry does: shapes, counts, configs, files."""
+
+import json
+
+import harness
+import keras
+import numpy as np
+import pytest
+import registry
+from keras import ops
+
+
+def _data(row, count=3):
+    rng = np.random.default_rng(0)
+    return rng.standard_normal((count, *row.input_shape)).astype("float32")
+
+
+def _model(row):
+    inputs = keras.Input(row.input_shape)
+    return keras.Model(inputs, row.make()(inputs))
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_output_shape_is_the_same_symbolic_and_computed(row):
+    layer = row.make()
+    expected = (3, *row.output_shape)
+    assert layer.compute_output_shape((3, *row.input_shape)) == expected
+    assert tuple(layer(_data(row)).shape) == expected
+    assert _model(row).output_shape == (None, *row.output_shape)
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_parameters_are_counted_as_documented(row):
+    layer = row.make()
+    layer.build((None, *row.input_shape))
+    trainable = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
+    assert (trainable, layer.count_params() - trainable) == row.parameters
+    names = [v.name for v in layer.weights]
+    assert names == [
+        name
+        for name in ("kernel", "bias", "sn", "sigma", "wbar")
+        if name in names
+    ]
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_config_is_plain_and_rebuilds_an_equal_layer(row):
+    layer = row.make()
+    config = layer.get_config()
+    assert harness.is_plain(config)
+    rebuilt = type(layer).from_config(json.loads(json.dumps(config)))
+    assert json.dumps(rebuilt.get_config()) == json.dumps(config)
+    for name, value in row.arguments.items():
+        assert name in config
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            assert np.all(np.asarray(getattr(layer, name)) == value)
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_map_expands_by_no_more_than_its_constant(row):
+    layer = row.make()
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((200, *row.input_shape)).astype("float32")
+    # Pairs far apart and close together.
+    step = rng.standard_normal(x.shape) * 10.0 ** rng.uniform(
+        -2, 1, (200,) + (1,) * len(row.input_shape)
+    )
+    z = (x + step).astype("float32")
+    apart = [
+        ops.convert_to_numpy(layer(a)).astype("float64").reshape(200, -1)
+        for a in (x, z)
+    ]
+    moved = np.linalg.norm(apart[0] - apart[1], axis=1)
+    distance = np.linalg.norm((x - z).astype("float64").reshape(200, -1), axis=1)
+    # The outputs are rounded to float32, which pairs close together feel.
+    assert np.all(moved <= row.constant * distance * (1 + 1e-5) + 1e-5)
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_saved_model_predicts_the_same_bit_for_bit(row, tmp_path):
+    model = _model(row)
+    model(_data(row), training=True)
+    expected = model.predict(_data(row), verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(_data(row), verbose=0), expected
+    )
+    for a, b in zip(model.get_weights(), loaded.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_inference_changes_no_variable(row):
+    model = _model(row)
+    before = model.get_weights()
+    model.predict(_data(row), verbose=0)
+    model(_data(row), training=False)
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+
+
+@registry.rows(registry.CONSTRAINED)
+def test_export_is_the_stock_layer_with_the_same_output(row):
+    layer = row.make()
+    x = _data(row)
+    expected = ops.convert_to_numpy(layer(x, training=False))
+    exported = layer.vanilla_export()
+    assert type(exported) is row.stock
+    assert exported.name == layer.name
+    assert exported.count_params() == row.parameters[0]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(exported(x)), expected, atol=1e-5
+    )
+    exported.kernel.assign(ops.zeros_like(exported.kernel))
+    after = ops.convert_to_numpy(layer(x, training=False))
+    np.testing.assert_array_equal(after, expected)
+
+
+@registry.rows(registry.CONSTRAINED)
+def test_export_of_a_layer_that_is_not_built_is_refused(row):
+    # C25
+    for method in ("vanilla_export", "condense"):
+        with pytest.raises(ValueError, match=rf"{method}.*built"):
+            getattr(row.make(), method)()
+
+
+@registry.rows(registry.CONSTRAINED)
+def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
+    layer = row.make()
+    layer.build((None, *row.input_shape))
+    layer.kernel.assign(
+        np.random.default_rng(0).standard_normal(layer.kernel.shape)
+    )
+    layer.condense()
+    kernel = ops.convert_to_numpy(layer.kernel)
+    np.testing.assert_array_equal(kernel, ops.convert_to_numpy(layer.wbar))
+    expected = ops.convert_to_numpy(layer(_data(row), training=False))
+    layer.condense()
+    if layer._get_coef() == 1.0:
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(layer.kernel), kernel, atol=1e-5
+        )
+    after = ops.convert_to_numpy(layer(_data(row), training=False))
+    np.testing.assert_allclose(after, expected, atol=2e-5)
+
+
+@registry.rows(registry.CONSTRAINED)
+def test_new_constant_is_followed_at_once(row):
+    layer = row.make()
+    layer.build((None, *row.input_shape))
+    before = ops.convert_to_numpy(layer.wbar)
+    layer.set_klip_factor(2 * layer.k_coef_lip)
+    after = ops.convert_to_numpy(layer.wbar)
+    np.testing.assert_allclose(after, 2 * before, rtol=1e-5)
+    harness.assert_bounded(layer)
+    layer(_data(row), training=True)
+    harness.assert_bounded(layer)
+
+
+@registry.rows(registry.CONSTRAINED)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_reported(row, value):
+    layer = row.make()
+    layer.build((None, *row.input_shape))
+    kernel = np.ones(layer.kernel.shape)
+    kernel.flat[0] = value
+    layer.kernel.assign(kernel)
+    before = ops.convert_to_numpy(layer.wbar)
+    with pytest.raises(ValueError, match=layer.name):
+        layer.condense()
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.wbar), before)
+    layer(_data(row), training=True)
+    with pytest.raises(ValueError, match="finite"):
+        layer.vanilla_export()
+
+
+@registry.rows(registry.CONSTRAINED)
+def test_zero_kernel_gives_the_bias_and_finite_gradients(row):
+    # C2
+    layer = row.make()
+    layer.build((None, *row.input_shape))
+    layer.activation = keras.activations.linear
+    zero = np.zeros(layer.kernel.shape, "float32")
+    layer.kernel.assign(zero)
+    output = ops.convert_to_numpy(layer(_data(row), training=True))
+    assert np.all(output == 0)
+    assert np.all(ops.convert_to_numpy(layer.wbar) == 0)
+    parametrization = layer.parametrization
+    (slope,) = harness.gradient(
+        lambda kernel: ops.sum(parametrization.constrain(kernel)), zero
+    )
+    assert np.all(np.isfinite(slope))
+    if hasattr(layer, "u"):
+        assert np.any(ops.convert_to_numpy(layer.u) != 0)
+
+
+@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+def test_layer_is_registered_under_the_name_of_the_library(row):
+    registered = keras.saving.get_registered_name(row.layer)
+    assert registered == f"deel-lip>{row.layer.__name__}"
+
+
+@registry.rows(registry.CONSTRAINED)
+def test_quantization_and_lora_are_refused(row):
+    layer = row.make()
+    layer.build((None, *row.input_shape))
+    with pytest.raises(ValueError, match="vanilla_export"):
+        layer.quantize("int8")
+    with pytest.raises(ValueError, match="vanilla_export"):
+        layer.enable_lora(2)

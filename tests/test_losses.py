@@ -1,0 +1,254 @@
+"""Golden values of the losses, their labels, reductions and configs."""
+
+import json
+import math
+
+import harness
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip import losses
+from deel.lip.losses import HKR
+from deel.lip.losses import KR
+from deel.lip.losses import HingeMargin
+from deel.lip.losses import MulticlassHinge
+from deel.lip.losses import MulticlassHKR
+from deel.lip.losses import MulticlassKR
+
+INFINITE = float("inf")
+
+
+def _column(*values):
+    return np.array(values, "float32").reshape(-1, 1)
+
+
+D1 = (_column(1, 1, 1, 0, 0, 0), _column(0.5, 1.5, -0.5, -0.5, -1.5, 0.5))
+D2 = (_column(1, 0, 0, 0), _column(1, 0.5, -2, -0.5))
+D3 = (
+    np.eye(3, dtype="float32")[[0, 0, 0, 1, 1, 2]],
+    np.array(
+        [
+            [2, 0.2, -0.5],
+            [-1, -1.2, 0.3],
+            [0.8, 2, 0],
+            [0, 1, -0.5],
+            [2.4, -0.4, -1.1],
+            [-0.1, -1.7, 0.6],
+        ],
+        "float32",
+    ),
+)
+
+GOLDEN = [
+    (KR(), D1, 1.0),
+    (KR(reduction="sum"), D1, 6.0),
+    (KR(), D2, 1.6666665),
+    (KR(), (_column(1, 1), _column(1, 3)), 2.0),
+    (HingeMargin(1.0), D1, 0.3333333),
+    (HingeMargin(2.0), D1, 0.6666667),
+    (HKR(alpha=10.0, min_margin=1.0), D1, 2.3333333),
+    (HKR(0.0), D1, -1.0),
+    (HKR(INFINITE), D1, 0.3333333),
+    (MulticlassKR(), D3, 761 / 1800),
+    (MulticlassHinge(1.0), D3, 0.7277778),
+    (MulticlassHinge(2.0), D3, 1.1555556),
+    (MulticlassHKR(alpha=5.0, min_margin=2.0), D3, 5.3550000),
+    (MulticlassHKR(), D3, 6.8550000),
+    (MulticlassHKR(alpha=INFINITE, min_margin=2.0), D3, 1.1555556),
+    (MulticlassHKR(alpha=0.0), D3, -761 / 1800),
+    (MulticlassHinge(1.0, soft_hinge_tau=1.0), D3, 1.5404028),
+    (MulticlassHinge(1.0, soft_hinge_tau=20.0), D3, 1.6999961),
+    (MulticlassHKR(10.0, 1.0, soft_hinge_tau=1.0), D3, 14.9812501),
+    (
+        MulticlassHKR(INFINITE, 1.0, soft_hinge_tau=20.0),
+        D3,
+        1.6999961,
+    ),
+]
+
+ALL = [
+    KR(),
+    KR(multi_gpu=True),
+    MulticlassKR(reduction="sum", name="kr"),
+    HingeMargin(0.3),
+    HKR(alpha=3.0, min_margin=0.5, multi_gpu=True),
+    HKR(alpha=INFINITE),
+    MulticlassHinge(0.2, soft_hinge_tau=4.0),
+    MulticlassHKR(),
+    MulticlassHKR(2.0, 0.1, soft_hinge_tau=3.0, reduction="none"),
+]
+
+
+@pytest.mark.parametrize(("loss", "data", "value"), GOLDEN)
+def test_golden_values(loss, data, value):
+    assert float(loss(*data)) == pytest.approx(value, abs=2e-6)
+
+
+def test_value_of_each_sample():
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(KR(reduction="none")(*D1)),
+        [1, 3, -1, 1, 3, -1],
+        atol=1e-5,
+    )
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(HingeMargin(1.0, reduction="none")(*D1)),
+        [0, 0, 1, 0, 0, 1],
+        atol=1e-6,
+    )
+
+
+def test_processed_labels_give_the_same_value():
+    weights = _column(3.9999995, -1.3333334, -1.3333334, -1.3333334)
+    value = float(KR(multi_gpu=True)(weights, D2[1]))
+    assert value == pytest.approx(1.6666665, abs=1e-6)
+    loss = HKR(10.0, multi_gpu=True)
+    assert float(loss(weights, D2[1])) == pytest.approx(
+        float(HKR(10.0)(*D2)), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("loss", [KR(), HingeMargin(), HKR(10.0)])
+def test_label_conventions_and_dtypes_agree_exactly(loss):
+    labels, scores = D1
+    expected = float(loss(labels, scores))
+    for encoded in (
+        2 * labels - 1,
+        labels.astype("int32"),
+        labels.astype("bool"),
+        (2 * labels - 1).astype("int64"),
+        labels.astype("float64"),
+    ):
+        assert float(loss(encoded, scores)) == expected
+
+
+@pytest.mark.parametrize("loss", [KR(), HingeMargin(), HKR(10.0)])
+def test_ranks_are_aligned_and_never_broadcast(loss):
+    # C13: (B,) against (B, 1) used to make a (B, B) matrix.
+    labels, scores = D1
+    expected = float(loss(labels, scores))
+    assert float(loss(labels[:, 0], scores)) == expected
+    assert float(loss(labels, scores[:, 0])) == expected
+    assert float(loss(labels[:, 0], scores[:, 0])) == expected
+
+
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
+@pytest.mark.parametrize(
+    ("labels", "scores"),
+    [((6,), (6, 3)), ((6, 1), (6, 3)), ((6, 2), (6, 3)), ((5, 3), (6, 3))],
+)
+def test_labels_that_do_not_fit_are_refused(loss, labels, scores):
+    with pytest.raises(ValueError, match=r"Received: y_true\.shape"):
+        loss.call(np.zeros(labels, "float32"), np.zeros(scores, "float32"))
+
+
+@pytest.mark.parametrize("loss", ALL, ids=lambda loss: loss.name)
+def test_config_is_plain_and_rebuilds_an_equal_loss(loss):
+    # C7
+    config = loss.get_config()
+    assert harness.is_plain(config)
+    rebuilt = type(loss).from_config(json.loads(json.dumps(config)))
+    assert rebuilt.get_config() == config
+    data = D3 if "Multiclass" in type(loss).__name__ else D1
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(rebuilt(*data)), ops.convert_to_numpy(loss(*data))
+    )
+
+
+def test_parameters_can_be_assigned_while_training():
+    loss = MulticlassHKR(alpha=10.0)
+    before = float(loss(*D3))
+    loss.alpha.assign(5.0)
+    loss.min_margin.assign(2.0)
+    assert float(loss(*D3)) == pytest.approx(5.355, abs=1e-5)
+    assert float(loss(*D3)) != before
+    loss.soft_hinge_tau.assign(20.0)
+    soft = MulticlassHKR(5.0, 2.0, soft_hinge_tau=20.0)
+    assert float(loss(*D3)) == pytest.approx(float(soft(*D3)), abs=1e-5)
+    assert loss.get_config()["alpha"] == 5.0
+    assert loss.hingeloss.get_config()["min_margin"] == 2.0
+
+
+@pytest.mark.parametrize("loss", [KR(), HKR(10.0), MulticlassHKR()])
+def test_one_class_in_a_batch_stays_finite(loss):
+    width = 3 if isinstance(loss, MulticlassHKR) else 1
+    for column in (0, width - 1):
+        scores = np.arange(4.0 * width).reshape(4, width).astype("float32")
+        labels = np.zeros((4, width), "float32")
+        labels[:, column] = 1.0
+        value = float(loss(labels, scores))
+        assert math.isfinite(value)
+        assert abs(value) < 100
+        (slope,) = harness.gradient(lambda p: loss(labels, p), scores)
+        assert np.all(np.isfinite(slope))
+
+
+def test_a_multi_class_loss_needs_two_classes():
+    for loss in (MulticlassHinge(), MulticlassHKR()):
+        with pytest.raises(ValueError, match="two classes"):
+            loss(*D1)
+
+
+@pytest.mark.parametrize("reduction", ["auto", "sum_over_batch_size"])
+def test_auto_is_the_reduction_of_keras(reduction):
+    assert KR(reduction=reduction).reduction == "sum_over_batch_size"
+    with pytest.raises(ValueError, match="reduction"):
+        KR(reduction="other")
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda v: HingeMargin(v),
+        lambda v: HKR(alpha=v),
+        lambda v: MulticlassHKR(min_margin=v),
+        lambda v: MulticlassHinge(soft_hinge_tau=v),
+    ],
+)
+def test_parameters_out_of_range_are_refused(make, value):
+    with pytest.raises(ValueError, match="Received: "):
+        make(value)
+
+
+@pytest.mark.parametrize(
+    "metrics",
+    [[KR], [KR()], [HingeMargin(min_margin=1.0), KR]],
+    ids=["class", "instance", "both"],
+)
+def test_losses_serve_as_metrics(metrics):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", HKR(10.0), metrics=metrics, jit_compile=False)
+    x = np.random.default_rng(0).standard_normal((8, 2))
+    y = np.array([1, -1] * 4)
+    history = model.fit(x, y, epochs=1, verbose=0, batch_size=8).history
+    names = {m.__name__ if isinstance(m, type) else m.name for m in metrics}
+    assert set(history) == {"loss"} | names
+    found = model.evaluate(x, y, verbose=0, return_dict=True, batch_size=8)
+    scores = model.predict(x, verbose=0)
+    assert found["KR"] == pytest.approx(float(KR()(y, scores)), abs=1e-5)
+
+
+def test_compiled_model_is_loaded_with_its_loss(tmp_path):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    model.compile("sgd", MulticlassHKR(3.0), metrics=[MulticlassKR()])
+    x = np.random.default_rng(0).standard_normal((6, 2))
+    y = D3[0]
+    expected = model.evaluate(x, y, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    assert loaded.loss.get_config() == model.loss.get_config()
+    np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), expected)
+
+
+def test_functions_are_what_the_classes_compute():
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(losses.hinge_margin(*D1, 1.0)),
+        ops.convert_to_numpy(HingeMargin(1.0, reduction="none")(*D1)),
+    )
+    soft = losses.multiclass_soft_hinge(*D3, 1.0, 0.0)
+    classical = losses.multiclass_hinge(*D3, 1.0)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(soft), ops.convert_to_numpy(classical)
+    )

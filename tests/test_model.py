@@ -1,0 +1,383 @@
+"""Models: sharing out the constant, warnings, configs, condense and export."""
+
+import json
+import warnings
+
+import harness
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+import deel.lip
+from deel.lip import layers
+from deel.lip.activations import GroupSort
+from deel.lip.activations import GroupSort2
+from deel.lip.activations import MaxMin
+from deel.lip.losses import MulticlassHKR
+from deel.lip.losses import MulticlassKR
+from deel.lip.model import Model
+from deel.lip.model import Sequential
+from deel.lip.model import vanillaModel
+
+
+def _program_a(container=Sequential, **arguments):
+    """The network of the first seed program."""
+    return container(
+        [
+            keras.Input((28, 28, 1)),
+            layers.SpectralConv2D(
+                filters=16,
+                kernel_size=(3, 3),
+                activation=GroupSort(2),
+                use_bias=True,
+                kernel_initializer="orthogonal",
+            ),
+            layers.ScaledL2NormPooling2D(
+                pool_size=(2, 2), data_format="channels_last"
+            ),
+            layers.SpectralConv2D(
+                filters=16,
+                kernel_size=(3, 3),
+                activation=GroupSort(2),
+                use_bias=True,
+                kernel_initializer="orthogonal",
+            ),
+            layers.ScaledL2NormPooling2D(
+                pool_size=(2, 2), data_format="channels_last"
+            ),
+            keras.layers.Flatten(),
+            layers.SpectralDense(
+                32,
+                activation=GroupSort(2),
+                use_bias=True,
+                kernel_initializer="orthogonal",
+            ),
+            layers.FrobeniusDense(
+                10,
+                activation=None,
+                use_bias=False,
+                kernel_initializer="orthogonal",
+            ),
+        ],
+        name="hkr_model",
+        **arguments,
+    )
+
+
+def _counts(model):
+    trainable = sum(int(np.prod(v.shape)) for v in model.trainable_weights)
+    return model.count_params(), trainable, model.count_params() - trainable
+
+
+def _small(k_coef_lip=1.0):
+    return Sequential(
+        [
+            keras.Input((6, 6, 1)),
+            layers.SpectralConv2D(4, 3),
+            GroupSort2(),
+            layers.ScaledAveragePooling2D(),
+            keras.layers.Flatten(),
+            layers.SpectralDense(5),
+        ],
+        k_coef_lip=k_coef_lip,
+    )
+
+
+def _train(model, steps=3):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8 * steps, *model.input_shape[1:]))
+    y = np.eye(model.output_shape[-1])[np.arange(len(x)) % 3]
+    loss = MulticlassHKR(10.0)
+    model.compile("adam", loss, metrics=[MulticlassKR()], jit_compile=False)
+    model.fit(x, y, batch_size=8, verbose=0)
+    return x
+
+
+def test_summary_counts_of_the_seed_programs():
+    model = _program_a()
+    assert _counts(model) == (55_843, 27_920, 27_923)
+    rows = [layer.count_params() for layer in model.layers]
+    assert rows == [321, 0, 4641, 0, 0, 50241, 640]
+    lines = []
+    model.summary(print_fn=lines.append)
+    assert "55,843" in "\n".join(lines)
+
+    binary = keras.Sequential(
+        [
+            keras.Input((28, 28, 1)),
+            keras.layers.Flatten(),
+            layers.SpectralDense(32, GroupSort2(), use_bias=True),
+            layers.SpectralDense(16, GroupSort2(), use_bias=True),
+            layers.FrobeniusDense(1, activation=None, use_bias=False),
+        ]
+    )
+    assert _counts(binary) == (51_330, 25_664, 25_666)
+
+
+def test_export_of_the_first_seed_program():
+    model = _program_a()
+    exported = model.vanilla_export()
+    assert type(exported) is keras.Sequential
+    assert [layer.count_params() for layer in exported.layers] == [
+        160, 0, 2320, 0, 0, 25120, 320,
+    ]  # fmt: skip
+    assert [x.name for x in exported.layers] == [x.name for x in model.layers]
+
+
+@pytest.mark.parametrize("k_coef_lip", [1.0, 0.5, 32.0])
+def test_constant_is_shared_out_over_the_lipschitz_layers(k_coef_lip):
+    model = _small(k_coef_lip)
+    shares = [
+        layer.k_coef_lip
+        for layer in model.layers
+        if isinstance(layer, layers.LipschitzLayer)
+    ]
+    assert shares == [k_coef_lip**0.25] * 4
+    x = np.random.default_rng(0).standard_normal((2, 6, 6, 1))
+    y = ops.convert_to_numpy(model(x))
+    distance = np.linalg.norm(y[0] - y[1])
+    assert distance <= k_coef_lip * np.linalg.norm(x[0] - x[1]) * (1 + 1e-5)
+
+
+def test_added_layers_share_the_constant():
+    # C17
+    model = Sequential([keras.Input((4,)), layers.SpectralDense(4)], k_coef_lip=16)
+    assert model.layers[0].k_coef_lip == 16
+    model.add(layers.SpectralDense(4))
+    assert [layer.k_coef_lip for layer in model.layers] == [4, 4]
+    model.set_klip_factor(4.0)
+    assert [layer.k_coef_lip for layer in model.layers] == [2, 2]
+    for layer in model.layers:
+        harness.assert_bounded(layer)
+
+
+def test_nested_model_counts_for_one_and_shares_out_its_part():
+    inner = Sequential([layers.SpectralDense(4), layers.SpectralDense(4)])
+    model = Sequential(
+        [keras.Input((4,)), layers.SpectralDense(4), inner], k_coef_lip=16.0
+    )
+    assert model.layers[0].k_coef_lip == 4
+    assert inner.k_coef_lip == 4
+    assert [layer.k_coef_lip for layer in inner.layers] == [2, 2]
+    assert model._get_coef() == pytest.approx(16.0)
+
+
+def test_coefficients_come_from_the_shape_of_each_layer():
+    # C17: a model-wide shape used to overwrite those of deeper layers.
+    model = Sequential(
+        [
+            layers.SpectralConv2D(4, 3),
+            layers.ScaledAveragePooling2D(4),
+            layers.SpectralConv2D(4, 3),
+        ]
+    )
+    model.build((None, 8, 8, 1))
+    assert model.layers[0].coef_lip == pytest.approx(1 / 3)
+    assert model.layers[2].coef_lip == pytest.approx(1 / 2)
+
+
+def test_model_without_lipschitz_layers_is_legal():
+    model = Sequential([keras.Input((4,)), keras.layers.Flatten()])
+    assert model._get_coef() == 1.0
+    with pytest.raises(ValueError, match="k_coef_lip"):
+        Sequential(k_coef_lip=0.0)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.MaxPooling2D(3, strides=2),
+        keras.layers.MaxPooling2D((2, 2), strides=(3, 1)),
+        keras.layers.Dense(3),
+        keras.layers.Conv2D(3, 3),
+        keras.layers.UpSampling2D(),
+        keras.layers.Activation("gelu"),
+        keras.layers.Dropout(0.1),
+        keras.layers.BatchNormalization(),
+        keras.layers.ReLU(negative_slope=2.0),
+        keras.layers.ReLU(threshold=1.0),
+        keras.layers.LeakyReLU(negative_slope=1.5),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_other_layers_warn_and_make_the_constant_unknown(layer):
+    # C4
+    with pytest.warns(UserWarning, match="not a 1-Lipschitz layer") as caught:
+        model = Sequential([layer])
+    assert len(caught) == 1
+    assert layer.name in str(caught[0].message)
+    with pytest.warns(UserWarning, match="not a 1-Lipschitz layer"):
+        assert model._get_coef() is None
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        keras.layers.MaxPooling2D(2),
+        keras.layers.MaxPooling1D(2, strides=3),
+        keras.layers.GlobalMaxPooling2D(),
+        keras.layers.Flatten(),
+        keras.layers.Reshape((4,)),
+        keras.layers.Permute((2, 1)),
+        keras.layers.Softmax(),
+        keras.layers.ReLU(),
+        keras.layers.ReLU(negative_slope=0.5),
+        keras.layers.LeakyReLU(negative_slope=0.5),
+        keras.layers.Activation("relu"),
+        keras.layers.Activation("tanh"),
+        keras.layers.Activation("sigmoid"),
+        keras.layers.Activation("linear"),
+        Sequential([]),
+    ],
+    ids=lambda layer: layer.name,
+)
+def test_1_lipschitz_layers_do_not_warn(layer):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Sequential([layer])
+
+
+def test_config_keeps_the_constant_and_the_shares(tmp_path):
+    # C22; one share differs from what distribution alone would give.
+    model = _small(16.0)
+    model.add(Sequential([layers.SpectralDense(3)], name="inner"))
+    model.layers[0].set_klip_factor(0.25)
+    shares = [x.k_coef_lip for x in model.layers if hasattr(x, "k_coef_lip")]
+    assert harness.is_plain(model.get_config())
+    rebuilt = Sequential.from_config(json.loads(json.dumps(model.get_config())))
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    for other in (rebuilt, loaded):
+        assert type(other) is Sequential
+        assert other.k_coef_lip == 16.0
+        assert shares == [
+            x.k_coef_lip for x in other.layers if hasattr(x, "k_coef_lip")
+        ]
+    x = np.random.default_rng(0).standard_normal((4, 6, 6, 1))
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+
+
+def test_new_constant_holds_in_a_compiled_model():
+    model = _small()
+    x = _train(model)
+    model.set_klip_factor(0.01)
+    y = np.eye(5)[np.arange(len(x)) % 3]
+    model.fit(x, y, batch_size=8, verbose=0)
+    for layer in harness.constrained_layers(model):
+        assert layer.k_coef_lip == pytest.approx(0.01**0.25)
+        harness.assert_bounded(layer)
+    y = model.predict(x, verbose=0)
+    distance = np.linalg.norm(y[0] - y[1])
+    assert distance <= 0.01 * np.linalg.norm(x[0] - x[1]) * (1 + 1e-5)
+
+
+def _functional():
+    inputs = keras.Input((6, 6, 1))
+    x = layers.SpectralConv2D(4, 3, activation=MaxMin())(inputs)
+    a = layers.ScaledL2NormPooling2D()(x)
+    b = keras.layers.MaxPooling2D()(x)
+    x = keras.layers.Average()([a, b])
+    x = keras.layers.Flatten()(x)
+    inner = Sequential(
+        [keras.Input((72,)), layers.SpectralDense(8)], name="inner"
+    )
+    x = inner(x)
+    shared = layers.SpectralDense(8, name="shared")
+    x = keras.layers.Add()([shared(x), shared(keras.layers.ReLU()(x))])
+    x = keras.layers.BatchNormalization()(x)
+    return Model(inputs=inputs, outputs=layers.FrobeniusDense(5)(x))
+
+
+@pytest.mark.parametrize("make", [_small, _functional])
+def test_export_is_stock_keras_and_predicts_the_same(make, tmp_path):
+    model = make()
+    x = _train(model)
+    expected = model.predict(x, verbose=0)
+    before = model.get_weights()
+    exported = model.vanilla_export()
+    np.testing.assert_allclose(
+        exported.predict(x, verbose=0), expected, atol=1e-5
+    )
+    assert type(exported).__module__.startswith("keras.")
+    assert exported.name == model.name
+    assert [x.name for x in exported.layers] == [x.name for x in model.layers]
+    flat = list(exported._flatten_layers(include_self=False, recursive=True))
+    assert not any(hasattr(layer, "wbar") for layer in flat)
+    own = {id(v) for v in model.variables}
+    assert not own & {id(v) for v in exported.variables}
+    for variable in exported.variables:
+        variable.assign(ops.zeros_like(variable))
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    exported = vanillaModel(model)
+    exported.save(tmp_path / "exported.keras")
+    loaded = keras.models.load_model(tmp_path / "exported.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), exported.predict(x, verbose=0)
+    )
+
+
+@pytest.mark.parametrize("make", [_small, _functional])
+def test_condense_reaches_nested_layers_and_keeps_predictions(make):
+    model = make()
+    x = _train(model)
+    model.condense()
+    expected = model.predict(x, verbose=0)
+    model.condense()
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), expected, atol=1e-4
+    )
+    inner = model if make is _small else model.get_layer("inner")
+    for layer in harness.constrained_layers(inner):
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(layer.kernel), ops.convert_to_numpy(layer.wbar)
+        )
+
+
+def test_export_of_a_model_that_is_not_built_is_refused():
+    # C25
+    for model in (Sequential([layers.SpectralDense(3)]), Sequential()):
+        with pytest.raises(ValueError, match="built"):
+            model.vanilla_export()
+    with pytest.raises(ValueError, match="expects a Keras model"):
+        vanillaModel("model")
+
+    class Custom(keras.Model):
+        def call(self, inputs):
+            return inputs
+
+    custom = Custom()
+    custom(np.ones((1, 2)))
+    with pytest.raises(ValueError, match="Sequential and functional"):
+        vanillaModel(custom)
+
+
+def test_export_names_the_layer_whose_weights_are_not_finite():
+    model = _small()
+    layer = model.layers[0]
+    layer.kernel.assign(np.full(layer.kernel.shape, np.nan))
+    model(np.zeros((1, 6, 6, 1), "float32"), training=True)
+    with pytest.raises(ValueError, match=layer.name):
+        model.vanilla_export()
+    with pytest.raises(ValueError, match=layer.name):
+        model.condense()
+
+
+def test_recompiling_changes_no_weight():
+    model = _small()
+    x = _train(model)
+    before = model.get_weights()
+    model.compile("sgd", "mse")
+    for a, b in zip(before, model.get_weights()):
+        np.testing.assert_array_equal(a, b)
+    model.predict(x, verbose=0)
+
+
+def test_public_names_are_reachable_from_the_package():
+    assert deel.lip.Sequential is Sequential
+    assert deel.lip.Model is Model
+    assert deel.lip.vanillaModel is vanillaModel
+    assert deel.lip.__version__.startswith("2.")

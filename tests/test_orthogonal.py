@@ -1,0 +1,109 @@
+"""The numerics: bounds are bounds, for matrices that hypothesis makes up."""
+
+import harness
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
+from keras import ops
+
+from deel.lip import _orthogonal
+
+SHAPES = [(1, 1), (4, 4), (9, 16), (16, 9), (3, 1), (1, 5), (70, 66)]
+
+
+@st.composite
+def matrices(draw):
+    """Matrices with spectra of all kinds and scales over sixty decades."""
+    shape = draw(st.sampled_from(SHAPES))
+    seed = draw(st.integers(0, 2**32 - 1))
+    rng = np.random.default_rng(seed)
+    small = min(shape)
+    spread = draw(st.sampled_from([0.0, 0.1, 1.0, 6.0]))
+    values = 10.0 ** rng.uniform(-spread, 0, small)
+    values[: draw(st.integers(0, small - 1))] = draw(
+        st.sampled_from([0.0, 1.0, 1e-3])
+    )
+    u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    scale = 10.0 ** draw(st.floats(-30, 30))
+    return (scale * (u * values @ v)).astype("float32")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(matrices())
+def test_gram_bound_is_never_below_the_singular_value(w):
+    scaled = np.asarray(w, "float64") / max(np.abs(w).max(), 1e-300)
+    tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
+    tall = tall.astype("float32")
+    gram = ops.matmul(tall.T, tall)
+    bound = float(ops.sqrt(_orthogonal.gram_bound(gram)))
+    exact = harness.singular_values(tall.astype("float64"))[0]
+    assert bound >= exact
+    if exact > 0:
+        assert bound <= 1.07 * exact
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(matrices())
+def test_division_by_the_norm_never_leaves_an_expansion(w):
+    result = ops.convert_to_numpy(
+        _orthogonal.divide_by_norm(ops.convert_to_tensor(w))
+    )
+    assert np.all(np.isfinite(result))
+    largest = harness.singular_values(result.astype("float64"))[0]
+    assert largest <= 1 + harness.TOLERANCE
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(matrices(), st.sampled_from([1e-2, 1e-7]), st.integers(1, 15))
+def test_orthogonalisation_never_leaves_an_expansion(w, tolerance, steps):
+    result = ops.convert_to_numpy(
+        _orthogonal.orthogonalize(ops.convert_to_tensor(w), tolerance, steps)
+    )
+    assert np.all(np.isfinite(result))
+    largest = harness.singular_values(result.astype("float64"))[0]
+    assert largest <= 1 + harness.TOLERANCE
+
+
+@pytest.mark.parametrize("shape", [(40, 30), (30, 40), (100, 80)])
+@pytest.mark.parametrize("smallest", [0.5, 0.1, 0.01, 0.002])
+def test_orthogonalisation_reaches_the_polar_factor(shape, smallest):
+    rng = np.random.default_rng(0)
+    u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
+    w = (u * np.geomspace(smallest, 1, min(shape)) @ v).astype("float32")
+    result = ops.convert_to_numpy(
+        _orthogonal.orthogonalize(ops.convert_to_tensor(w), 1e-6, 15)
+    )
+    np.testing.assert_allclose(result, u @ v, atol=2e-4)
+
+
+def test_minimax_steps_stay_where_the_cubic_step_is_sound():
+    # Rounding lets singular values exceed 1 a little; the polynomials would
+    # amplify it without the cushion between them.
+    s = np.concatenate([np.linspace(0, 1.001, 200001), np.geomspace(1e-9, 1, 10001)])
+    for a, b, c in _orthogonal._MINIMAX:
+        s = s / _orthogonal._CUSHION
+        s = a * s + b * s**3 + c * s**5
+        assert np.max(np.abs(s)) < 1.995
+
+
+def test_bound_is_kept_where_the_start_is_near_orthogonal():
+    # All residuals up to the threshold, where nothing is divided by a norm.
+    rng = np.random.default_rng(3)
+    for residual in np.linspace(0.01, 0.999 * _orthogonal.NEAR, 12):
+        for concentrated in (True, False):
+            excess = np.zeros(8)
+            excess[: 1 if concentrated else 8] = 1.0
+            excess *= residual / np.linalg.norm(excess)
+            u, _, v = np.linalg.svd(
+                rng.standard_normal((12, 8)), full_matrices=False
+            )
+            for sign in (1, -1):
+                w = (u * np.sqrt(1 + sign * excess) @ v).astype("float32")
+                result = ops.convert_to_numpy(
+                    _orthogonal.orthogonalize(ops.convert_to_tensor(w), 0.9, 15)
+                )
+                values = harness.singular_values(result.astype("float64"))
+                assert values[0] <= 1 + harness.TOLERANCE
+                assert values[-1] > 0.5

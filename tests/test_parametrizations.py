@@ -1,0 +1,171 @@
+"""Gradients and state of the two parametrizations."""
+
+import harness
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip import _orthogonal
+from deel.lip.layers import FrobeniusDense
+from deel.lip.layers import SpectralDense
+
+
+def _built(layer, shape):
+    layer.build((None, shape[0]))
+    return layer
+
+
+def _polar(w):
+    u, _, v = np.linalg.svd(w, full_matrices=False)
+    return u @ v
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (5, 5), (3, 7)])
+def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
+    rng = np.random.default_rng(0)
+    w = _polar(rng.standard_normal(shape))
+    weights = rng.standard_normal(shape)
+    layer = _built(SpectralDense(shape[1]), shape)
+    (found,) = harness.gradient(
+        lambda k: ops.sum(
+            layer.parametrization.constrain(k)
+            * weights.astype("float32")
+        ),
+        w.astype("float32"),
+    )
+    step = 1e-5
+    expected = np.zeros(shape)
+    for index in np.ndindex(shape):
+        moved = np.zeros(shape)
+        moved[index] = step
+        change = _polar(w + moved) - _polar(w - moved)
+        expected[index] = np.sum(change * weights) / (2 * step)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
+def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
+    rng = np.random.default_rng(1)
+    w = (scale * rng.standard_normal((6, 4))).astype("float32")
+    target = _polar(rng.standard_normal((6, 4)))
+    layer = _built(SpectralDense(4), (6, 4))
+    (slope,) = harness.gradient(
+        lambda k: -ops.sum(
+            layer.parametrization.constrain(k) * target.astype("float32")
+        ),
+        w,
+    )
+    before = -np.sum(_polar(w) * target)
+    after = -np.sum(_polar(w - 1e-2 * scale * slope) * target)
+    assert after < before
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        FrobeniusDense(4),
+        FrobeniusDense(4, disjoint_neurons=False),
+        SpectralDense(4, eps_bjorck=None),
+    ],
+    ids=["by column", "whole", "norm only"],
+)
+def test_gradient_of_a_division_by_the_norm_is_exact(layer):
+    _built(layer, (6, 4))
+    rng = np.random.default_rng(2)
+    w = rng.standard_normal((6, 4)).astype("float32")
+    weights = rng.standard_normal((6, 4)).astype("float32")
+
+    def value(kernel):
+        constrained = layer.parametrization.constrain(kernel)
+        return ops.sum(constrained * weights)
+
+    (found,) = harness.gradient(value, w)
+    for _ in range(5):
+        direction = rng.standard_normal(w.shape).astype("float32")
+        step = np.float32(1e-2)
+        ahead = float(value(ops.convert_to_tensor(w + step * direction)))
+        behind = float(value(ops.convert_to_tensor(w - step * direction)))
+        slope = (ahead - behind) / (2 * step)
+        assert np.sum(found * direction) == pytest.approx(slope, abs=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("disjoint", "expected"),
+    [
+        (True, [[0.6, 0.0], [0.8, 1.0]]),
+        (False, [[0.5570860, 0.0], [0.7427813, 0.3713907]]),
+    ],
+)
+def test_frobenius_golden_values(disjoint, expected):
+    layer = _built(FrobeniusDense(2, disjoint_neurons=disjoint), (2, 2))
+    layer.kernel.assign(np.array([[3.0, 0.0], [4.0, 2.0]]))
+    layer.condense()
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer.wbar), expected, atol=1e-6
+    )
+
+
+def test_training_step_trusts_only_the_very_kernel_that_was_proven():
+    layer = _built(SpectralDense(4), (6, 4))
+    x = np.zeros((1, 6), "float32")
+    kernel = ops.convert_to_numpy(layer.wbar)
+    layer.kernel.assign(kernel)
+    layer(x, training=True)
+    np.testing.assert_array_equal(ops.convert_to_numpy(layer.wbar), kernel)
+    for factor in (1 + 1e-4, -1.0, 100.0):
+        layer.kernel.assign(factor * kernel)
+        layer(x, training=True)
+        harness.assert_bounded(layer)
+        sign = np.sign(factor)
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(layer.wbar), sign * kernel, atol=1e-5
+        )
+
+
+def test_sigma_and_vector_follow_the_free_kernel():
+    layer = _built(SpectralDense(4), (6, 4))
+    assert tuple(layer.u.shape) == (1, 4)
+    assert tuple(layer.sig.shape) == (1, 1)
+    w = np.random.default_rng(0).standard_normal((6, 4))
+    layer.kernel.assign(w)
+    for _ in range(50):
+        layer(np.zeros((1, 6), "float32"), training=True)
+    largest = np.linalg.norm(w, 2)
+    assert float(layer.sig[0, 0]) == pytest.approx(largest, rel=1e-3)
+
+
+def test_layers_of_equal_shape_start_different_and_reproducibly():
+    # C24
+    kernels = []
+    for _ in range(2):
+        keras.utils.set_random_seed(7)
+        pair = [_built(SpectralDense(5), (4, 5)) for _ in range(2)]
+        first, second = (ops.convert_to_numpy(x.kernel) for x in pair)
+        assert np.max(np.abs(first - second)) > 1e-2
+        kernels.append(first)
+    np.testing.assert_array_equal(*kernels)
+
+
+def test_tangent_projection_is_a_projection():
+    rng = np.random.default_rng(0)
+    for shape in [(6, 4), (4, 6), (5, 5)]:
+        q = ops.convert_to_tensor(_polar(rng.standard_normal(shape)), "float32")
+        g = ops.convert_to_tensor(rng.standard_normal(shape), "float32")
+        once = _orthogonal.project_on_tangent(q, g)
+        twice = _orthogonal.project_on_tangent(q, once)
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(once), ops.convert_to_numpy(twice), atol=1e-5
+        )
+
+
+def test_layers_share_no_state_after_cloning():
+    model = keras.Sequential([keras.Input((6,)), SpectralDense(4)])
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    x = np.random.default_rng(0).standard_normal((3, 6))
+    expected = model.predict(x, verbose=0)
+    np.testing.assert_array_equal(clone.predict(x, verbose=0), expected)
+    clone.layers[0].kernel.assign(np.ones((6, 4)))
+    clone.layers[0].condense()
+    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
