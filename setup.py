@@ -12,7 +12,7 @@ TEST = ["hypothesis>=6", "matplotlib>=3.7", "pytest>=8", "scikit-learn>=1.3"]
 setup(
     name="deel-lip",
     version=(HERE / "deel/lip/VERSION").read_text().strip(),
-    description="Keras layers, losses and models with a known Lipschitz constant",
+    description="Keras layers and losses with a known Lipschitz constant",
     long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",
@@ -29,7 +29,7 @@ setup(
         "jax": ["jax>=0.4.26"],
         "torch": ["torch>=2.2"],
         "demo": ["matplotlib>=3.7", "scikit-learn>=1.3"],
-        "test": [*TEST, "pytest-xdist>=3.5", "ruff==0.15.*"],
+        "test": [*TEST, "pytest-xdist>=3.5", "ruff==0.17.*"],
         "docs": ["furo", "myst-nb", "sphinx>=7"],
     },
     classifiers=[

@@ -124,8 +124,9 @@ def hostile_matrices(shape, count, seed=0):
     kinds = {
         "normal": lambda: rng.standard_normal((rows, columns)),
         "zero": lambda: np.zeros((rows, columns)),
-        "zero column": lambda: rng.standard_normal((rows, columns))
-        * (np.arange(columns) > 0),
+        "zero column": lambda: (
+            rng.standard_normal((rows, columns)) * (np.arange(columns) > 0)
+        ),
         "rank one": lambda: np.outer(
             rng.standard_normal(rows), rng.standard_normal(columns)
         ),
@@ -141,12 +142,14 @@ def hostile_matrices(shape, count, seed=0):
         "wide spectrum": lambda: with_spectrum(
             10.0 ** rng.uniform(-6, 3, small)
         ),
-        "near orthogonal": lambda: with_spectrum(1 + 0.3 * rng.uniform(-1, 1, small)),
+        "near orthogonal": lambda: with_spectrum(rng.uniform(0.7, 1.3, small)),
         "huge": lambda: 1e30 * rng.standard_normal((rows, columns)),
         "tiny": lambda: 1e-30 * rng.standard_normal((rows, columns)),
         "one entry": lambda: np.eye(rows, columns) * (np.arange(columns) == 0),
-        "mixed scales": lambda: rng.standard_normal((rows, columns))
-        * 10.0 ** rng.uniform(-20, 20, (rows, columns)),
+        "mixed scales": lambda: (
+            rng.standard_normal((rows, columns))
+            * 10.0 ** rng.uniform(-20, 20, (rows, columns))
+        ),
     }
     names = list(kinds)
     for index in range(count):

@@ -56,7 +56,9 @@ def test_gradient_is_the_permutation_of_the_sort(size):
     x = rng.standard_normal((4, 6)).astype("float32")
     upstream = rng.standard_normal((4, 6)).astype("float32")
     layer = GroupSort(size)
-    (found,) = harness.gradient(lambda z: ops.sum(layer(z) * upstream), x)
+    (found,) = harness.gradient(
+        lambda z: ops.sum(ops.multiply(layer(z), upstream)), x
+    )
     groups = x.reshape(4, -1, size)
     order = np.argsort(groups, axis=-1)
     expected = np.zeros_like(groups)
@@ -68,7 +70,8 @@ def test_gradient_at_ties_keeps_its_norm():
     upstream = np.array([[1.0, 2.0, 3.0, 4.0]], "float32")
     layer = GroupSort2()
     (found,) = harness.gradient(
-        lambda z: ops.sum(layer(z) * upstream), np.zeros((1, 4), "float32")
+        lambda z: ops.sum(ops.multiply(layer(z), upstream)),
+        np.zeros((1, 4), "float32"),
     )
     np.testing.assert_array_equal(found, upstream)
 

@@ -114,7 +114,7 @@ def test_unknown_data_format_is_named_where_the_factor_is_computed():
 def test_coefficient_is_unknown_before_the_layer_is_built(make):
     with pytest.raises(RuntimeError, match="Received: coef_lip=None"):
         make()._get_coef()
-    with pytest.raises(AttributeError, match="build"):
+    with pytest.raises(AttributeError):
         _ = make().kernel
 
 

@@ -162,14 +162,14 @@ def test_bound_holds_after_foreign_weights(container, factor, tmp_path):
     # Kernels are scaled, constrained kernels replaced by anything at all.
     foreign = [
         factor * w if name == "wbar" else 7 * w
-        for name, w in zip(names, finite)
+        for name, w in zip(names, finite, strict=True)
     ]
     model.set_weights(foreign)
     for layer in harness.constrained_layers(model):
         harness.assert_bounded(layer)
 
     # The same through a file: `store` writes what `assign` would refuse.
-    for variable, value in zip(model.variables, foreign):
+    for variable, value in zip(model.variables, foreign, strict=True):
         write = getattr(variable, "store", variable.assign)
         write(ops.convert_to_tensor(value.astype("float32")))
     path = tmp_path / "foreign.weights.h5"
@@ -185,7 +185,7 @@ def test_valid_weights_are_loaded_bit_for_bit():
     model(np.ones((1, 8, 8, 1), "float32"), training=True)
     twin = _network()
     twin.set_weights(model.get_weights())
-    for a, b in zip(model.get_weights(), twin.get_weights()):
+    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
 

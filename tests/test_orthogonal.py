@@ -81,7 +81,7 @@ def test_orthogonalisation_reaches_the_polar_factor(shape, smallest):
 def test_minimax_steps_stay_where_the_cubic_step_is_sound():
     # Rounding lets singular values exceed 1 a little; the polynomials would
     # amplify it without the cushion between them.
-    s = np.concatenate([np.linspace(0, 1.001, 200001), np.geomspace(1e-9, 1, 10001)])
+    s = np.append(np.linspace(0, 1.001, 200001), np.geomspace(1e-9, 1, 10001))
     for a, b, c in _orthogonal._MINIMAX:
         s = s / _orthogonal._CUSHION
         s = a * s + b * s**3 + c * s**5

@@ -29,8 +29,9 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
     layer = _built(SpectralDense(shape[1]), shape)
     (found,) = harness.gradient(
         lambda k: ops.sum(
-            layer.parametrization.constrain(k)
-            * weights.astype("float32")
+            ops.multiply(
+                layer.parametrization.constrain(k), weights.astype("float32")
+            )
         ),
         w.astype("float32"),
     )
@@ -51,8 +52,12 @@ def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
     target = _polar(rng.standard_normal((6, 4)))
     layer = _built(SpectralDense(4), (6, 4))
     (slope,) = harness.gradient(
-        lambda k: -ops.sum(
-            layer.parametrization.constrain(k) * target.astype("float32")
+        lambda k: (
+            -ops.sum(
+                ops.multiply(
+                    layer.parametrization.constrain(k), target.astype("float32")
+                )
+            )
         ),
         w,
     )
@@ -78,7 +83,7 @@ def test_gradient_of_a_division_by_the_norm_is_exact(layer):
 
     def value(kernel):
         constrained = layer.parametrization.constrain(kernel)
-        return ops.sum(constrained * weights)
+        return ops.sum(ops.multiply(constrained, weights))
 
     (found,) = harness.gradient(value, w)
     for _ in range(5):
@@ -169,3 +174,16 @@ def test_layers_share_no_state_after_cloning():
     clone.layers[0].kernel.assign(np.ones((6, 4)))
     clone.layers[0].condense()
     np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_mixed_precision_does_not_round_the_kernel_first(policy):
+    layer = SpectralDense(4, dtype=policy)
+    _built(layer, (6, 4))
+    w = np.random.default_rng(0).standard_normal((6, 4))
+    layer.kernel.assign(w)
+    output = layer(np.ones((1, 6)), training=True)
+    assert keras.backend.standardize_dtype(output.dtype) == policy[6:]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer.wbar), _polar(w), atol=2e-5
+    )

@@ -21,7 +21,9 @@ def aligned(y_true, y_pred):
     """
     y_pred = ops.convert_to_tensor(y_pred)
     y_true = ops.convert_to_tensor(y_true)
-    shapes = f"Received: y_true.shape={y_true.shape}, y_pred.shape={y_pred.shape}"
+    shapes = (
+        f"Received: y_true.shape={y_true.shape}, y_pred.shape={y_pred.shape}"
+    )
     if len(y_pred.shape) == 1:
         y_pred = ops.expand_dims(y_pred, -1)
     if len(y_true.shape) == 1:
@@ -31,7 +33,7 @@ def aligned(y_true, y_pred):
             "Labels and predictions must have the shape (batch_size, outputs). "
             + shapes
         )
-    pairs = list(zip(y_true.shape, y_pred.shape))
+    pairs = list(zip(y_true.shape, y_pred.shape, strict=True))
     if any(a != b for a, b in pairs if a is not None and b is not None):
         hint = ""
         if y_true.shape[-1] == 1:

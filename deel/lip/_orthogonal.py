@@ -46,6 +46,8 @@ NEAR = 0.75
 # of a float32 Gram matrix stays one order of magnitude below.
 _SLACK = 4e-6
 
+_TINY = float(np.finfo(np.float32).tiny)
+
 # Squarings of the Gram iteration: the bound is within m^(1/2^(t+1)) of sigma.
 _SQUARINGS = 6
 
@@ -92,9 +94,8 @@ def gram_bound(gram):
             magnitude one or less up to the size of the matrix.
 
     Returns:
-        A positive scalar tensor; the smallest normal number for a zero matrix.
+        A scalar tensor, greater than zero also for a zero matrix.
     """
-    tiny = float(np.finfo(np.float32).tiny)
     size = gram.shape[-1]
     identity = ops.eye(size, dtype=gram.dtype)
     mean = ops.sum(gram * identity) / size
@@ -103,13 +104,13 @@ def gram_bound(gram):
     power = gram
     log_scale = 0.0
     for _ in range(_SQUARINGS):
-        norm = ops.maximum(_norm(power), tiny)
+        norm = _norm(power)
         power = power / norm
         power = ops.matmul(power, power)
         log_scale = 2.0 * (log_scale + ops.log(norm))
-    log_bound = log_scale + ops.log(ops.maximum(_norm(power), tiny))
+    log_bound = log_scale + ops.log(_norm(power))
     iterated = ops.exp(log_bound / 2.0**_SQUARINGS)
-    return ops.maximum(ops.minimum(spread, iterated), tiny) * (1 + _SLACK)
+    return ops.maximum(ops.minimum(spread, iterated), _TINY) * (1 + _SLACK)
 
 
 def divide_by_norm(w):
@@ -168,9 +169,7 @@ def orthogonalize(w, tolerance, max_steps):
 
 
 def _iterate(w, residual, tolerance, max_steps):
-    w = cond(
-        residual < NEAR, lambda: w, lambda: _approach(w, max_steps - 1)
-    )
+    w = cond(residual < NEAR, lambda: w, lambda: _approach(w, max_steps - 1))
 
     def unfinished(w, predicted, step):
         return ops.logical_and(predicted > tolerance, step < max_steps)
@@ -205,7 +204,8 @@ def _defect(w):
 
 
 def _norm(x):
-    return ops.sqrt(ops.sum(ops.square(x)))
+    """Frobenius norm, kept from zero, where its gradient is not finite."""
+    return ops.sqrt(ops.maximum(ops.sum(ops.square(x)), _TINY))
 
 
 def _predicted(defect, residual):
@@ -227,9 +227,8 @@ def _deviation(defect, residual):
     block = ops.convert_to_tensor(np.cos(angles), dtype=defect.dtype)
     once = ops.matmul(defect, block)
     twice = ops.matmul(defect, once)
-    tiny = float(np.finfo(np.float32).tiny)
     ratios = ops.sum(ops.square(twice), axis=0) / ops.maximum(
-        ops.sum(ops.square(once), axis=0), tiny
+        ops.sum(ops.square(once), axis=0), _TINY
     )
     return ops.minimum(1.5 * ops.sqrt(ops.max(ratios)), residual)
 

@@ -130,9 +130,10 @@ class Parametrization(keras.layers.Layer):
 
     def _admit(self, value, kernel):
         """`value` if it satisfies the constraint, else one that does."""
-        if np.all(np.isfinite(value)):
-            if self.expansion(value) <= self.coefficient * (1.0 + SLACK):
-                return value
+        finite = np.all(np.isfinite(value))
+        bound = self.coefficient * (1.0 + SLACK)
+        if finite and self.expansion(value) <= bound:
+            return value
         return self._scaled(self.constrain(full(kernel)))
 
 

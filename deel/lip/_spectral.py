@@ -1,4 +1,4 @@
-"""The spectral parametrization: kernels with singular values one, or at most one."""
+"""The spectral parametrization: kernels with singular values of one."""
 
 import keras
 from keras import ops
@@ -163,9 +163,7 @@ class Spectral(Parametrization):
         return ops.cast(nearest, kernel.dtype)
 
     def _nearest(self, matrix, tolerance):
-        return _orthogonal.orthogonalize(
-            matrix, tolerance, self.maxiter_bjorck
-        )
+        return _orthogonal.orthogonalize(matrix, tolerance, self.maxiter_bjorck)
 
     def _proven(self, matrix):
         """Whether `wbar`, which is valid, is this very kernel, scaled.

@@ -37,10 +37,11 @@ class SpectralInitializer(keras.initializers.Initializer):
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
     >>> from deel.lip.initializers import SpectralInitializer
     >>> kernel = SpectralInitializer(k_coef_lip=2.0)((8, 4))
-    >>> values = np.linalg.svd(np.array(kernel), compute_uv=False)
+    >>> kernel = keras.ops.convert_to_numpy(kernel)
+    >>> values = np.linalg.svd(kernel, compute_uv=False)
     >>> bool(np.allclose(values, 2.0, atol=1e-5))
     True
     """

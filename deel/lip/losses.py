@@ -1,7 +1,7 @@
 """Losses for networks with a known Lipschitz constant.
 
 The Kantorovich-Rubinstein (KR) term is the dual of the Wasserstein-1 distance:
-over all 1-Lipschitz functions f, the largest `E[f | positive] - E[f | negative]`
+the largest `E[f | positive] - E[f | negative]` over all 1-Lipschitz functions f
 is the distance between the two classes. The hinge term asks for a margin, which
 a 1-Lipschitz network turns into a robustness radius. HKR is their sum.
 

@@ -285,7 +285,7 @@ def _is_1_lipschitz(layer):
         return True
     if isinstance(layer, _MAX_POOLING):
         # Overlapping windows hand one value to several outputs.
-        windows = zip(layer.pool_size, layer.strides)
+        windows = zip(layer.pool_size, layer.strides, strict=True)
         return all(size <= stride for size, stride in windows)
     if isinstance(layer, keras.layers.ReLU):
         return layer.threshold == 0 and abs(layer.negative_slope) <= 1

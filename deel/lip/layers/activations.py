@@ -66,9 +66,10 @@ class GroupSort(_Activation):
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
     >>> from deel.lip.activations import GroupSort
-    >>> print(np.array(GroupSort(3)(np.array([[3., 1., -2., -5., 0., 4.]]))))
+    >>> x = np.array([[3., 1., -2., -5., 0., 4.]])
+    >>> print(keras.ops.convert_to_numpy(GroupSort(3)(x)))
     [[-2.  1.  3. -5.  0.  4.]]
 
     Reference:
@@ -122,9 +123,10 @@ class GroupSort2(GroupSort):
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
     >>> from deel.lip.activations import GroupSort2
-    >>> print(np.array(GroupSort2()(np.array([[3., 1., -2., -5., 0., 4.]]))))
+    >>> x = np.array([[3., 1., -2., -5., 0., 4.]])
+    >>> print(keras.ops.convert_to_numpy(GroupSort2()(x)))
     [[ 1.  3. -5. -2.  0.  4.]]
     """
 
@@ -141,9 +143,10 @@ class FullSort(GroupSort):
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
     >>> from deel.lip.activations import FullSort
-    >>> print(np.array(FullSort()(np.array([[3., 1., -2., -5., 0., 4.]]))))
+    >>> x = np.array([[3., 1., -2., -5., 0., 4.]])
+    >>> print(keras.ops.convert_to_numpy(FullSort()(x)))
     [[-5. -2.  0.  1.  3.  4.]]
     """
 
@@ -174,9 +177,10 @@ class MaxMin(_Activation):
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
     >>> from deel.lip.activations import MaxMin
-    >>> print(np.array(MaxMin()(np.array([[3., -2.]]))))
+    >>> x = np.array([[3., -2.]])
+    >>> print(keras.ops.convert_to_numpy(MaxMin()(x)))
     [[3. 0. 0. 2.]]
     """
 

@@ -55,5 +55,5 @@ def coverage_coefficient(kernel_size, strides, lengths):
         strides: Tuple of integers.
         lengths: Tuple of integers or Nones, the spatial shape of the input.
     """
-    axes = zip(kernel_size, strides, lengths)
+    axes = zip(kernel_size, strides, lengths, strict=True)
     return 1.0 / math.sqrt(math.prod(window_overlap(*axis) for axis in axes))

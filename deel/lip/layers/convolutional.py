@@ -54,7 +54,7 @@ class CoveredConvolution:
         # break the bound: Keras is told to refuse it.
         first = 2 if self.data_format == "channels_first" else 1
         axes = dict(self.input_spec.axes)
-        sizes = zip(self.kernel_size, self.strides)
+        sizes = zip(self.kernel_size, self.strides, strict=True)
         for axis, size in enumerate(sizes, start=first):
             length = input_shape[axis]
             if window_overlap(*size, length) < window_overlap(*size):
@@ -65,9 +65,7 @@ class CoveredConvolution:
 
 
 @register("SpectralConv2D")
-class SpectralConv2D(
-    CoveredConvolution, SpectralKernel, keras.layers.Conv2D
-):
+class SpectralConv2D(CoveredConvolution, SpectralKernel, keras.layers.Conv2D):
     """A 2-D convolution that is `k_coef_lip`-Lipschitz.
 
     It takes the place of `keras.layers.Conv2D` and takes its arguments, in the
