@@ -253,3 +253,17 @@ def test_functions_are_what_the_classes_compute():
     np.testing.assert_array_equal(
         ops.convert_to_numpy(soft), ops.convert_to_numpy(classical)
     )
+
+
+def test_one_model_takes_labels_of_both_ranks_in_turn():
+    # TensorFlow then traces the step again, with labels of unknown rank.
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", HKR(10.0), metrics=[KR()], jit_compile=False)
+    x = np.random.default_rng(0).standard_normal((8, 2))
+    y = np.array([1.0, -1.0] * 4)
+    found = [
+        model.evaluate(x, labels, verbose=0, batch_size=8)
+        for labels in (y.reshape(-1, 1), y, y.reshape(-1, 1))
+    ]
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
+    np.testing.assert_allclose(found[2], found[0], rtol=1e-6)

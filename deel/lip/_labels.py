@@ -21,6 +21,8 @@ def aligned(y_true, y_pred):
     """
     y_pred = ops.convert_to_tensor(y_pred)
     y_true = ops.convert_to_tensor(y_true)
+    if not _has_rank(y_true):
+        y_true = ops.reshape(y_true, ops.shape(y_pred))
     shapes = (
         f"Received: y_true.shape={y_true.shape}, y_pred.shape={y_pred.shape}"
     )
@@ -42,6 +44,19 @@ def aligned(y_true, y_pred):
             f"Labels and predictions must have the same shape. {hint}{shapes}"
         )
     return ops.cast(y_true, y_pred.dtype), y_pred
+
+
+def _has_rank(tensor):
+    """False for labels that TensorFlow traces with any number of axes.
+
+    It does so where one model is given labels `(batch_size,)` and
+    `(batch_size, 1)` in turn. Reshaping cannot broadcast them either.
+    """
+    try:
+        len(tensor.shape)
+    except ValueError:
+        return False
+    return True
 
 
 def signs(y_true):

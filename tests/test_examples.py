@@ -1,0 +1,278 @@
+"""The example programs do what they say, on small data."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from deel.lip.losses import HKR
+from deel.lip.losses import KR
+from deel.lip.losses import HingeMargin
+
+# The examples import their shared module by its bare name, as scripts do.
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+common = importlib.import_module("common")
+demo = importlib.import_module("demo")
+mnist_binary = importlib.import_module("mnist_binary")
+mnist_multiclass = importlib.import_module("mnist_multiclass")
+
+
+@pytest.fixture(scope="module")
+def mnist_like(tmp_path_factory):
+    """A file of the shapes of MNIST: one noisy pattern for each class."""
+    random = np.random.default_rng(0)
+    patterns = random.integers(0, 200, (10, 28, 28))
+
+    def samples(count):
+        labels = np.arange(count) % 10
+        noise = random.integers(0, 56, (count, 28, 28))
+        return (patterns[labels] + noise).astype("uint8"), labels
+
+    x_train, y_train = samples(200)
+    x_test, y_test = samples(50)
+    path = tmp_path_factory.mktemp("data") / "mnist_like.npz"
+    np.savez(
+        path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test
+    )
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def demo_run(tmp_path_factory):
+    """Exit status and output folder of a short run of the demo."""
+    pytest.importorskip("sklearn")
+    output = tmp_path_factory.mktemp("demo") / "results"
+    options = {
+        "--epochs": 2,
+        "--attack-samples": 40,
+        "--attack-steps": 5,
+        "--attack-restarts": 2,
+        "--output": output,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    return demo.main(words), output
+
+
+def linear_model(kernel, bias, input_shape=(2, 2, 1)):
+    """A model of one dense layer, of which everything is known."""
+    model = keras.Sequential(
+        [
+            keras.Input(input_shape),
+            keras.layers.Flatten(),
+            keras.layers.Dense(kernel.shape[1]),
+        ]
+    )
+    model.set_weights([kernel.astype("float32"), bias.astype("float32")])
+    return model
+
+
+def two_classes(distance):
+    """A model, an image of class 0, and its distance to class 1."""
+    normal = np.array([0.5, 0.5, -0.5, 0.5])
+    x = np.full((1, 2, 2, 1), 0.5, "float32")
+    kernel = np.stack([normal, np.zeros(4)], axis=1)
+    bias = np.array([distance - normal @ x.ravel(), 0.0])
+    return linear_model(kernel, bias), x
+
+
+def test_certificate_of_a_linear_classifier_is_the_exact_distance():
+    kernel = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
+    x = np.array([[3.0, 1.0], [1.0, 1.5], [-2.0, 1.0], [1.0, 1.0]])
+    # To the lines x = y (twice), x = -y, and on the line x = y.
+    exact = np.array([2.0, 0.5, 1.0, 0.0]) / np.sqrt(2)
+    radii = common.certified_radius(x @ kernel, kernel)
+    assert np.all(radii <= exact)
+    np.testing.assert_allclose(radii, exact, atol=1e-3)
+
+
+def test_certificate_is_divided_by_the_constant_before_the_last_layer():
+    kernel = np.array([[1.0, 0.0], [0.0, 1.0]])
+    scores = np.array([[3.0, 1.0]])
+    once = common.certified_radius(scores, kernel)
+    twice = common.certified_radius(scores, kernel, k_before=2.0)
+    np.testing.assert_allclose(twice, once / 2)
+
+
+def test_certificate_is_at_least_half_the_lead_for_unit_columns():
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(8, 5))
+    kernel /= np.linalg.norm(kernel, axis=0)
+    scores = random.normal(size=(20, 5))
+    ordered = np.sort(scores, axis=-1)
+    half = (ordered[:, -1] - ordered[:, -2]) / 2
+    radii = common.certified_radius(scores, kernel)
+    assert np.all(radii >= half - 1e-3)
+
+
+def test_input_gradient_is_that_of_each_image():
+    random = np.random.default_rng(0)
+    kernel = random.normal(size=(4, 3)).astype("float32")
+    model = linear_model(kernel, np.zeros(3))
+    gradient = common.input_gradient(lambda x: keras.ops.sum(model(x), -1))
+    x = random.uniform(size=(5, 2, 2, 1)).astype("float32")
+    expected = np.tile(kernel.sum(-1).reshape(1, 2, 2, 1), (5, 1, 1, 1))
+    np.testing.assert_allclose(gradient(x), expected, rtol=1e-5)
+
+
+def test_attack_finds_the_closest_point_just_beyond_the_boundary():
+    model, x = two_classes(distance=0.2)
+    attack = common.Attack(model)
+    (found,) = attack.distances(x, np.array([0]), [0.202])
+    assert 0.2 - 1e-6 <= found <= 0.202
+
+
+def test_attack_finds_nothing_within_the_distance_to_the_boundary():
+    model, x = two_classes(distance=0.2)
+    attack = common.Attack(model)
+    assert attack.distances(x, np.array([0]), [0.05, 0.198]) == [np.inf]
+
+
+def test_attack_reports_distance_zero_where_the_image_has_another_class():
+    model, x = two_classes(distance=0.2)
+    assert common.Attack(model).distances(x, np.array([1]), [0.1]) == [0.0]
+
+
+def test_attack_stays_within_the_valid_pixels():
+    # Only negative pixels would bring the sum below zero.
+    kernel = np.stack([np.ones(4), np.zeros(4)], axis=1)
+    model = linear_model(kernel, np.array([0.1, 0.0]))
+    x = np.zeros((1, 2, 2, 1), "float32")
+    attack = common.Attack(model)
+    assert attack.distances(x, np.array([0]), [10.0]) == [np.inf]
+
+
+def test_demo_succeeds_and_leaves_its_results(demo_run):
+    status, output = demo_run
+    assert status == 0
+    assert (output / "model.keras").exists()
+    assert (output / "results.json").exists()
+
+
+def test_demo_draws_a_figure(demo_run):
+    pytest.importorskip("matplotlib")
+    _, output = demo_run
+    assert (output / "robustness.png").stat().st_size > 10_000
+
+
+def test_demo_breaks_no_certificate(demo_run):
+    _, output = demo_run
+    results = json.loads((output / "results.json").read_text())
+    assert results["broken"] == 0
+    assert results["attacked_samples"] == 40
+    certified = np.array(results["attacked_certified"])
+    assert np.all(certified <= np.array(results["under_attack"]))
+    # Two epochs are enough to certify something.
+    assert results["accuracy"] > 0.7
+    assert certified[0] > 0.3
+
+
+def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
+    _, output = demo_run
+    results = json.loads((output / "results.json").read_text())
+    assert results["difference"] <= demo.TOLERANCE
+    model = keras.models.load_model(output / "model.keras")
+    assert type(model) is keras.Sequential
+    _, (x, y) = demo.load_digits()
+    scores = model.predict(common.as_images(x), verbose=0)
+    correct = np.argmax(scores, axis=-1) == y
+    assert np.mean(correct) == results["accuracy"]
+    kernel = keras.ops.convert_to_numpy(model.layers[-1].kernel)
+    radii = common.certified_radius(scores, kernel)
+    np.testing.assert_array_equal(
+        common.accuracy_beyond(demo.RADII, correct, radii),
+        results["certified"],
+    )
+
+
+def test_demo_counts_an_attack_within_a_certificate_as_broken():
+    evaluation = {
+        "correct": np.array([True, True, False]),
+        "certified": np.array([0.5, 0.5, 0.5]),
+        "attacked": np.array([0.4, 0.6]),
+    }
+    assert demo.summarize(evaluation)["broken"] == 1
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
+def test_demo_builds_a_network_for_images_of_each_data_set(shape):
+    model = demo.build_model(shape, 10)
+    assert model.output_shape == (None, 10)
+    assert model.count_params() < 2_000_000
+    assert model.layers[-5].output.shape[1] == 4
+
+
+def test_data_comes_from_a_local_file(mnist_like):
+    args = demo.parse_arguments(["--data", mnist_like, "--limit", "30"])
+    (x_train, y_train), (x_test, y_test) = demo.load_data(args)
+    assert x_train.shape == (30, 28, 28, 1)
+    assert y_train.shape == (30,)
+    assert x_test.shape == (50, 28, 28, 1)
+    assert y_test.shape == (50,)
+    assert x_train.dtype == "float32"
+    assert 0.0 <= x_train.min() < 0.1
+    assert 0.9 < x_train.max() <= 1.0
+
+
+def test_missing_data_file_is_an_error_of_the_command_line(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--data", str(tmp_path / "absent.npz")])
+    assert "argument --data: " in capsys.readouterr().err
+
+
+def test_data_file_that_is_no_archive_is_an_error(tmp_path, capsys):
+    path = tmp_path / "text.npz"
+    path.write_text("no archive")
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--data", str(path)])
+    assert "there is no .npz file" in capsys.readouterr().err
+
+
+def test_data_file_without_an_array_is_an_error_that_names_it(tmp_path, capsys):
+    path = tmp_path / "part.npz"
+    np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), x_test=np.zeros(3))
+    with pytest.raises(SystemExit):
+        demo.parse_arguments(["--data", str(path)])
+    assert "lacks y_test" in capsys.readouterr().err
+
+
+def test_mnist_multiclass_has_the_known_number_of_parameters(
+    mnist_like, capsys
+):
+    options = ["--data", mnist_like, "--epochs", "1", "--batch-size", "100"]
+    assert mnist_multiclass.main(options) == 0
+    printed = capsys.readouterr().out
+    assert "Total params: 55,843" in printed
+    assert "Parameters of the exported model: 27,920" in printed
+    assert "val_accuracy: " in printed
+    assert "val_MulticlassKR: " in printed
+
+
+def test_mnist_binary_has_the_known_number_of_parameters(mnist_like, capsys):
+    assert mnist_binary.main(["--data", mnist_like, "--epochs", "1"]) == 0
+    printed = capsys.readouterr().out
+    assert "train: 40 images, 50.000 % of them 0" in printed
+    assert "Total params: 51,330" in printed
+    assert "Parameters of the exported model: 25,664" in printed
+    assert "val_KR: " in printed
+
+
+def test_mnist_binary_losses_take_labels_of_either_rank(mnist_like):
+    train, _ = common.read_npz(mnist_like)
+    x, y = mnist_binary.prepare(*train)
+    model = mnist_binary.build_model()
+
+    def evaluated(labels):
+        model.compile(
+            loss=HKR(alpha=10.0, min_margin=2.0),
+            metrics=[KR, HingeMargin(min_margin=2.0)],
+        )
+        return model.evaluate(x, labels, verbose=0, return_dict=True)
+
+    column, flat = evaluated(y), evaluated(y.ravel())
+    assert set(column) == {"loss", "KR", "HingeMargin"}
+    for name, value in column.items():
+        np.testing.assert_allclose(flat[name], value, rtol=1e-5)
