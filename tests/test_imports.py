@@ -16,6 +16,7 @@ PACKAGE = Path(deel.lip.__file__).parent
 ORDER = [
     "_register",
     "_validation",
+    "_variables",
     "_control_flow",
     "normalizers",
     "_orthogonal",

@@ -6,6 +6,7 @@ from keras import ops
 
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._variables import host
 
 
 class _AfterUpdate(keras.constraints.Constraint):
@@ -150,9 +151,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             config.pop(f"kernel_{key}", None)
         exported = stock_class.from_config(config)
         exported.build(input_shape)
-        weights = [ops.convert_to_numpy(self.wbar)]
+        weights = [host(self.wbar)]
         if self.bias is not None:
-            weights.append(ops.convert_to_numpy(self.bias))
+            weights.append(host(self.bias))
         exported.set_weights(weights)
         if keeps_shape:
             return exported
@@ -198,7 +199,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             )
 
     def _require_finite(self, what, variable):
-        values = ops.convert_to_numpy(variable)
+        values = host(variable)
         if not np.all(np.isfinite(values)):
             raise ValueError(
                 f"The weights `{what}` of layer '{self.name}' must be finite. "

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._variables import full
+
 # Relative slack under which a kernel from outside counts as within its bound.
 SLACK = 1e-5
 
@@ -164,10 +166,3 @@ class GuardedVariable(keras.Variable):
         a compiled step.
         """
         return super().assign(ops.copy(value))
-
-
-def full(variable):
-    """Value of a variable, or a tensor, in float32 at least."""
-    tensor = ops.convert_to_tensor(variable)
-    dtype = keras.backend.result_type(tensor.dtype, "float32")
-    return ops.cast(tensor, dtype)

@@ -7,8 +7,8 @@ from deel.lip import _orthogonal
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._control_flow import cond
 from deel.lip._parametrization import Parametrization
-from deel.lip._parametrization import full
 from deel.lip._validation import positive_int
+from deel.lip._variables import full
 from deel.lip.normalizers import DEFAULT_BETA_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL

@@ -19,6 +19,7 @@ from keras import ops
 from deel.lip._labels import aligned
 from deel.lip._labels import signs
 from deel.lip._register import register
+from deel.lip._variables import host
 
 __all__ = [
     "HKR",
@@ -170,7 +171,7 @@ class _LipschitzLoss(keras.losses.Loss):
     def _plain(self, key):
         value = getattr(self, key)
         if isinstance(value, keras.Variable):
-            return float(ops.convert_to_numpy(value))
+            return float(host(value))
         return value
 
 
