@@ -13,4 +13,5 @@ def full(variable):
 
 def host(variable):
     """Value of a variable as a NumPy array."""
-    return ops.convert_to_numpy(ops.convert_to_tensor(variable))
+    # A copy first: NumPy 2 deprecates how TensorFlow converts its variables.
+    return ops.convert_to_numpy(ops.copy(variable))
