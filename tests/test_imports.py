@@ -18,6 +18,7 @@ ORDER = [
     "_validation",
     "_variables",
     "_control_flow",
+    "_gradient",
     "normalizers",
     "_orthogonal",
     "_lipschitz",

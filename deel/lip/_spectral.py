@@ -6,6 +6,7 @@ from keras import ops
 from deel.lip import _orthogonal
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._control_flow import cond
+from deel.lip._gradient import custom_gradient
 from deel.lip._parametrization import Parametrization
 from deel.lip._validation import positive_int
 from deel.lip._variables import full
@@ -50,13 +51,11 @@ def spectral_constraint(
     return ops.reshape(constrained, kernel.shape)
 
 
-@ops.custom_gradient
+@custom_gradient
 def _with_tangent_gradient(matrix, nearest):
     """`nearest` with its gradient sent to `matrix`, not through the steps."""
 
-    def gradient(*args, upstream=None):
-        if upstream is None:
-            (upstream,) = args
+    def gradient(upstream):
         tangent = _orthogonal.project_on_tangent(nearest, upstream)
         return tangent, ops.zeros_like(nearest)
 

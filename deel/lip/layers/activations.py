@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import positive_int
@@ -213,7 +214,7 @@ def _sort_groups(inputs, size):
     return ops.reshape(ops.sort(groups, axis=-1), shape)
 
 
-@ops.custom_gradient
+@custom_gradient
 def _sort_pairs(inputs):
     """Sorts pairs of neighbours on the last axis, exactly.
 
@@ -228,9 +229,7 @@ def _sort_pairs(inputs):
     swap = _by_blocks(inputs, difference) > 0
     outputs = ops.where(swap, _by_blocks(inputs, exchange), inputs)
 
-    def gradient(*args, upstream=None):
-        if upstream is None:
-            (upstream,) = args
+    def gradient(upstream):
         return ops.where(swap, _by_blocks(upstream, exchange), upstream)
 
     return outputs, gradient

@@ -6,6 +6,7 @@ import numbers
 import keras
 from keras import ops
 
+from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
@@ -242,14 +243,12 @@ def _checked_epsilon(eps_grad_sqrt):
     return float(eps_grad_sqrt)
 
 
-@ops.custom_gradient
+@custom_gradient
 def _root(x):
     """Square root whose gradient at zero is zero instead of infinite."""
     root = ops.sqrt(x)
 
-    def gradient(*args, upstream=None):
-        if upstream is None:
-            (upstream,) = args
+    def gradient(upstream):
         safe = ops.where(root > 0, root, ops.ones_like(root))
         slope = ops.where(root > 0, 0.5 / safe, ops.zeros_like(root))
         return upstream * slope
