@@ -362,8 +362,16 @@ def test_export_names_the_layer_whose_weights_are_not_finite():
     model(np.zeros((1, 6, 6, 1), "float32"), training=True)
     with pytest.raises(ValueError, match=layer.name):
         model.vanilla_export()
-    with pytest.raises(ValueError, match=layer.name):
+
+
+def test_condense_changes_no_layer_if_one_cannot_be_condensed():
+    model = _small(16.0)
+    model.layers[-1].kernel.assign(np.full((36, 5), np.nan))
+    before = model.get_weights()
+    with pytest.raises(ValueError, match=model.layers[-1].name):
         model.condense()
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
 
 
 def test_recompiling_changes_no_weight():

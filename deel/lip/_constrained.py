@@ -124,10 +124,13 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         if self.coef_lip is not None:
             self.parametrization.rescale(self._get_coef())
 
-    def condense(self):
-        """Overwrites the free kernel with the constrained one."""
+    def _check_condensable(self):
         self._require_built("condense")
         self._require_finite("kernel", self.kernel)
+
+    def condense(self):
+        """Overwrites the free kernel with the constrained one."""
+        self._check_condensable()
         self.parametrization.condense(self.kernel)
 
     def vanilla_export(self):

@@ -52,6 +52,9 @@ class LipschitzLayer:
 class Condensable:
     """Mixin of the objects that can be turned into their stock equivalent."""
 
+    def _check_condensable(self):
+        """Raises an error if `condense` would: a model asks all layers first."""
+
     def condense(self):
         """Overwrites the free weights with the constrained ones."""
         raise NotImplementedError(

@@ -236,11 +236,20 @@ def _renewed_inputs(model):
 
 
 def _condense(model):
+    """Condenses all layers, or none if one of them cannot be."""
+    layers = list(_condensable_layers(model))
+    for layer in layers:
+        layer._check_condensable()
+    for layer in layers:
+        layer.condense()
+
+
+def _condensable_layers(model):
     for layer in model.layers:
-        if isinstance(layer, Condensable):
-            layer.condense()
-        elif isinstance(layer, keras.Model):
-            _condense(layer)
+        if isinstance(layer, keras.Model):
+            yield from _condensable_layers(layer)
+        elif isinstance(layer, Condensable):
+            yield layer
 
 
 @contextlib.contextmanager

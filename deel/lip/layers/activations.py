@@ -223,7 +223,8 @@ def _sort_pairs(inputs):
     where strided access to every other channel does not. Both are exact: each
     entry is a sum with at most two terms, and one with a factor 1 for the
     exchange. The gradient takes the same exchange, so nothing but one Boolean
-    for each value is kept for it. A tie is left as it is.
+    for each value is kept for it. A tie is left as it is. Values must be
+    finite, since the products multiply the other channels by 0.
     """
     exchange, difference = _pair_matrices(inputs.shape[-1], inputs.dtype)
     swap = _by_blocks(inputs, difference) > 0
