@@ -1,6 +1,7 @@
 """Golden values of the activations, and gradients at ties."""
 
 import harness
+import keras
 import numpy as np
 import pytest
 from keras import ops
@@ -10,7 +11,9 @@ from deel.lip import layers
 from deel.lip.activations import FullSort
 from deel.lip.activations import GroupSort
 from deel.lip.activations import GroupSort2
+from deel.lip.activations import Householder
 from deel.lip.activations import MaxMin
+from deel.lip.activations import PReLUlip
 
 X = [3.0, 1.0, -2.0, -5.0, 0.0, 4.0]
 
@@ -121,3 +124,56 @@ def test_group_size_must_be_a_positive_integer(n):
 def test_activations_are_also_in_layers():
     for name in activations.__all__:
         assert getattr(activations, name) is getattr(layers, name)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, [-2, 1, 3, 5]),
+        ({"k_coef_lip": 2.0}, [-4, 2, 6, 10]),  # C11
+        (
+            {"theta_initializer": keras.initializers.Constant(np.pi / 3)},
+            [-0.2320508, 1, 3.5980762, 5],
+        ),
+    ],
+)
+def test_householder_golden_values(arguments, expected):
+    x = np.array([[3.0, 1.0, -2.0, 5.0]], "float32")
+    found = ops.convert_to_numpy(Householder(**arguments)(x))
+    np.testing.assert_allclose(found, [expected], atol=1e-6)
+
+
+def test_householder_refuses_what_it_cannot_pair():
+    with pytest.raises(RuntimeError, match="Received: data_format"):
+        Householder(data_format="channels_first")
+    with pytest.raises(RuntimeError, match="Received: channels=3"):
+        Householder().build((None, 3))
+
+
+def test_householder_is_trained_as_the_activation_of_a_layer():
+    layer = layers.SpectralDense(4, activation=Householder())
+    model = keras.Sequential([keras.Input((3,)), layer])
+    assert [v.name for v in model.trainable_variables] == [
+        "kernel",
+        "bias",
+        "theta",
+    ]
+    theta = ops.convert_to_numpy(layer.activation.theta[:])
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    x = np.random.default_rng(0).standard_normal((8, 3))
+    model.fit(x, np.ones((8, 4)), verbose=0)
+    assert np.any(ops.convert_to_numpy(layer.activation.theta[:]) != theta)
+
+
+def test_prelu_slopes_are_bounded_one_by_one():
+    # C12: a bound of the norm of all slopes would shrink each of them.
+    model = keras.Sequential([keras.Input((4,)), PReLUlip(0.5)])
+    (alpha,) = model.trainable_variables
+    alpha.assign([3.0, -2.0, 0.25, 0.5])
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(alpha[:]), [0.5, -0.5, 0.25, 0.5]
+    )
+    with pytest.raises(ValueError, match="Received: k_coef_lip"):
+        PReLUlip(-1.0)

@@ -9,6 +9,7 @@ import pytest
 from keras import ops
 
 from deel.lip import layers
+from deel.lip.constraints import SpectralConstraint
 from deel.lip.initializers import SpectralInitializer
 
 SPECTRAL = [
@@ -93,6 +94,23 @@ def test_lora_is_refused(make):
 def test_convolutions_that_are_not_bounded_are_refused(arguments, error):
     with pytest.raises(error, match="Received"):
         layers.SpectralConv2D(**{"filters": 3, "kernel_size": 3, **arguments})
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"strides": 2},
+        {"strides": (1, 2)},
+        {"kernel_constraint": "non_neg"},
+        {"padding": "valid"},
+        {"dilation_rate": 2},
+    ],
+    ids=str,
+)
+def test_frobenius_convolutions_that_are_not_bounded_are_refused(arguments):
+    with pytest.raises(RuntimeError, match="Received"):
+        layers.FrobeniusConv2D(2, 3, **arguments)
+    layers.FrobeniusConv2D(2, 3, kernel_constraint=SpectralConstraint())
 
 
 @pytest.mark.parametrize("padding", ["same", "SAME", "Same"])

@@ -38,7 +38,7 @@ def test_parameters_are_counted_as_documented(row):
     names = [v.name for v in layer.weights]
     assert names == [
         name
-        for name in ("kernel", "bias", "sn", "sigma", "wbar")
+        for name in ("kernel", "bias", "sn", "sigma", "wbar", "theta")
         if name in names
     ]
 

@@ -220,6 +220,8 @@ def test_other_layers_warn_and_make_the_constant_unknown(layer):
         keras.layers.MaxPooling1D(2, strides=3),
         keras.layers.GlobalMaxPooling2D(),
         keras.layers.Flatten(),
+        layers.InvertibleDownSampling(2),
+        layers.InvertibleUpSampling(2),
         keras.layers.Reshape((4,)),
         keras.layers.Permute((2, 1)),
         keras.layers.Softmax(),

@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lip.layers import ScaledAveragePooling2D
 from deel.lip.layers import ScaledGlobalAveragePooling2D
+from deel.lip.layers import ScaledGlobalL2NormPooling2D
 from deel.lip.layers import ScaledL2NormPooling2D
 
 WINDOW = np.array([[1.0, 2.0], [3.0, 4.0]], "float32").reshape(1, 2, 2, 1)
@@ -19,6 +20,8 @@ WINDOW = np.array([[1.0, 2.0], [3.0, 4.0]], "float32").reshape(1, 2, 2, 1)
         (ScaledAveragePooling2D(), WINDOW, 5.0),
         (ScaledL2NormPooling2D(), WINDOW, 5.477226),
         (ScaledGlobalAveragePooling2D(), WINDOW, 5.0),
+        (ScaledGlobalL2NormPooling2D(), WINDOW, 5.477226),
+        (ScaledGlobalL2NormPooling2D(), 0 * WINDOW, 0.001),
         (ScaledL2NormPooling2D(), 0 * WINDOW, 0.002),
         (ScaledL2NormPooling2D(eps_grad_sqrt=0.0), 0 * WINDOW, 0.0),
         (ScaledAveragePooling2D(k_coef_lip=3.0), WINDOW, 15.0),
@@ -68,8 +71,9 @@ def test_window_and_stride_are_compared_as_pairs(layer_class):
 
 @pytest.mark.parametrize("value", [-1e-9, -1, float("nan")])
 def test_negative_epsilon_is_refused(value):
-    with pytest.raises(RuntimeError, match="Received: eps_grad_sqrt"):
-        ScaledL2NormPooling2D(eps_grad_sqrt=value)
+    for layer in (ScaledL2NormPooling2D, ScaledGlobalL2NormPooling2D):
+        with pytest.raises(RuntimeError, match="Received: eps_grad_sqrt"):
+            layer(eps_grad_sqrt=value)
 
 
 def test_global_average_takes_the_size_of_the_image_at_hand():
@@ -88,7 +92,10 @@ def test_global_average_takes_the_size_of_the_image_at_hand():
 def test_data_formats_agree():
     x = np.random.default_rng(0).standard_normal((2, 4, 6, 3)).astype("float32")
     first = np.transpose(x, (0, 3, 1, 2))
-    for layer_class in (ScaledGlobalAveragePooling2D,):
+    for layer_class in (
+        ScaledGlobalAveragePooling2D,
+        ScaledGlobalL2NormPooling2D,
+    ):
         last_result = layer_class()(x)
         first_result = layer_class(data_format="channels_first")(first)
         np.testing.assert_allclose(

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deel.lip import activations
+from deel.lip import constraints
 from deel.lip import initializers
 from deel.lip import layers
 from deel.lip import losses
@@ -19,6 +20,7 @@ __all__ = [
     "Sequential",
     "__version__",
     "activations",
+    "constraints",
     "initializers",
     "layers",
     "losses",

@@ -90,6 +90,10 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self._init_lip_coef(input_shape)
         self.parametrization.add_state(self.kernel, self._get_coef())
         self.kernel.constraint = _AfterUpdate(self._after_update)
+        if isinstance(self.activation, keras.layers.Layer):
+            # All state must exist before the first step, weights of an
+            # activation layer included.
+            self.activation.build(super().compute_output_shape(input_shape))
 
     def call(self, inputs, training=True):
         if training:

@@ -53,7 +53,7 @@ class Condensable:
     """Mixin of the objects that can be turned into their stock equivalent."""
 
     def _check_condensable(self):
-        """Raises an error if `condense` would: a model asks all layers first."""
+        """Raises the error that `condense` would, before anything changes."""
 
     def condense(self):
         """Overwrites the free weights with the constrained ones."""

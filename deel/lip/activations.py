@@ -3,6 +3,15 @@
 from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
+from deel.lip.layers.activations import Householder
 from deel.lip.layers.activations import MaxMin
+from deel.lip.layers.activations import PReLUlip
 
-__all__ = ["FullSort", "GroupSort", "GroupSort2", "MaxMin"]
+__all__ = [
+    "FullSort",
+    "GroupSort",
+    "GroupSort2",
+    "Householder",
+    "MaxMin",
+    "PReLUlip",
+]

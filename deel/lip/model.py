@@ -10,6 +10,8 @@ import keras
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
+from deel.lip.layers import InvertibleDownSampling
+from deel.lip.layers import InvertibleUpSampling
 
 __all__ = ["Model", "Sequential", "vanillaModel"]
 
@@ -262,6 +264,8 @@ def _config_is_read():
 
 
 _ALWAYS_1_LIPSCHITZ = (
+    InvertibleDownSampling,
+    InvertibleUpSampling,
     keras.layers.InputLayer,
     keras.layers.Softmax,
     keras.layers.Flatten,

@@ -1,5 +1,7 @@
 """Activations that keep the norm of the gradient."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -7,7 +9,9 @@ from keras import ops
 from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
+from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
+from deel.lip.constraints import WeightClipConstraint
 
 # Channels that are sorted by one small matrix product; see `_sort_pairs`.
 _BLOCK = 16
@@ -203,6 +207,111 @@ class MaxMin(_Activation):
         if shape[self._axis] is not None:
             shape[self._axis] *= 2
         return tuple(shape)
+
+
+@register("Householder")
+class Householder(_Activation):
+    """Reflects pairs of channels, with a learned angle for each pair.
+
+    Channels are paired by halves: the first with the one in the middle, and so
+    on. Points on one side of a line through the origin stay, those on the
+    other side are reflected at it. The initial angle, pi/2, sorts each pair in
+    ascending order.
+
+    Args:
+        data_format: Must be `"channels_last"`.
+        k_coef_lip: Float, multiplies the output.
+        theta_initializer: Initializer of the angles; None means pi/2.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, an even number of channels.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        RuntimeError: If `data_format` is not `"channels_last"`, or if the
+            number of channels is odd.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.activations import Householder
+    >>> x = np.array([[3., 1., -2., 5.]], "float32")
+    >>> print(keras.ops.convert_to_numpy(Householder()(x)).round(4))
+    [[-2.  1.  3.  5.]]
+
+    Reference:
+        - [Singla et al., 2021](https://arxiv.org/abs/2108.04062), "Improved
+          deterministic l2 robustness on CIFAR-10 and CIFAR-100".
+    """
+
+    def __init__(
+        self,
+        data_format="channels_last",
+        k_coef_lip=1.0,
+        theta_initializer=None,
+        **kwargs,
+    ):
+        if data_format != "channels_last":
+            raise RuntimeError(
+                "Householder reflects the last axis. Expected `data_format="
+                f'"channels_last"`. Received: data_format={data_format}'
+            )
+        super().__init__(data_format, k_coef_lip, **kwargs)
+        self.theta_initializer = keras.initializers.get(theta_initializer)
+
+    def build(self, input_shape):
+        channels = input_shape[-1]
+        if channels % 2:
+            raise RuntimeError(
+                "Householder pairs the channels, so their number must be even. "
+                f"Received: channels={channels}"
+            )
+        self.theta = self.add_weight(
+            name="theta",
+            shape=(channels // 2,),
+            initializer=self.theta_initializer
+            or keras.initializers.Constant(math.pi / 2),
+        )
+
+    def call(self, inputs):
+        theta = ops.convert_to_tensor(self.theta)
+        first, second = ops.split(inputs, 2, axis=-1)
+        side = first * ops.sin(theta / 2) - second * ops.cos(theta / 2)
+        sine, cosine = ops.sin(theta), ops.cos(theta)
+        reflected = (
+            first * cosine + second * sine,
+            first * sine - second * cosine,
+        )
+        stays = side <= 0
+        parts = [
+            ops.where(stays, first, reflected[0]),
+            ops.where(stays, second, reflected[1]),
+        ]
+        return self._scaled(ops.concatenate(parts, axis=-1))
+
+    def get_config(self):
+        initializer = keras.initializers.serialize(self.theta_initializer)
+        return {
+            **super().get_config(),
+            "theta_initializer": self.theta_initializer and initializer,
+        }
+
+
+@register("PReLUlip")
+def PReLUlip(k_coef_lip=1.0):
+    """Returns a `keras.layers.PReLU` with slopes kept in `[-k, k]`.
+
+    The slope of each channel is clipped by itself after each update of the
+    optimizer, so the layer is `max(1, k_coef_lip)`-Lipschitz.
+
+    Args:
+        k_coef_lip: Float, the largest magnitude of a slope.
+    """
+    k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
+    return keras.layers.PReLU(alpha_constraint=WeightClipConstraint(k_coef_lip))
 
 
 def _sort_groups(inputs, size):

@@ -2,10 +2,12 @@
 
 import keras
 
+from deel.lip._frobenius import FrobeniusKernel
 from deel.lip._register import register
 from deel.lip._spectral import SpectralKernel
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
+from deel.lip.constraints import SpectralConstraint
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.layers.conv_factor import coverage_coefficient
 from deel.lip.layers.conv_factor import spatial_shape
@@ -181,5 +183,111 @@ class SpectralConv2D(CoveredConvolution, SpectralKernel, keras.layers.Conv2D):
             beta_bjorck=beta_bjorck,
             maxiter_spectral=maxiter_spectral,
             maxiter_bjorck=maxiter_bjorck,
+            **kwargs,
+        )
+
+
+@register("FrobeniusConv2D")
+class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
+    """A 2-D convolution whose kernel is divided by its Frobenius norm.
+
+    Meant for one filter, for which it is the same as `SpectralConv2D` and
+    cheaper. With several, the bound holds but is loose.
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or pair of integers, the window.
+        strides: Must be 1.
+        padding: Must be `"same"`, in any case.
+        data_format: `"channels_last"` or `"channels_first"`; None means the
+            Keras setting.
+        dilation_rate: Must be 1.
+        groups: Must be 1.
+        activation: Activation function or layer.
+        use_bias: Boolean, whether the layer has a bias.
+        kernel_initializer: Initializer of the kernel; None means a new
+            `SpectralInitializer()` for each layer.
+        bias_initializer: Initializer of the bias.
+        kernel_regularizer: Regularizer of the free kernel.
+        bias_regularizer: Regularizer of the bias.
+        activity_regularizer: Regularizer of the output.
+        kernel_constraint: None or a `SpectralConstraint`.
+        bias_constraint: Constraint of the bias.
+        k_coef_lip: Float, the Lipschitz constant of the affine part.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, height, width, channels)`, or channels first.
+
+    Output shape:
+        Tensor `(batch_size, height, width, filters)`, or channels first.
+
+    Raises:
+        RuntimeError: If `padding`, `dilation_rate`, `strides` or
+            `kernel_constraint` is not one of those supported.
+        ValueError: If another argument is out of its range.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.layers import FrobeniusConv2D
+    >>> layer = FrobeniusConv2D(1, 3)
+    >>> tuple(layer(np.ones((2, 8, 8, 1), "float32")).shape)
+    (2, 8, 8, 1)
+    >>> layer.count_params()
+    19
+    """
+
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=(1, 1),
+        padding="same",
+        data_format=None,
+        dilation_rate=(1, 1),
+        groups=1,
+        activation=None,
+        use_bias=True,
+        kernel_initializer=None,
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        k_coef_lip=1.0,
+        **kwargs,
+    ):
+        if int_tuple(strides, 2) not in ((1, 1), [1, 1]):
+            raise RuntimeError(
+                "FrobeniusConv2D bounds convolutions with `strides=1` only. "
+                f"Received: strides={strides}"
+            )
+        kernel_constraint = keras.constraints.get(kernel_constraint)
+        if not isinstance(kernel_constraint, SpectralConstraint | None):
+            raise RuntimeError(
+                "FrobeniusConv2D takes no `kernel_constraint` but None or a "
+                "`SpectralConstraint`. "
+                f"Received: kernel_constraint={kernel_constraint}"
+            )
+        super().__init__(
+            positive_int("filters", filters),
+            int_tuple(kernel_size, 2),
+            strides=int_tuple(strides, 2),
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer or SpectralInitializer(),
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            k_coef_lip=k_coef_lip,
             **kwargs,
         )

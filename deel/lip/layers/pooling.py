@@ -234,6 +234,65 @@ class ScaledGlobalAveragePooling2D(
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
 
 
+@register("ScaledGlobalL2NormPooling2D")
+class ScaledGlobalL2NormPooling2D(
+    LipschitzLayer, keras.layers.GlobalAveragePooling2D
+):
+    """Euclidean norm of each channel over the whole image.
+
+    The output is `k_coef_lip * sqrt(sum(image ** 2) + eps_grad_sqrt)`.
+
+    Args:
+        data_format: `"channels_last"` or `"channels_first"`; None means the
+            Keras setting.
+        k_coef_lip: Float, the Lipschitz constant.
+        eps_grad_sqrt: Float, zero or more, see `ScaledL2NormPooling2D`.
+        **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
+            takes.
+
+    Input shape:
+        Tensor `(batch_size, height, width, channels)`, or channels first.
+
+    Output shape:
+        Tensor `(batch_size, channels)`; with `keepdims=True` the spatial axes
+        are kept with length 1.
+
+    Raises:
+        RuntimeError: If `eps_grad_sqrt` is negative.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.layers import ScaledGlobalL2NormPooling2D
+    >>> image = np.array([[1., 2.], [3., 4.]]).reshape(1, 2, 2, 1)
+    >>> round(float(ScaledGlobalL2NormPooling2D()(image)[0, 0]), 4)
+    5.4772
+    """
+
+    def __init__(
+        self, data_format=None, k_coef_lip=1.0, eps_grad_sqrt=1e-6, **kwargs
+    ):
+        super().__init__(data_format=data_format, **kwargs)
+        self.eps_grad_sqrt = _checked_epsilon(eps_grad_sqrt)
+        self.set_klip_factor(k_coef_lip)
+        self._init_lip_coef(None)
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
+
+    def call(self, inputs):
+        axes = [2, 3] if self.data_format == "channels_first" else [1, 2]
+        squares = ops.sum(ops.square(inputs), axis=axes, keepdims=self.keepdims)
+        return _root(squares + self.eps_grad_sqrt) * self.k_coef_lip
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "k_coef_lip": self.k_coef_lip,
+            "eps_grad_sqrt": self.eps_grad_sqrt,
+        }
+
+
 def _checked_epsilon(eps_grad_sqrt):
     if not isinstance(eps_grad_sqrt, numbers.Real) or not eps_grad_sqrt >= 0:
         raise RuntimeError(

@@ -1,0 +1,57 @@
+"""Invertible resampling: the order of the values, and the inverse."""
+
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip.layers import InvertibleDownSampling
+from deel.lip.layers import InvertibleUpSampling
+
+
+def test_golden_values():
+    x = np.arange(32.0).reshape(1, 4, 4, 2)
+    y = ops.convert_to_numpy(InvertibleDownSampling(2)(x))
+    np.testing.assert_array_equal(y[0, 0, 0], [0, 2, 8, 10, 1, 3, 9, 11])
+    np.testing.assert_array_equal(y[0, 0, 1], [4, 6, 12, 14, 5, 7, 13, 15])
+    first = np.transpose(x, (0, 3, 1, 2))
+    layer = InvertibleDownSampling(2, data_format="channels_first")
+    np.testing.assert_array_equal(
+        np.transpose(ops.convert_to_numpy(layer(first)), (0, 2, 3, 1)), y
+    )
+
+
+@pytest.mark.parametrize("pool_size", [2, (2, 3), (3, 1)])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+def test_up_sampling_is_the_exact_inverse(pool_size, data_format):
+    # C9: height and width used to be exchanged.
+    x = np.random.default_rng(0).standard_normal((2, 6, 12, 3))
+    if data_format == "channels_first":
+        x = np.transpose(x, (0, 3, 1, 2))
+    x = x.astype("float32")
+    down = InvertibleDownSampling(pool_size, data_format)
+    up = InvertibleUpSampling(pool_size, data_format)
+    np.testing.assert_array_equal(ops.convert_to_numpy(up(down(x))), x)
+    found = down.compute_output_shape((None, *x.shape[1:]))
+    assert up.compute_output_shape(found) == (None, *x.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("layer", "arguments", "shape"),
+    [
+        (InvertibleDownSampling, {"pool_size": (2, 2, 2)}, None),
+        (InvertibleUpSampling, {"pool_size": (2,)}, None),
+        (InvertibleDownSampling, {"pool_size": 2}, (1, 5, 4, 1)),
+        (InvertibleDownSampling, {"pool_size": (1, 3)}, (1, 3, 4, 1)),
+        (InvertibleUpSampling, {"pool_size": 2}, (1, 2, 2, 6)),
+        (InvertibleDownSampling, {"pool_size": 0}, None),
+    ],
+)
+def test_sizes_that_do_not_divide_are_refused(layer, arguments, shape):
+    with pytest.raises(ValueError, match="Received: "):
+        layer(**arguments).build(shape)
+
+
+def test_unknown_image_size_is_accepted():
+    layer = InvertibleDownSampling(2)
+    shape = layer.compute_output_shape((None, None, 4, 3))
+    assert shape == (None, None, 2, 12)
