@@ -38,6 +38,7 @@ ORDER = [
     "layers",
     "activations",
     "losses",
+    "metrics",
     "model",
 ]
 BACKENDS = {"tensorflow", "jax", "torch"}

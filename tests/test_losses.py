@@ -42,6 +42,9 @@ D3 = (
     ),
 )
 
+D3_SPARSE = (np.array([0, 0, 0, 1, 1, 2]), D3[1])
+D1_SIGNED = (2 * D1[0] - 1, D1[1])
+
 GOLDEN = [
     (KR(), D1, 1.0),
     (KR(reduction="sum"), D1, 6.0),
@@ -62,6 +65,14 @@ GOLDEN = [
     (MulticlassHinge(1.0, soft_hinge_tau=1.0), D3, 1.5404028),
     (MulticlassHinge(1.0, soft_hinge_tau=20.0), D3, 1.6999961),
     (MulticlassHKR(10.0, 1.0, soft_hinge_tau=1.0), D3, 14.9812501),
+    (losses.MultiMargin(1.0), D3, 0.55),
+    (losses.CategoricalHinge(1.0), D3, 1.4333333),
+    (losses.TauCategoricalCrossentropy(0.5), D3, 2.1013348),
+    (losses.TauCategoricalCrossentropy(1.0), D3, 1.2175579),
+    (losses.TauCategoricalCrossentropy(2.0), D3, 0.9380688),
+    (losses.TauSparseCategoricalCrossentropy(2.0), D3_SPARSE, 0.9380688),
+    (losses.TauBinaryCrossentropy(2.0), D1, 0.2791851),
+    (losses.TauBinaryCrossentropy(0.5), D1_SIGNED, 1.1925000),
     (
         MulticlassHKR(INFINITE, 1.0, soft_hinge_tau=20.0),
         D3,
@@ -79,6 +90,10 @@ ALL = [
     MulticlassHinge(0.2, soft_hinge_tau=4.0),
     MulticlassHKR(),
     MulticlassHKR(2.0, 0.1, soft_hinge_tau=3.0, reduction="none"),
+    losses.MultiMargin(0.3),
+    losses.CategoricalHinge(0.3),
+    losses.TauCategoricalCrossentropy(3.0),
+    losses.TauBinaryCrossentropy(3.0),
 ]
 
 
@@ -151,7 +166,8 @@ def test_config_is_plain_and_rebuilds_an_equal_loss(loss):
     assert harness.is_plain(config)
     rebuilt = type(loss).from_config(json.loads(json.dumps(config)))
     assert rebuilt.get_config() == config
-    data = D3 if "Multiclass" in type(loss).__name__ else D1
+    binary = (KR, HingeMargin, HKR, losses.TauBinaryCrossentropy)
+    data = D1 if isinstance(loss, binary) else D3
     np.testing.assert_array_equal(
         ops.convert_to_numpy(rebuilt(*data)), ops.convert_to_numpy(loss(*data))
     )
@@ -206,6 +222,11 @@ def test_auto_is_the_reduction_of_keras(reduction):
         lambda v: HKR(alpha=v),
         lambda v: MulticlassHKR(min_margin=v),
         lambda v: MulticlassHinge(soft_hinge_tau=v),
+        losses.MultiMargin,
+        losses.CategoricalHinge,
+        losses.TauCategoricalCrossentropy,
+        losses.TauSparseCategoricalCrossentropy,
+        losses.TauBinaryCrossentropy,
     ],
 )
 def test_parameters_out_of_range_are_refused(make, value):
@@ -241,6 +262,11 @@ def test_compiled_model_is_loaded_with_its_loss(tmp_path):
     loaded = keras.models.load_model(tmp_path / "model.keras")
     assert loaded.loss.get_config() == model.loss.get_config()
     np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), expected)
+
+
+def test_temperature_must_not_be_zero():
+    with pytest.raises(ValueError, match=r"Received: tau=0\.0"):
+        losses.TauCategoricalCrossentropy(0.0)
 
 
 def test_functions_are_what_the_classes_compute():

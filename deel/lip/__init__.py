@@ -7,6 +7,7 @@ from deel.lip import constraints
 from deel.lip import initializers
 from deel.lip import layers
 from deel.lip import losses
+from deel.lip import metrics
 from deel.lip import model
 from deel.lip import normalizers
 from deel.lip.model import Model
@@ -24,6 +25,7 @@ __all__ = [
     "initializers",
     "layers",
     "losses",
+    "metrics",
     "model",
     "normalizers",
     "vanillaModel",

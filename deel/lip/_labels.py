@@ -59,6 +59,24 @@ def _has_rank(tensor):
     return True
 
 
+def lead(y_true, y_pred):
+    """Score of the true class minus the best of the others, for each sample.
+
+    Args:
+        y_true: Aligned labels `(batch_size, classes)`; the true class is the
+            one greater than 0.
+        y_pred: Aligned scores, of the same shape.
+
+    Returns:
+        Tensor `(batch_size,)`, positive where the prediction is right.
+    """
+    is_true = y_true > 0
+    lowest = ops.full_like(y_pred, -float("inf"))
+    own = ops.max(ops.where(is_true, y_pred, lowest), axis=-1)
+    others = ops.max(ops.where(is_true, lowest, y_pred), axis=-1)
+    return own - others
+
+
 def signs(y_true):
     """Returns 1 where a label is positive and -1 elsewhere, a tensor."""
     positive = ops.cast(y_true > 0, y_true.dtype)

@@ -17,17 +17,24 @@ import keras
 from keras import ops
 
 from deel.lip._labels import aligned
+from deel.lip._labels import lead
 from deel.lip._labels import signs
 from deel.lip._register import register
+from deel.lip._validation import positive_float
 from deel.lip._variables import host
 
 __all__ = [
     "HKR",
     "KR",
+    "CategoricalHinge",
     "HingeMargin",
+    "MultiMargin",
     "MulticlassHKR",
     "MulticlassHinge",
     "MulticlassKR",
+    "TauBinaryCrossentropy",
+    "TauCategoricalCrossentropy",
+    "TauSparseCategoricalCrossentropy",
     "hinge_margin",
     "multiclass_hinge",
     "multiclass_soft_hinge",
@@ -399,3 +406,165 @@ class MulticlassHKR(_HingeKR):
         hinge = MulticlassHinge(min_margin, soft_hinge_tau=soft_hinge_tau)
         super().__init__(alpha, MulticlassKR(multi_gpu), hinge, reduction, name)
         self.soft_hinge_tau = hinge.soft_hinge_tau
+
+
+@register("MultiMargin")
+class MultiMargin(_LipschitzLoss):
+    """Sum of `relu(min_margin - lead over each other class)`, by classes.
+
+    The lead is the score of the true class minus that of the other one. The
+    sum is divided by the number of classes.
+
+    Args:
+        min_margin: Float, the wanted lead.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    _arguments = ("min_margin",)
+
+    def __init__(
+        self,
+        min_margin=1.0,
+        reduction="sum_over_batch_size",
+        name="MultiMargin",
+    ):
+        super().__init__(reduction, name)
+        self.min_margin = _parameter("min_margin", min_margin)
+
+    def call(self, y_true, y_pred):
+        y_true, y_pred = aligned(y_true, y_pred)
+        is_true = y_true > 0
+        zeros = ops.zeros_like(y_pred)
+        own = ops.sum(ops.where(is_true, y_pred, zeros), axis=-1, keepdims=True)
+        hinge = ops.relu(self.min_margin - own + y_pred)
+        hinge = ops.where(is_true, zeros, hinge)
+        return ops.sum(hinge, axis=-1) / float(_number_of_classes(y_pred))
+
+
+@register("CategoricalHinge")
+class CategoricalHinge(_LipschitzLoss):
+    """`relu(min_margin - lead)`, with the lead over the best other class.
+
+    Args:
+        min_margin: Float, the wanted lead.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    _arguments = ("min_margin",)
+
+    def __init__(
+        self,
+        min_margin,
+        reduction="sum_over_batch_size",
+        name="CategoricalHinge",
+    ):
+        super().__init__(reduction, name)
+        self.min_margin = _parameter("min_margin", min_margin)
+
+    def call(self, y_true, y_pred):
+        y_true, y_pred = aligned(y_true, y_pred)
+        _number_of_classes(y_pred)
+        return ops.relu(self.min_margin - lead(y_true, y_pred))
+
+
+class _TauCrossentropy(_LipschitzLoss):
+    """Base of the cross-entropies with a temperature.
+
+    The scores of a Lipschitz network are bounded, so its cross-entropy cannot
+    vanish. Multiplying the scores by `tau` (and dividing the loss by it) moves
+    the loss between a mean of margins, for small `tau`, and a hinge, for large
+    ones.
+    """
+
+    _arguments = ("tau",)
+
+    def __init__(self, tau, reduction, name):
+        super().__init__(reduction, name)
+        self.tau = _parameter("tau", positive_float("tau", tau))
+
+    def _divided(self, crossentropy):
+        return crossentropy / ops.convert_to_tensor(self.tau)
+
+
+@register("TauCategoricalCrossentropy")
+class TauCategoricalCrossentropy(_TauCrossentropy):
+    """Cross-entropy of `softmax(tau * y_pred)`, divided by `tau`.
+
+    Args:
+        tau: Float greater than zero, the inverse temperature.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        tau,
+        reduction="sum_over_batch_size",
+        name="TauCategoricalCrossentropy",
+    ):
+        super().__init__(tau, reduction, name)
+
+    def call(self, y_true, y_pred):
+        y_true, y_pred = aligned(y_true, y_pred)
+        _number_of_classes(y_pred)
+        return self._divided(
+            keras.losses.categorical_crossentropy(
+                y_true, self.tau * y_pred, from_logits=True
+            )
+        )
+
+
+@register("TauSparseCategoricalCrossentropy")
+class TauSparseCategoricalCrossentropy(_TauCrossentropy):
+    """`TauCategoricalCrossentropy` for integer labels.
+
+    Args:
+        tau: Float greater than zero, the inverse temperature.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        tau,
+        reduction="sum_over_batch_size",
+        name="TauSparseCategoricalCrossentropy",
+    ):
+        super().__init__(tau, reduction, name)
+
+    def call(self, y_true, y_pred):
+        return self._divided(
+            keras.losses.sparse_categorical_crossentropy(
+                y_true, self.tau * y_pred, from_logits=True
+            )
+        )
+
+
+@register("TauBinaryCrossentropy")
+class TauBinaryCrossentropy(_TauCrossentropy):
+    """Binary cross-entropy of `sigmoid(tau * y_pred)`, divided by `tau`.
+
+    Args:
+        tau: Float greater than zero, the inverse temperature.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        tau,
+        reduction="sum_over_batch_size",
+        name="TauBinaryCrossentropy",
+    ):
+        super().__init__(tau, reduction, name)
+
+    def call(self, y_true, y_pred):
+        y_true, y_pred = aligned(y_true, y_pred)
+        positive = ops.cast(y_true > 0, y_pred.dtype)
+        return self._divided(
+            keras.losses.binary_crossentropy(
+                positive, self.tau * y_pred, from_logits=True
+            )
+        )
