@@ -174,8 +174,7 @@ class FrobeniusDense(FrobeniusKernel, keras.layers.Dense):
     >>> from deel.lip.layers import FrobeniusDense
     >>> layer = FrobeniusDense(2, use_bias=False)
     >>> layer.build((None, 2))
-    >>> layer.kernel.assign(np.array([[3.0, 0.0], [4.0, 2.0]])) is None
-    False
+    >>> _ = layer.kernel.assign(np.array([[3.0, 0.0], [4.0, 2.0]]))
     >>> print(keras.ops.convert_to_numpy(layer(np.eye(2))).round(4))
     [[0.6 0. ]
      [0.8 1. ]]
