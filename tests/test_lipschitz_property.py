@@ -1,6 +1,8 @@
 """The promise: k-Lipschitz at every step, for any kernel, however it came."""
 
+import concurrent.futures
 import json
+import sys
 
 import harness
 import keras
@@ -167,10 +169,9 @@ def test_bound_holds_after_foreign_weights(container, factor, tmp_path):
     for layer in harness.constrained_layers(model):
         harness.assert_bounded(layer)
 
-    # The same through a file: `store` writes what `assign` would refuse.
+    # The same through a file: tensors are assigned as they are.
     for variable, value in zip(model.variables, foreign, strict=True):
-        write = getattr(variable, "store", variable.assign)
-        write(ops.convert_to_tensor(value.astype("float32")))
+        variable.assign(ops.convert_to_tensor(value.astype("float32")))
     path = tmp_path / "foreign.weights.h5"
     model.save_weights(path)
     other = _network(container)
@@ -307,3 +308,74 @@ def test_unknown_image_size_gives_a_bound_for_all_sizes():
         x = np.random.default_rng(size).standard_normal((2, size, size, 1))
         y = ops.convert_to_numpy(model(x))
         assert np.linalg.norm(y[0] - y[1]) <= np.linalg.norm(x[0] - x[1])
+
+
+@pytest.mark.parametrize("rows", [5000, 50176, 150528])
+@pytest.mark.parametrize("kind", ["constant", "uniform", "normal"])
+def test_bound_holds_for_very_long_columns(rows, kind):
+    # One sum of 50,000 float32 terms of one sign is wrong by 3e-4.
+    rng = np.random.default_rng(0)
+    for units in (1, 3):
+        draws = {
+            "constant": np.full((rows, units), 0.7301),
+            "uniform": rng.uniform(0.0, 1.0, (rows, units)),
+            "normal": rng.standard_normal((rows, units)),
+        }
+        for layer in (
+            layers.SpectralDense(units, kernel_initializer="zeros"),
+            layers.SpectralDense(
+                units, kernel_initializer="zeros", eps_bjorck=None
+            ),
+            layers.FrobeniusDense(units, kernel_initializer="zeros"),
+            layers.FrobeniusDense(
+                units, kernel_initializer="zeros", disjoint_neurons=False
+            ),
+        ):
+            layer.build((None, rows))
+            layer.kernel.assign(draws[kind])
+            layer(np.zeros((1, rows), "float32"), training=True)
+            matrix = harness.as_matrix(layer.wbar)
+            if getattr(layer, "disjoint_neurons", False):
+                norm = np.max(np.linalg.norm(matrix, axis=0))
+            else:
+                norm = np.sqrt(np.linalg.eigvalsh(matrix.T @ matrix)[-1])
+            assert norm <= 1 + TOLERANCE
+
+
+def test_threads_do_not_see_the_kernels_of_each_other():
+    layer = layers.SpectralDense(8, use_bias=False)
+    layer.build((None, 8))
+    rng = np.random.default_rng(0)
+    layer.kernel.assign(1000 * rng.standard_normal((8, 8)))
+    x = ops.convert_to_tensor(rng.standard_normal((4, 8)).astype("float32"))
+    expected = ops.convert_to_numpy(layer(x, training=False))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with concurrent.futures.ThreadPoolExecutor(4) as pool:
+            results = list(
+                pool.map(lambda _: layer(x, training=False), range(800))
+            )
+    finally:
+        sys.setswitchinterval(interval)
+    for result in results:
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(result), expected, atol=1e-5
+        )
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "jax", reason="about compiled JAX functions"
+)
+def test_a_function_compiled_by_jax_leaves_the_state_usable():
+    import jax
+
+    model = _network()
+    x = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype("float32")
+    before = model.get_weights()
+    expected = model.predict(x, verbose=0)
+    found = jax.jit(lambda z: model(z))(x)
+    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-4)
+    jax.jit(jax.grad(lambda z: model(z).sum()))(x)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -1,5 +1,7 @@
 """The one mechanism behind every layer with a constrained kernel."""
 
+import threading
+
 import keras
 import numpy as np
 from keras import ops
@@ -7,6 +9,20 @@ from keras import ops
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._variables import host
+
+
+class _KernelsInUse(threading.local):
+    """Kernels of the calls that run in this thread, by the id of the layer.
+
+    An attribute of the layer would be seen by calls in other threads, which
+    would then run with a kernel that is not theirs, or not constrained.
+    """
+
+    def __init__(self):
+        self.by_layer = {}
+
+
+_in_use = _KernelsInUse()
 
 
 class _AfterUpdate(keras.constraints.Constraint):
@@ -37,7 +53,6 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     """
 
     _free_kernel = None
-    _kernel_in_use = None
 
     def __init__(self, *args, parametrization, k_coef_lip=1.0, **kwargs):
         if kwargs.get("lora_rank") is not None:
@@ -52,8 +67,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     @property
     def kernel(self):
-        if self._kernel_in_use is not None:
-            return self._kernel_in_use
+        if id(self) in _in_use.by_layer:
+            return _in_use.by_layer[id(self)]
         if self._free_kernel is None:
             raise AttributeError(
                 "You must build the layer before accessing `kernel`."
@@ -100,13 +115,11 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             kernel = self.parametrization.update(self.kernel)
         else:
             kernel = ops.convert_to_tensor(self.wbar)
-        # Past `__setattr__`, which would track the tensor as state.
-        kernel = ops.cast(kernel, self.compute_dtype)
-        object.__setattr__(self, "_kernel_in_use", kernel)
+        _in_use.by_layer[id(self)] = ops.cast(kernel, self.compute_dtype)
         try:
             return super().call(inputs)
         finally:
-            object.__setattr__(self, "_kernel_in_use", None)
+            del _in_use.by_layer[id(self)]
 
     def _after_update(self, kernel):
         if self.kernel_constraint is None:

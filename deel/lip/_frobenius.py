@@ -21,11 +21,13 @@ class Frobenius(Parametrization):
         self.by_column = by_column
 
     def constrain(self, kernel):
-        axis = tuple(range(len(kernel.shape) - 1)) if self.by_column else None
-        unit, _ = _orthogonal.unit_scale(kernel, axis=axis)
-        squares = ops.sum(ops.square(unit), axis=axis, keepdims=True)
+        columns = _orthogonal.as_matrix(kernel)
+        if not self.by_column:
+            columns = ops.reshape(kernel, (-1, 1))
+        unit, _ = _orthogonal.unit_scale(columns, axis=0)
+        squares = _orthogonal.accurate_sum(ops.square(unit))
         squares = ops.where(squares > 0, squares, ops.ones_like(squares))
-        return unit / ops.sqrt(squares)
+        return ops.reshape(unit / ops.sqrt(squares), kernel.shape)
 
     def expansion(self, kernel):
         axis = tuple(range(kernel.ndim - 1)) if self.by_column else None

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._variables import full
+from deel.lip._variables import store
 
 # Relative slack under which a kernel from outside counts as within its bound.
 SLACK = 1e-5
@@ -118,7 +119,7 @@ class Parametrization(keras.layers.Layer):
         if coefficient != self.coefficient:
             ratio = coefficient / self.coefficient
             self.coefficient = coefficient
-            self.wbar.store(ratio * full(self.wbar))
+            store(self.wbar, ratio * full(self.wbar))
 
     def _scaled(self, constrained):
         if self.coefficient == 1.0:
@@ -127,7 +128,7 @@ class Parametrization(keras.layers.Layer):
 
     def _store(self, constrained):
         constrained = self._scaled(constrained)
-        self.wbar.store(ops.stop_gradient(constrained))
+        store(self.wbar, ops.stop_gradient(constrained))
         return constrained
 
     def _admit(self, value, kernel):
@@ -144,8 +145,8 @@ class GuardedVariable(keras.Variable):
 
     `set_weights` and every way of loading a file assign host arrays, also
     when they go through a stock Keras model that knows nothing of constraints.
-    Those are passed through `admit`. Tensors come from compiled steps and are
-    taken as they are, as is everything given to `store`.
+    Those are passed through `admit`. Tensors come from the library itself, or
+    from a compiled step of Keras, and are taken as they are.
     """
 
     def __init__(self, *args, admit, **kwargs):
@@ -158,11 +159,3 @@ class GuardedVariable(keras.Variable):
             if value.shape == tuple(self.shape):
                 value = self._admit(value)
         return super().assign(value)
-
-    def store(self, value):
-        """Assigns a value that satisfies the constraint by construction.
-
-        A copy: on JAX two variables with one buffer cannot both be donated to
-        a compiled step.
-        """
-        return super().assign(ops.copy(value))

@@ -10,6 +10,7 @@ from deel.lip._gradient import custom_gradient
 from deel.lip._parametrization import Parametrization
 from deel.lip._validation import positive_int
 from deel.lip._variables import full
+from deel.lip._variables import store
 from deel.lip.normalizers import DEFAULT_BETA_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
@@ -188,8 +189,8 @@ class Spectral(Parametrization):
         return ops.where(alive, renewed / safe_length, vector), sigma
 
     def _record(self, vector, sigma):
-        self.sn.assign(vector)
-        self.sigma.assign(sigma)
+        store(self.sn, vector)
+        store(self.sigma, sigma)
 
 
 class SpectralKernel(ConstrainedKernel):
