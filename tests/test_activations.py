@@ -40,7 +40,7 @@ def test_golden_values(layer, x, expected):
     np.testing.assert_array_equal(found, [expected])
 
 
-@pytest.mark.parametrize("channels", [2, 6, 16, 32, 48, 50])
+@pytest.mark.parametrize("channels", [2, 6, 16, 32, 48, 50, 2050])
 @pytest.mark.parametrize("leading", [(5,), (2, 3), (2, 4, 3)])
 def test_pair_sort_is_exact_and_sorts_neighbours(channels, leading):
     rng = np.random.default_rng(0)

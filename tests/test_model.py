@@ -351,10 +351,25 @@ def test_export_of_a_model_that_is_not_built_is_refused():
         def call(self, inputs):
             return inputs
 
+    class Scaled(Model):
+        def call(self, inputs, training=None, mask=None):
+            return 10 * super().call(inputs, training=training, mask=mask)
+
+    class ScaledSequential(Sequential):
+        def call(self, inputs, training=None, mask=None):
+            return 10 * super().call(inputs, training=training, mask=mask)
+
     custom = Custom()
     custom(np.ones((1, 2)))
-    with pytest.raises(ValueError, match="Sequential and functional"):
-        vanillaModel(custom)
+    inputs = keras.Input((2,))
+    outputs = layers.SpectralDense(3)(inputs)
+    for model in (
+        custom,
+        Scaled(inputs=inputs, outputs=outputs),
+        ScaledSequential([keras.Input((2,)), layers.SpectralDense(3)]),
+    ):
+        with pytest.raises(ValueError, match="Sequential and functional"):
+            vanillaModel(model)
 
 
 def test_export_names_the_layer_whose_weights_are_not_finite():
@@ -391,3 +406,30 @@ def test_public_names_are_reachable_from_the_package():
     assert deel.lip.Model is Model
     assert deel.lip.vanillaModel is vanillaModel
     assert deel.lip.__version__.startswith("2.")
+
+
+@keras.saving.register_keras_serializable("deel-lip-tests")
+class Block(keras.layers.Layer):
+    """A custom layer that makes a model of its own."""
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.inner = Sequential(k_coef_lip=0.25)
+        self.inner.add(layers.SpectralDense(4))
+        self.inner.add(layers.SpectralDense(4))
+
+    def build(self, input_shape):
+        self.inner.build(input_shape)
+
+    def call(self, inputs, training=True):
+        return self.inner(inputs, training=training)
+
+
+def test_model_inside_a_custom_layer_shares_its_constant_when_loaded(tmp_path):
+    with pytest.warns(UserWarning, match="not a 1-Lipschitz layer"):
+        model = Sequential([keras.Input((4,)), Block()])
+    model.save(tmp_path / "model.keras")
+    with pytest.warns(UserWarning, match="not a 1-Lipschitz layer"):
+        loaded = keras.models.load_model(tmp_path / "model.keras")
+    shares = [layer.k_coef_lip for layer in loaded.layers[0].inner.layers]
+    assert shares == [0.5, 0.5]

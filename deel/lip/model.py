@@ -1,6 +1,5 @@
 """Models with a known Lipschitz constant, and their export to stock Keras."""
 
-import contextlib
 import contextvars
 import math
 import warnings
@@ -15,8 +14,8 @@ from deel.lip.layers import InvertibleUpSampling
 
 __all__ = ["Model", "Sequential", "vanillaModel"]
 
-# Set while a `Sequential` is rebuilt from its config, in which each layer
-# already has its share of the constant.
+# Tells the next `Sequential` to be made that it is rebuilt from a config, in
+# which each layer already has its share of the constant.
 _reading_config = contextvars.ContextVar("reading_config", default=False)
 
 
@@ -58,6 +57,9 @@ class Sequential(keras.Sequential, LipschitzLayer, Condensable):
 
     def __init__(self, layers=None, name=None, k_coef_lip=1.0, **kwargs):
         LipschitzLayer.set_klip_factor(self, k_coef_lip)
+        # Read once: models inside of custom layers are made the usual way.
+        self._keeps_shares = _reading_config.get()
+        _reading_config.set(False)
         super().__init__(layers=layers, name=name, **kwargs)
         self.set_klip_factor(k_coef_lip)
 
@@ -66,7 +68,7 @@ class Sequential(keras.Sequential, LipschitzLayer, Condensable):
         _warn_unless_lipschitz(self._layers[-1])
         # During construction the list is not complete yet: `rebuild` is False
         # there, and the constructor shares out once at the end.
-        if rebuild and not _reading_config.get():
+        if rebuild and not self._keeps_shares:
             self.set_klip_factor(self.k_coef_lip)
 
     def set_klip_factor(self, klip_factor):
@@ -115,9 +117,13 @@ class Sequential(keras.Sequential, LipschitzLayer, Condensable):
 
     @classmethod
     def from_config(cls, config, custom_objects=None):
-        with _config_is_read():
+        _reading_config.set(True)
+        try:
             model = super().from_config(config, custom_objects)
+        finally:
+            _reading_config.set(False)
         model.k_coef_lip = config.get("k_coef_lip", 1.0)
+        model._keeps_shares = False
         return model
 
 
@@ -199,25 +205,37 @@ def vanillaModel(model):
         return copy
 
     if isinstance(model, keras.Sequential):
+        _require_call_of(keras.Sequential, model)
         # The list of `_layers` starts with the input layer.
         layers = [convert(layer) for layer in model._layers]
         exported = keras.Sequential(layers, name=model.name)
     elif hasattr(model, "operations"):
+        functional = _as_functional(model)
+        _require_call_of(type(functional), model)
         clone = keras.models.clone_model(
-            _as_functional(model),
+            functional,
             input_tensors=_renewed_inputs(model),
             clone_function=convert,
         )
         exported = _as_functional(clone, name=model.name)
     else:
-        raise ValueError(
-            "`vanillaModel` converts Sequential and functional models, whose "
-            "graph of layers is known. "
-            f"Received: model '{model.name}' of type {type(model).__name__}"
-        )
+        _refuse(model)
     for layer, copy in copies:
         copy.set_weights(layer.get_weights())
     return exported
+
+
+def _require_call_of(stock_class, model):
+    if type(model).call is not stock_class.call:
+        _refuse(model)
+
+
+def _refuse(model):
+    raise ValueError(
+        "`vanillaModel` converts Sequential and functional models without a "
+        "`call` of their own, whose graph of layers is known. "
+        f"Received: model '{model.name}' of type {type(model).__name__}"
+    )
 
 
 def _as_functional(model, name=None):
@@ -252,15 +270,6 @@ def _condensable_layers(model):
             yield from _condensable_layers(layer)
         elif isinstance(layer, Condensable):
             yield layer
-
-
-@contextlib.contextmanager
-def _config_is_read():
-    token = _reading_config.set(True)
-    try:
-        yield
-    finally:
-        _reading_config.reset(token)
 
 
 _ALWAYS_1_LIPSCHITZ = (

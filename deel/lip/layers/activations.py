@@ -13,7 +13,7 @@ from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.constraints import WeightClipConstraint
 
-# Channels that are sorted by one small matrix product; see `_sort_pairs`.
+# Most channels that one small matrix product sorts; see `_sort_pairs`.
 _BLOCK = 16
 
 
@@ -350,7 +350,8 @@ def _pair_matrices(channels, dtype):
 
     Both entries of a pair receive the same difference, first minus second.
     """
-    size = _BLOCK if channels % _BLOCK == 0 else channels
+    sizes = range(2, _BLOCK + 1, 2)
+    size = max(size for size in sizes if channels % size == 0)
     pairs = np.eye(size // 2)
     exchange = np.kron(pairs, [[0, 1], [1, 0]])
     difference = np.kron(pairs, [[1, 1], [-1, -1]])
