@@ -19,6 +19,8 @@ ORDER = [
     "_variables",
     "_control_flow",
     "_gradient",
+    "_differentiation",
+    "utils",
     "normalizers",
     "_orthogonal",
     "_lipschitz",
@@ -40,11 +42,20 @@ ORDER = [
     "losses",
     "metrics",
     "model",
+    "regularizers",
+    "compute_layer_sv",
+    "_deprecated",
+    "unconstrained_layers",
 ]
 BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
-EXCEPTIONS = {("_variables", "jax")}
+EXCEPTIONS = {
+    ("_variables", "jax"),
+    ("_differentiation", "tensorflow"),
+    ("_differentiation", "jax"),
+    ("_differentiation", "torch"),
+}
 
 
 def _modules():
