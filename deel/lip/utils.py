@@ -229,25 +229,38 @@ class _Points:
         return ops.convert_to_numpy(self.function(x)).astype("float64")
 
     def sizes(self, differences):
-        """Norm of each row, and the gradient of that norm."""
+        """Norm of the difference of each sample, and the slope of the norm."""
         rows = _rows(differences)
         if self.disjoint:
             largest = np.argmax(np.abs(rows), axis=1)
-            slope = np.sign(rows) * np.eye(rows.shape[1])[largest]
-            return np.max(np.abs(rows), axis=1), slope
+            slopes = np.sign(rows) * np.eye(rows.shape[1])[largest]
+            return np.max(np.abs(rows), axis=1), slopes.reshape(
+                differences.shape
+            )
         norms = np.linalg.norm(rows, axis=1)
-        return norms, rows / np.where(norms > 0, norms, 1.0)[:, None]
+        slopes = rows / _nonzero(norms)[:, None]
+        return norms, slopes.reshape(differences.shape)
 
     def expansions(self, a, b):
-        """Expansion between the rows of two batches; 0 where they agree."""
+        """Compares two batches sample by sample.
+
+        Returns:
+            The expansion between them, 0 where they agree; their distances;
+            and the slope of the distance of outputs.
+        """
         distances = np.linalg.norm(_rows(b - a).astype("float64"), axis=1)
         sizes, slopes = self.sizes(self.outputs(b) - self.outputs(a))
-        safe = np.where(distances > 0, distances, 1.0)
-        return np.where(distances > 0, sizes / safe, 0.0), safe, slopes
+        ratios = np.where(distances > 0, sizes / _nonzero(distances), 0.0)
+        return ratios, distances, slopes
 
 
 def _rows(x):
     return x.reshape(x.shape[0], -1)
+
+
+def _nonzero(norms):
+    """Norms to divide by: 1 in place of 0."""
+    return np.where(norms > 0, norms, 1.0)
 
 
 def _jacobian_norm(points, eps):
@@ -315,24 +328,25 @@ def _attack(points, steps, step_size, moves_both, eps):
     a = points.x
     b = a + points.noise()
     largest = 0.0
-    for step in range(steps + 1):
+    for _ in range(steps):
         ratios, distances, slopes = points.expansions(a, b)
         largest = max(largest, float(np.max(ratios)))
-        if step == steps:
-            return largest
-        moving_away = _rows(b - a) * (ratios / distances)[:, None]
+        apart = _rows(b - a) * (ratios / _nonzero(distances))[:, None]
+        steps_of = (slopes, apart, step_size * distances, eps)
+        a, b = (
+            a - _ascent(points.function, a, *steps_of) if moves_both else a,
+            b + _ascent(points.function, b, *steps_of),
+        )
+    return max(largest, float(np.max(points.expansions(a, b)[0])))
 
-        def moved(x, sign, d=distances, s=slopes, away=moving_away):
-            cotangent = s.astype(x.dtype).reshape(points.outputs(x).shape)
-            slope = _rows(vector_jacobian(points.function, x, cotangent, eps))
-            slope = slope - away
-            norms = np.linalg.norm(slope, axis=1)
-            lengths = step_size * d / np.where(norms > 0, norms, 1.0)
-            move = sign * slope * lengths[:, None]
-            return x + move.reshape(x.shape).astype(x.dtype)
 
-        a, b = (moved(a, -1) if moves_both else a), moved(b, 1)
-    return largest
+def _ascent(function, x, slopes, apart, lengths, eps):
+    """Step of given lengths along `J(x)^T slopes - apart`."""
+    gradient = vector_jacobian(function, x, slopes.astype(x.dtype), eps)
+    gradient = _rows(gradient) - apart
+    norms = _nonzero(np.linalg.norm(gradient, axis=1))
+    steps = gradient * (lengths / norms)[:, None]
+    return steps.reshape(x.shape).astype(x.dtype)
 
 
 def process_labels_for_multi_gpu(labels):
@@ -364,12 +378,15 @@ def process_labels_for_multi_gpu(labels):
     dtype = keras.backend.standardize_dtype(labels.dtype)
     if not keras.backend.is_float_dtype(dtype):
         dtype = "float32"
-    positive = ops.cast(labels > 0, dtype)
-    batch_size = ops.cast(ops.shape(labels)[0], dtype)
+    # Half precision would not count large batches.
+    labels = ops.cast(labels, keras.backend.result_type(dtype, "float32"))
+    positive = ops.cast(labels > 0, labels.dtype)
+    batch_size = ops.cast(ops.shape(labels)[0], labels.dtype)
     count = ops.sum(positive, axis=0)
-    return batch_size * (
+    weights = batch_size * (
         positive / (count + 1e-7) - (1 - positive) / (batch_size - count + 1e-7)
     )
+    return ops.cast(weights, dtype)
 
 
 def _padding_circular(x, padding):
