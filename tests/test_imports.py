@@ -19,6 +19,8 @@ ORDER = [
     "_variables",
     "_control_flow",
     "_gradient",
+    "_differentiation",
+    "utils",
     "normalizers",
     "_orthogonal",
     "_lipschitz",
@@ -42,11 +44,21 @@ ORDER = [
     "_loss_parameters",
     "model",
     "callbacks",
+    "regularizers",
+    "compute_layer_sv",
+    "_deprecated",
+    "unconstrained_layers",
 ]
 BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
-EXCEPTIONS = {("_variables", "jax"), ("callbacks", "tensorflow")}
+EXCEPTIONS = {
+    ("_variables", "jax"),
+    ("callbacks", "tensorflow"),
+    ("_differentiation", "tensorflow"),
+    ("_differentiation", "jax"),
+    ("_differentiation", "torch"),
+}
 
 
 def _modules():

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from deel.lip import _deprecated
 from deel.lip import activations
 from deel.lip import callbacks
 from deel.lip import constraints
@@ -11,11 +12,15 @@ from deel.lip import losses
 from deel.lip import metrics
 from deel.lip import model
 from deel.lip import normalizers
+from deel.lip import regularizers
+from deel.lip import utils
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 from deel.lip.model import vanillaModel
 
 __version__ = (Path(__file__).parent / "VERSION").read_text().strip()
+
+_deprecated.install()
 
 __all__ = [
     "Model",
@@ -30,5 +35,7 @@ __all__ = [
     "metrics",
     "model",
     "normalizers",
+    "regularizers",
+    "utils",
     "vanillaModel",
 ]

@@ -11,22 +11,22 @@ from keras import ops
 
 def cond(predicate, if_true, if_false):
     """Calls one of two functions without arguments, as `keras.ops.cond`."""
-    known = _known(predicate)
-    if known is None:
+    decided = known(predicate)
+    if decided is None:
         return ops.cond(predicate, if_true, if_false)
-    return if_true() if known else if_false()
+    return if_true() if decided else if_false()
 
 
 def while_loop(condition, body, state):
     """Repeats `state = body(*state)`, as `keras.ops.while_loop`."""
-    while (known := _known(condition(*state))) is not None:
-        if not known:
+    while (decided := known(condition(*state))) is not None:
+        if not decided:
             return state
         state = body(*state)
     return ops.while_loop(condition, body, state)
 
 
-def _known(predicate):
+def known(predicate):
     """The value of a Boolean scalar, None while a graph is being traced."""
     try:
         return bool(predicate)
@@ -36,4 +36,4 @@ def _known(predicate):
 
 def is_known(tensor):
     """Whether a tensor has values by now: False while a graph is traced."""
-    return _known(ops.any(ops.isfinite(tensor))) is not None
+    return known(ops.any(ops.isfinite(tensor))) is not None
