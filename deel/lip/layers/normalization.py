@@ -546,7 +546,12 @@ class BatchLipNorm(_BatchStatistics):
     def get_config(self):
         factory = self.factory
         if factory is not None:
-            factory = keras.saving.serialize_keras_object(factory)
+            # Keras loads objects with the same identity once. By itself it
+            # sees that objects are shared in lists of layers only.
+            factory = {
+                **keras.saving.serialize_keras_object(factory),
+                "shared_object_id": id(factory),
+            }
         return {
             **super().get_config(),
             "centering": self.centering,
