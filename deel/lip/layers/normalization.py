@@ -12,11 +12,7 @@ a training loop that never evaluates would average over its whole past. Hence
 `window`: the count stops there, and from then on the mean forgets, as that of
 `keras.layers.BatchNormalization` with momentum `1 - 1 / window`. For the mean
 since the previous evaluation exactly, pass `window=None` and reset where the
-evaluation is known to end:
-
-    keras.callbacks.LambdaCallback(
-        on_epoch_begin=lambda epoch, logs: layer.reset_statistics()
-    )
+evaluation is known to end (see `BatchCentering`).
 """
 
 import keras
@@ -304,6 +300,15 @@ class BatchCentering(LipschitzLayer, _BatchStatistics):
     `reset_statistics`, which is a translation: exactly `k_coef_lip`-Lipschitz.
     As it is linear in training too, it takes the place of batch normalisation
     in a Lipschitz network.
+
+    For the mean since the previous evaluation, pass `window=None` and reset at
+    the start of each epoch:
+
+    ```python
+    keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: layer.reset_statistics()
+    )
+    ```
 
     Args:
         axis: Integer, the axis of the channels.
