@@ -12,8 +12,10 @@ from deel.lip.activations import FullSort
 from deel.lip.activations import GroupSort
 from deel.lip.activations import GroupSort2
 from deel.lip.activations import Householder
+from deel.lip.activations import LipschitzPReLU
 from deel.lip.activations import MaxMin
 from deel.lip.activations import PReLUlip
+from deel.lip.model import Sequential
 
 X = [3.0, 1.0, -2.0, -5.0, 0.0, 4.0]
 
@@ -177,3 +179,45 @@ def test_prelu_slopes_are_bounded_one_by_one():
     )
     with pytest.raises(ValueError, match="Received: k_coef_lip"):
         PReLUlip(-1.0)
+
+
+def test_clipped_prelu_clips_where_the_slope_is_used():
+    layer = LipschitzPReLU(0.5)
+    layer.build((None, 4))
+    (slopes,) = layer.trainable_variables
+    np.testing.assert_array_equal(ops.convert_to_numpy(slopes[:]), [0.25] * 4)
+    slopes.assign([3.0, -2.0, 0.25, 0.5])
+    x = np.array([[-2.0] * 4, [2.0] * 4], "float32")
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer(x)), [[-1, 1, -0.5, -1], [2] * 4]
+    )
+    # The variable keeps what it was given.
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(slopes[:]), [3.0, -2.0, 0.25, 0.5]
+    )
+    assert isinstance(layer, keras.layers.PReLU)
+
+
+def test_clipped_prelu_is_bounded_while_it_is_trained():
+    layer = LipschitzPReLU(1.0, shared_axes=[1])
+    model = keras.Sequential([keras.Input((3, 2)), layer])
+    # The wanted slope is 3.
+    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=False)
+    x = -np.ones((8, 3, 2), "float32")
+    model.fit(x, 3 * x, epochs=5, verbose=0)
+    assert np.all(ops.convert_to_numpy(layer.weights[0][:]) > 1.0)
+    np.testing.assert_allclose(model.predict(x, verbose=0), x)
+
+
+def test_clipped_prelu_counts_as_1_lipschitz_up_to_slope_one():
+    model = Sequential([keras.Input((3,)), LipschitzPReLU()], k_coef_lip=0.5)
+    # Positive values pass unchanged, so it can take no share below 1.
+    assert model.layers[0].k_coef_lip == 1.0
+    assert model._get_coef() == 1.0
+    with pytest.warns(UserWarning, match="not a 1-Lipschitz layer"):
+        Sequential([keras.Input((3,)), LipschitzPReLU(1.5)])
+    with pytest.raises(ValueError, match="Received: k_coef_lip"):
+        LipschitzPReLU(0.0)
+    # PyTorch replaces the message, which asks to build the layer first.
+    with pytest.raises(AttributeError, match="alpha"):
+        _ = LipschitzPReLU().alpha

@@ -6,10 +6,16 @@ import numpy as np
 import pytest
 from keras import ops
 
+from deel.lip import layers
+from deel.lip.layers import ScaledAdaptiveAveragePooling2D
+from deel.lip.layers import ScaledAdaptiveL2NormPooling2D
 from deel.lip.layers import ScaledAveragePooling2D
+from deel.lip.layers import ScaledGlobalAveragePooling1D
 from deel.lip.layers import ScaledGlobalAveragePooling2D
+from deel.lip.layers import ScaledGlobalL2NormPooling1D
 from deel.lip.layers import ScaledGlobalL2NormPooling2D
 from deel.lip.layers import ScaledL2NormPooling2D
+from deel.lip.model import Sequential
 
 WINDOW = np.array([[1.0, 2.0], [3.0, 4.0]], "float32").reshape(1, 2, 2, 1)
 
@@ -27,6 +33,9 @@ WINDOW = np.array([[1.0, 2.0], [3.0, 4.0]], "float32").reshape(1, 2, 2, 1)
         (ScaledAveragePooling2D(k_coef_lip=3.0), WINDOW, 15.0),
         (ScaledL2NormPooling2D(k_coef_lip=2.0), WINDOW, 10.954452),
         (ScaledGlobalAveragePooling2D(k_coef_lip=2.0), WINDOW, 10.0),
+        (ScaledAdaptiveAveragePooling2D((1, 1)), WINDOW, 5.0),
+        (ScaledAdaptiveL2NormPooling2D([1, 1]), WINDOW, 5.477226),
+        (ScaledAdaptiveL2NormPooling2D(1, k_coef_lip=2.0), WINDOW, 10.954452),
     ],
 )
 def test_golden_values(layer, x, expected):
@@ -103,3 +112,118 @@ def test_data_formats_agree():
             ops.convert_to_numpy(first_result),
             rtol=1e-5,
         )
+
+
+def _of_rank(name, rank, **arguments):
+    return getattr(layers, f"Scaled{name}Pooling{rank}D")(**arguments)
+
+
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_value_is_the_scaled_sum_or_norm_of_the_window(rank, data_format):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((2, *[4] * rank, 3)).astype("float32")
+    # Halves of each axis, spread over axes of their own.
+    windows = x.reshape(2, *[2, 2] * rank, 3)
+    inner = tuple(range(2, 2 * rank + 1, 2))
+    outer = tuple(range(1, rank + 1))
+    expected = {
+        "Average": windows.sum(inner) / 2 ** (rank / 2),
+        "L2Norm": np.sqrt(np.square(windows).sum(inner)),
+        "GlobalAverage": x.sum(outer) / 2**rank,
+        "GlobalL2Norm": np.sqrt(np.square(x).sum(outer)),
+    }
+    first = data_format == "channels_first"
+    for name, value in expected.items():
+        norm = {"eps_grad_sqrt": 0.0} if "L2" in name else {}
+        layer = _of_rank(name, rank, data_format=data_format, **norm)
+        found = layer(np.moveaxis(x, -1, 1) if first else x)
+        found = ops.convert_to_numpy(found)
+        if first:
+            found = np.moveaxis(found, 1, -1)
+        np.testing.assert_allclose(found, value, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_defaults_and_errors_are_those_of_the_rank(rank):
+    for name in ("Average", "L2Norm"):
+        layer = _of_rank(name, rank)
+        assert layer.pool_size == layer.strides == (2,) * rank
+        assert layer._get_coef() == pytest.approx(2 ** (rank / 2))
+        stock = getattr(keras.layers, f"AveragePooling{rank}D")
+        assert isinstance(layer, stock)
+        for arguments in (
+            {"pool_size": 3, "strides": 2},
+            {"pool_size": (2,) * rank, "strides": (1,) * rank},
+            {"padding": "same"},
+        ):
+            with pytest.raises(RuntimeError, match="Received: "):
+                _of_rank(name, rank, **arguments)
+    for name in ("L2Norm", "GlobalL2Norm"):
+        with pytest.raises(RuntimeError, match="Received: eps_grad_sqrt"):
+            _of_rank(name, rank, eps_grad_sqrt=-1.0)
+
+
+@pytest.mark.parametrize("size", [2, (1, 2), (None, None), (1, 1, 1), "1", 0])
+def test_adaptive_pooling_has_one_output_size(size):
+    for layer_class in (
+        ScaledAdaptiveAveragePooling2D,
+        ScaledAdaptiveL2NormPooling2D,
+    ):
+        with pytest.raises(RuntimeError, match="Received: output_size="):
+            layer_class(size)
+        assert "keepdims" not in layer_class(1).get_config()
+
+
+def test_masked_steps_count_neither_in_the_sum_nor_in_the_size():
+    x = np.random.default_rng(0).standard_normal((3, 5, 2)).astype("float32")
+    mask = np.arange(5) < np.array([[5], [2], [0]])
+    kept = np.where(mask[:, :, None], x, 0)
+    steps = np.array([[5], [2], [1]])
+    expected = {
+        ScaledGlobalAveragePooling1D: kept.sum(axis=1) / np.sqrt(steps),
+        ScaledGlobalL2NormPooling1D: np.sqrt(np.sum(kept**2, axis=1) + 1e-6),
+    }
+    for layer_class, value in expected.items():
+        found = ops.convert_to_numpy(layer_class()(x, mask=mask))
+        np.testing.assert_allclose(found, value, atol=1e-5)
+        first = layer_class(data_format="channels_first", keepdims=True)
+        found = first(np.transpose(x, (0, 2, 1)), mask=mask)
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(found), value[:, :, None], atol=1e-5
+        )
+
+
+def test_masked_mean_does_not_expand():
+    # With the root of all steps, a mean of the two kept would, by sqrt(5 / 2).
+    mask = np.array([[True, True, False, False, False]])
+    x = np.ones((1, 5, 1), "float32")
+    layer = ScaledGlobalAveragePooling1D()
+    gap = layer(x, mask=mask) - layer(0 * x, mask=mask)
+    assert float(ops.max(gap)) <= np.sqrt(2) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_networks_of_other_ranks_are_trained_and_exported(rank):
+    model = Sequential(
+        [
+            keras.Input((*[4] * rank, 2)),
+            _of_rank("L2Norm", rank),
+            _of_rank("Average", rank, pool_size=(1,) * rank),
+            _of_rank("GlobalAverage", rank, keepdims=True),
+            _of_rank("GlobalL2Norm", rank),
+            layers.SpectralDense(2),
+        ],
+        k_coef_lip=32.0,
+    )
+    assert [x.k_coef_lip for x in model.layers] == pytest.approx([2.0] * 5)
+    x = np.random.default_rng(0).standard_normal((8, *[4] * rank, 2))
+    y = np.ones((8, 2))
+    model.compile("adam", "mse", jit_compile=False)
+    losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    np.testing.assert_allclose(
+        model.vanilla_export().predict(x, verbose=0),
+        model.predict(x, verbose=0),
+        atol=1e-4,
+    )

@@ -4,6 +4,7 @@ from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
 from deel.lip.layers.activations import Householder
+from deel.lip.layers.activations import LipschitzPReLU
 from deel.lip.layers.activations import MaxMin
 from deel.lip.layers.activations import PReLUlip
 
@@ -12,6 +13,7 @@ __all__ = [
     "GroupSort",
     "GroupSort2",
     "Householder",
+    "LipschitzPReLU",
     "MaxMin",
     "PReLUlip",
 ]

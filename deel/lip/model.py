@@ -13,6 +13,8 @@ from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import InvertibleUpSampling
+from deel.lip.layers import LipschitzPReLU
+from deel.lip.layers import ScaleBiasLayer
 
 __all__ = [
     "LossVariableModel",
@@ -481,6 +483,10 @@ def _is_1_lipschitz(layer):
         return layer.threshold == 0 and abs(layer.negative_slope) <= 1
     if isinstance(layer, keras.layers.LeakyReLU):
         return abs(layer.negative_slope) <= 1
+    if isinstance(layer, LipschitzPReLU):
+        return layer.k_coef_lip <= 1
+    if isinstance(layer, ScaleBiasLayer):
+        return abs(layer.scalar) <= 1
     if isinstance(layer, keras.layers.Activation):
         return layer.activation in _1_LIPSCHITZ_FUNCTIONS
     return False

@@ -6,20 +6,39 @@ from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
 from deel.lip.layers.activations import Householder
+from deel.lip.layers.activations import LipschitzPReLU
 from deel.lip.layers.activations import MaxMin
 from deel.lip.layers.activations import PReLUlip
 from deel.lip.layers.convolutional import FrobeniusConv2D
 from deel.lip.layers.convolutional import SpectralConv2D
 from deel.lip.layers.dense import FrobeniusDense
 from deel.lip.layers.dense import SpectralDense
+from deel.lip.layers.normalization import BatchCentering
+from deel.lip.layers.normalization import BatchLipNorm
+from deel.lip.layers.normalization import LayerCentering
+from deel.lip.layers.normalization import ScaleBiasLayer
+from deel.lip.layers.normalization import SharedLipFactory
+from deel.lip.layers.pooling import ScaledAdaptiveAveragePooling2D
+from deel.lip.layers.pooling import ScaledAdaptiveL2NormPooling2D
+from deel.lip.layers.pooling import ScaledAveragePooling1D
 from deel.lip.layers.pooling import ScaledAveragePooling2D
+from deel.lip.layers.pooling import ScaledAveragePooling3D
+from deel.lip.layers.pooling import ScaledGlobalAveragePooling1D
 from deel.lip.layers.pooling import ScaledGlobalAveragePooling2D
+from deel.lip.layers.pooling import ScaledGlobalAveragePooling3D
+from deel.lip.layers.pooling import ScaledGlobalL2NormPooling1D
 from deel.lip.layers.pooling import ScaledGlobalL2NormPooling2D
+from deel.lip.layers.pooling import ScaledGlobalL2NormPooling3D
+from deel.lip.layers.pooling import ScaledL2NormPooling1D
 from deel.lip.layers.pooling import ScaledL2NormPooling2D
+from deel.lip.layers.pooling import ScaledL2NormPooling3D
 from deel.lip.layers.resampling import InvertibleDownSampling
 from deel.lip.layers.resampling import InvertibleUpSampling
+from deel.lip.layers.residual import LipResidual
 
 __all__ = [
+    "BatchCentering",
+    "BatchLipNorm",
     "Condensable",
     "FrobeniusConv2D",
     "FrobeniusDense",
@@ -29,13 +48,28 @@ __all__ = [
     "Householder",
     "InvertibleDownSampling",
     "InvertibleUpSampling",
+    "LayerCentering",
+    "LipResidual",
     "LipschitzLayer",
+    "LipschitzPReLU",
     "MaxMin",
     "PReLUlip",
+    "ScaleBiasLayer",
+    "ScaledAdaptiveAveragePooling2D",
+    "ScaledAdaptiveL2NormPooling2D",
+    "ScaledAveragePooling1D",
     "ScaledAveragePooling2D",
+    "ScaledAveragePooling3D",
+    "ScaledGlobalAveragePooling1D",
     "ScaledGlobalAveragePooling2D",
+    "ScaledGlobalAveragePooling3D",
+    "ScaledGlobalL2NormPooling1D",
     "ScaledGlobalL2NormPooling2D",
+    "ScaledGlobalL2NormPooling3D",
+    "ScaledL2NormPooling1D",
     "ScaledL2NormPooling2D",
+    "ScaledL2NormPooling3D",
+    "SharedLipFactory",
     "SpectralConv2D",
     "SpectralDense",
 ]

@@ -1,0 +1,621 @@
+"""Normalisations that keep, or report, the Lipschitz constant.
+
+Note [statistics of the batches]. At inference, the layers that use the batch
+take the mean of the statistics of the training batches since the last call of
+`reset_statistics`. That mean is kept as it is, with the number of batches
+behind it: each batch moves it by `(batch - mean) / count`. Its first batch
+replaces what was there before, so no initial value lingers, and the statistics
+are ready at any moment, in files too.
+
+Inference writes no variable, so it cannot mark where the next mean begins, and
+a training loop that never evaluates would average over its whole past. Hence
+`window`: the count stops there, and from then on the mean forgets, as that of
+`keras.layers.BatchNormalization` with momentum `1 - 1 / window`. For the mean
+since the previous evaluation exactly, pass `window=None` and reset where the
+evaluation is known to end (see `BatchCentering`).
+"""
+
+import keras
+from keras import ops
+
+from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._register import register
+from deel.lip._validation import positive_float
+from deel.lip._validation import positive_int
+from deel.lip._variables import full
+from deel.lip._variables import host
+from deel.lip._variables import store
+
+
+class _ChannelBias(keras.layers.Layer):
+    """Base of the layers here: a bias for each channel, and float32 inside.
+
+    A subclass calls `_add_bias` when it is built, which records the channel
+    axis, and returns `_biased` of what it computed.
+    """
+
+    def __init__(self, use_bias, bias_initializer, **kwargs):
+        super().__init__(**kwargs)
+        self.use_bias = use_bias
+        self.bias_initializer = keras.initializers.get(bias_initializer)
+        self.bias = None
+
+    def _add_bias(self, input_shape, axis):
+        rank = len(input_shape)
+        channel_axis = axis + rank if axis < 0 else axis
+        if not 0 < channel_axis < rank:
+            raise ValueError(
+                "The channels must be an axis of the input, and not that of "
+                f"the batch. Received: axis={axis} for an input of rank {rank}"
+            )
+        self._channel_axis = channel_axis
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias",
+                shape=(input_shape[channel_axis],),
+                initializer=self.bias_initializer,
+                autocast=False,
+            )
+
+    def _by_channel(self, values, rank):
+        """Reshapes one value for each channel, to broadcast over an input."""
+        shape = [1] * rank
+        shape[self._channel_axis] = -1
+        return ops.reshape(ops.convert_to_tensor(values), shape)
+
+    def _biased(self, x):
+        if self.bias is not None:
+            x = x + self._by_channel(self.bias, len(x.shape))
+        return ops.cast(x, self.compute_dtype)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "use_bias": self.use_bias,
+            "bias_initializer": keras.initializers.serialize(
+                self.bias_initializer
+            ),
+        }
+
+
+@register("LayerCentering")
+class LayerCentering(LipschitzLayer, _ChannelBias):
+    """Subtracts from each channel its mean over space, for each sample.
+
+    The output is `k_coef_lip * (x - mean(x)) + bias`. Centering is an
+    orthogonal projection, hence 1-Lipschitz, in training as in inference: the
+    part of layer normalisation that a Lipschitz network can afford.
+
+    Args:
+        axis: Integer or list of integers, the axes of the mean; None means all
+            but the batch and the channels. Pass -1 for inputs without space.
+        use_bias: Boolean, whether a trained bias for each channel is added.
+        data_format: `"channels_last"` or `"channels_first"`; None means the
+            Keras setting.
+        k_coef_lip: Float, the Lipschitz constant.
+        bias_initializer: Initializer of the bias.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, or channels first.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If the mean would be over the batch, or over no axis.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.layers import LayerCentering
+    >>> x = np.array([[[1., 10.], [3., 20.]]])
+    >>> print(keras.ops.convert_to_numpy(LayerCentering()(x)))
+    [[[-1. -5.]
+      [ 1.  5.]]]
+    """
+
+    def __init__(
+        self,
+        axis=None,
+        use_bias=True,
+        data_format=None,
+        k_coef_lip=1.0,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(use_bias, bias_initializer, **kwargs)
+        self.axis = list(axis) if isinstance(axis, tuple) else axis
+        self.data_format = keras.config.image_data_format()
+        if data_format is not None:
+            self.data_format = data_format
+        if self.data_format not in ("channels_last", "channels_first"):
+            raise ValueError(
+                "Argument `data_format` must be 'channels_last' or "
+                f"'channels_first'. Received: data_format={data_format}"
+            )
+        self.set_klip_factor(k_coef_lip)
+        self._init_lip_coef(None)
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
+
+    def build(self, input_shape):
+        channel_axis = 1 if self.data_format == "channels_first" else -1
+        self._add_bias(input_shape, channel_axis)
+        self._axes = self._mean_axes(len(input_shape))
+
+    def _mean_axes(self, rank):
+        if self.axis is None:
+            axes = [i for i in range(1, rank) if i != self._channel_axis]
+        else:
+            listed = [self.axis] if isinstance(self.axis, int) else self.axis
+            axes = [i + rank if i < 0 else i for i in listed]
+        if not axes or not all(0 < i < rank for i in axes):
+            raise ValueError(
+                "LayerCentering needs the mean over one axis or more, none of "
+                "them the batch axis. "
+                f"Received: axis={self.axis} for an input of rank {rank}"
+            )
+        return axes
+
+    def call(self, inputs):
+        x = full(inputs)
+        x = x - ops.mean(x, axis=self._axes, keepdims=True)
+        return self._biased(x * self.k_coef_lip)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "axis": self.axis,
+            "data_format": self.data_format,
+            "k_coef_lip": self.k_coef_lip,
+        }
+
+
+class _BatchStatistics(Condensable, _ChannelBias):
+    """Base of the layers that use the batch; see [statistics of the batches].
+
+    The output is `(x - mean) * factor + bias`, with a mean for each channel
+    and one factor. A subclass gets them from a batch and from its variables.
+    """
+
+    def __init__(self, axis, use_bias, bias_initializer, window, **kwargs):
+        super().__init__(use_bias, bias_initializer, **kwargs)
+        if not isinstance(axis, int):
+            raise ValueError(
+                "Argument `axis` must be an integer, the axis of the channels. "
+                f"Received: axis={axis}"
+            )
+        self.axis = axis
+        self.window = None if window is None else positive_int("window", window)
+
+    def build(self, input_shape):
+        self._add_bias(input_shape, self.axis)
+        rank = len(input_shape)
+        self._reduced = [i for i in range(rank) if i != self._channel_axis]
+        channels = (input_shape[self._channel_axis],)
+        self._add_statistics(channels)
+        self.count = self._add_statistic("count", (), "zeros")
+
+    def _add_statistics(self, shape):
+        """Creates a variable for each statistic, of one value by channel."""
+        raise NotImplementedError
+
+    def _observe(self, x):
+        """Returns the mean, or None, and the factor of a batch; records it."""
+        raise NotImplementedError
+
+    def _recall(self):
+        """Returns the mean, or None, and the factor that inference uses."""
+        raise NotImplementedError
+
+    def call(self, inputs, training=None):
+        x = full(inputs)
+        mean, factor = self._observe(x) if training else self._recall()
+        if mean is not None:
+            x = x - self._by_channel(mean, len(x.shape))
+        return self._biased(x * factor)
+
+    def _add_statistic(self, name, shape, initializer):
+        # Sums of a half-precision type would stop growing.
+        return self.add_weight(
+            name=name,
+            shape=shape,
+            initializer=initializer,
+            trainable=False,
+            autocast=False,
+            dtype="float32",
+        )
+
+    def _accumulate(self, pairs):
+        """Moves the means by the statistics of one batch.
+
+        Args:
+            pairs: List of pairs `(variable, value of the batch)`.
+        """
+        count = ops.convert_to_tensor(self.count) + 1
+        if self.window is not None:
+            count = ops.minimum(count, float(self.window))
+        for variable, value in pairs:
+            former = ops.convert_to_tensor(variable)
+            value = ops.cast(ops.stop_gradient(value), former.dtype)
+            store(variable, former + (value - former) / count)
+        store(self.count, count)
+
+    def reset_statistics(self):
+        """Lets the next training batch begin new means.
+
+        Until that batch, inference uses the former ones.
+        """
+        if self.built:
+            self.count.assign(0.0)
+
+    def condense(self):
+        """Does nothing: no weight of this layer is constrained."""
+
+    def vanilla_export(self):
+        """Returns the `ScaleBiasLayer` with the same inference output."""
+        if not self.built:
+            raise ValueError(
+                "`vanilla_export` needs a layer that is built, so that it has "
+                "weights. Call the layer on data or `build` it first. "
+                f"Received: unbuilt layer '{self.name}'"
+            )
+        mean, factor = self._recall()
+        factor = float(ops.convert_to_numpy(factor))
+        exported = ScaleBiasLayer(
+            scalar=factor,
+            use_bias=self.use_bias or mean is not None,
+            axis=self.axis,
+            name=self.name,
+            dtype=self.dtype_policy,
+        )
+        exported.build(self._build_shapes_dict["input_shape"])
+        if exported.use_bias:
+            bias = 0.0 if self.bias is None else host(self.bias)
+            if mean is not None:
+                bias = bias - factor * ops.convert_to_numpy(mean)
+            exported.bias.assign(bias)
+        return exported
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "axis": self.axis,
+            "window": self.window,
+        }
+
+
+@register("BatchCentering")
+class BatchCentering(LipschitzLayer, _BatchStatistics):
+    """Subtracts from each channel its mean over the batch and space.
+
+    The output is `k_coef_lip * (x - mean) + bias`. Training uses the mean of
+    the batch. Inference uses the mean of the batch means since the last call of
+    `reset_statistics`, which is a translation: exactly `k_coef_lip`-Lipschitz.
+    As it is linear in training too, it takes the place of batch normalisation
+    in a Lipschitz network.
+
+    For the mean since the previous evaluation, pass `window=None` and reset at
+    the start of each epoch:
+
+    ```python
+    keras.callbacks.LambdaCallback(
+        on_epoch_begin=lambda epoch, logs: layer.reset_statistics()
+    )
+    ```
+
+    Args:
+        axis: Integer, the axis of the channels.
+        use_bias: Boolean, whether a trained bias for each channel is added.
+        k_coef_lip: Float, the Lipschitz constant.
+        window: Integer, the number of training batches from which on the mean
+            forgets, as with momentum `1 - 1 / window`; None for a mean of all
+            batches since `reset_statistics`.
+        bias_initializer: Initializer of the bias.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If `axis` is not an axis of the input other than the batch.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.layers import BatchCentering
+    >>> layer = BatchCentering()
+    >>> x = np.array([[1., 10.], [3., 20.]])
+    >>> print(keras.ops.convert_to_numpy(layer(x, training=True)))
+    [[-1. -5.]
+     [ 1.  5.]]
+    >>> print(keras.ops.convert_to_numpy(layer(0 * x)))
+    [[ -2. -15.]
+     [ -2. -15.]]
+    """
+
+    def __init__(
+        self,
+        axis=-1,
+        use_bias=True,
+        k_coef_lip=1.0,
+        window=100,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(axis, use_bias, bias_initializer, window, **kwargs)
+        self.set_klip_factor(k_coef_lip)
+        self._init_lip_coef(None)
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
+
+    def _add_statistics(self, shape):
+        self.mean = self._add_statistic("mean", shape, "zeros")
+
+    def _observe(self, x):
+        mean = ops.mean(x, axis=self._reduced)
+        self._accumulate([(self.mean, mean)])
+        return mean, self.k_coef_lip
+
+    def _recall(self):
+        return ops.convert_to_tensor(self.mean), self.k_coef_lip
+
+    def get_config(self):
+        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
+
+
+@register("SharedLipFactory")
+class SharedLipFactory:
+    """Product of the factors of the `BatchLipNorm` layers of a network.
+
+    `BatchLipNorm` multiplies by a factor that depends on data. Layers that are
+    given one factory report to it, and the product of their factors is the
+    Lipschitz constant that they bring to a sequential network at inference.
+
+    A model that is saved as a whole keeps the sharing: layers with one factory
+    have one after loading, which holds the layers of the loaded model only.
+    Layers copied one by one (`from_config`, `keras.models.clone_model`) get a
+    factory each.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.layers import BatchLipNorm, SharedLipFactory
+    >>> factory = SharedLipFactory()
+    >>> layers = [BatchLipNorm(factory=factory) for _ in range(2)]
+    >>> x = np.array([[0.], [4.], [8.]])
+    >>> for layer in layers:
+    ...     x = layer(x, training=True)
+    >>> float(factory.get_current_product_value(training=False))
+    0.25
+    """
+
+    def __init__(self):
+        self._layers = []
+
+    def register(self, layer):
+        """Adds a layer, once; the layers do so themselves.
+
+        Args:
+            layer: A layer with a method `scaling_factor(training)`.
+        """
+        if not any(layer is known for known in self._layers):
+            self._layers.append(layer)
+
+    def get_current_product_value(self, training=False):
+        """Returns the product of the factors, a scalar tensor.
+
+        Args:
+            training: Boolean. True for the factors of the last training batch,
+                without gradient; False for those that inference uses.
+        """
+        product = ops.ones(())
+        for layer in self._layers:
+            product = product * layer.scaling_factor(training)
+        return product
+
+    def get_config(self):
+        return {}
+
+    @classmethod
+    def from_config(cls, config):
+        return cls(**config)
+
+
+@register("BatchLipNorm")
+class BatchLipNorm(_BatchStatistics):
+    """Batch normalisation with one factor for all channels.
+
+    The output is `(x - mean) * s + bias`, with the mean of each channel over
+    the batch and space, and `s = 1 / sqrt(v)` for v the largest variance of a
+    channel. Dividing each channel by its own deviation, as batch normalisation
+    does, would distort the space; one factor scales it. The factor is the
+    Lipschitz constant of the layer at inference, and can be greater than 1, so
+    a `deel.lip.model.Sequential` says that its own constant does not account
+    for this layer: multiply it by the product of a `SharedLipFactory`.
+
+    Training uses the statistics of the batch, inference the mean of those
+    since the last call of `reset_statistics`.
+
+    Args:
+        axis: Integer, the axis of the channels.
+        centering: Boolean, whether the mean is subtracted.
+        normalize: Boolean, whether the factor is applied; if not it is 1.
+        use_bias: Boolean, whether a trained bias for each channel is added.
+        factory: The `SharedLipFactory` to report the factor to, or None.
+        eps: Float greater than zero. A variance below it counts as 1.
+        window: Integer or None, see `BatchCentering`.
+        bias_initializer: Initializer of the bias.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If `axis` is not an axis of the input other than the batch,
+            if `eps` is not greater than zero, or if `factory` is of another
+            type.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.layers import BatchLipNorm
+    >>> x = np.array([[1., 10.], [2., 12.], [3., 14.]])
+    >>> print(keras.ops.convert_to_numpy(BatchLipNorm()(x, training=True)))
+    [[-0.5 -1. ]
+     [ 0.   0. ]
+     [ 0.5  1. ]]
+    """
+
+    def __init__(
+        self,
+        axis=-1,
+        centering=True,
+        normalize=True,
+        use_bias=True,
+        factory=None,
+        eps=1e-5,
+        window=100,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(axis, use_bias, bias_initializer, window, **kwargs)
+        self.centering = centering
+        self.normalize = normalize
+        self.eps = positive_float("eps", eps)
+        if isinstance(factory, dict):
+            factory = keras.saving.deserialize_keras_object(factory)
+        if factory is not None and not isinstance(factory, SharedLipFactory):
+            raise ValueError(
+                "Argument `factory` must be a SharedLipFactory or None. "
+                f"Received: factory={factory}"
+            )
+        self.factory = factory
+        if factory is not None:
+            factory.register(self)
+
+    def _add_statistics(self, shape):
+        self.mean = self._add_statistic("mean", shape, "zeros")
+        self.variance = self._add_statistic("variance", shape, "ones")
+        self.scale = self._add_statistic("scale", (), "ones")
+
+    def _observe(self, x):
+        mean = ops.mean(x, axis=self._reduced)
+        offset = x - self._by_channel(mean, len(x.shape))
+        squares = ops.sum(ops.square(offset), axis=self._reduced)
+        # All values but those of the channels themselves.
+        count = ops.cast(ops.size(x) // x.shape[self._channel_axis], x.dtype)
+        variance = squares / ops.maximum(count - 1, 1)
+        factor = self._factor(variance)
+        self._accumulate([(self.mean, mean), (self.variance, variance)])
+        store(self.scale, ops.stop_gradient(ops.cast(factor, "float32")))
+        return (mean if self.centering else None), factor
+
+    def _recall(self):
+        mean = ops.convert_to_tensor(self.mean) if self.centering else None
+        return mean, self._factor(ops.convert_to_tensor(self.variance))
+
+    def _factor(self, variance):
+        if not self.normalize:
+            return ops.ones((), variance.dtype)
+        ones = ops.ones_like(variance)
+        largest = ops.max(ops.where(variance < self.eps, ones, variance))
+        return 1.0 / ops.sqrt(largest)
+
+    def scaling_factor(self, training=False):
+        """Returns the factor s, a scalar tensor.
+
+        Args:
+            training: Boolean. True for that of the last training batch,
+                without gradient; False for the one that inference uses.
+        """
+        if not self.built:
+            return ops.ones(())
+        if training:
+            return ops.convert_to_tensor(self.scale)
+        return self._recall()[1]
+
+    def get_config(self):
+        factory = self.factory
+        if factory is not None:
+            # Keras loads objects with the same identity once. By itself it
+            # sees that objects are shared in lists of layers only.
+            factory = {
+                **keras.saving.serialize_keras_object(factory),
+                "shared_object_id": id(factory),
+            }
+        return {
+            **super().get_config(),
+            "centering": self.centering,
+            "normalize": self.normalize,
+            "factory": factory,
+            "eps": self.eps,
+        }
+
+
+@register("ScaleBiasLayer")
+class ScaleBiasLayer(_ChannelBias):
+    """`x * scalar + bias`, with a constant scalar and a bias by channel.
+
+    What `BatchCentering` and `BatchLipNorm` are at inference, and what they
+    export to.
+
+    Args:
+        scalar: Float, the factor, which is not trained.
+        use_bias: Boolean, whether a trained bias for each channel is added.
+        axis: Integer, the axis of the channels.
+        bias_initializer: Initializer of the bias.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
+
+    Output shape:
+        The same as the input shape.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.layers import ScaleBiasLayer
+    >>> layer = ScaleBiasLayer(2.0, bias_initializer="ones")
+    >>> print(keras.ops.convert_to_numpy(layer(np.array([[1., 3.]]))))
+    [[3. 7.]]
+    """
+
+    def __init__(
+        self,
+        scalar=1.0,
+        use_bias=True,
+        axis=-1,
+        bias_initializer="zeros",
+        **kwargs,
+    ):
+        super().__init__(use_bias, bias_initializer, **kwargs)
+        self.scalar = float(scalar)
+        self.axis = axis
+
+    def build(self, input_shape):
+        self._add_bias(input_shape, self.axis)
+
+    def call(self, inputs):
+        return self._biased(full(inputs) * self.scalar)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "scalar": self.scalar,
+            "axis": self.axis,
+        }
