@@ -21,14 +21,19 @@ def singular_values(matrix):
 def expansion(layer):
     """Largest expansion of the constrained kernel, divided by its promise.
 
-    The largest singular value; where outputs are promised one by one, the
+    The largest singular value; that of the group of channels which expands
+    most, where there are groups; where outputs are promised one by one, the
     largest norm of a column.
     """
-    matrix = as_matrix(layer.wbar)
+    kernel = ops.convert_to_numpy(layer.wbar)
     if getattr(layer, "disjoint_neurons", False):
-        norm = np.max(np.linalg.norm(matrix, axis=0))
+        norm = np.max(np.linalg.norm(as_matrix(kernel), axis=0))
+    elif isinstance(layer, keras.layers.DepthwiseConv2D):
+        channels = np.moveaxis(kernel, -2, 0)
+        norm = max(singular_values(as_matrix(x))[0] for x in channels)
     else:
-        norm = singular_values(matrix)[0]
+        blocks = np.split(kernel, getattr(layer, "groups", 1), axis=-1)
+        norm = max(singular_values(as_matrix(x))[0] for x in blocks)
     return norm / layer._get_coef()
 
 

@@ -108,7 +108,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         if isinstance(self.activation, keras.layers.Layer):
             # All state must exist before the first step, weights of an
             # activation layer included.
-            self.activation.build(super().compute_output_shape(input_shape))
+            self.activation.build(self._linear_output_shape(input_shape))
 
     def call(self, inputs, training=True):
         if training:
@@ -130,8 +130,12 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self.parametrization.refresh(kernel)
         return kernel
 
+    def _linear_output_shape(self, input_shape):
+        """Shape of the output of the stock layer, before the activation."""
+        return tuple(super().compute_output_shape(input_shape))
+
     def compute_output_shape(self, input_shape):
-        shape = super().compute_output_shape(input_shape)
+        shape = self._linear_output_shape(input_shape)
         if isinstance(self.activation, keras.layers.Layer):
             return self.activation.compute_output_shape(shape)
         return shape
@@ -159,16 +163,12 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         """
         self._require_built("vanilla_export")
         self._require_finite("wbar", self.wbar)
-        stock_class = self._stock_class()
-        config = stock_class.get_config(self)
+        stock_class, config = self._stock_equivalent()
         input_shape = self._build_shapes_dict["input_shape"]
-        linear_shape = stock_class.compute_output_shape(self, input_shape)
+        linear_shape = self._linear_output_shape(input_shape)
         keeps_shape = self.compute_output_shape(input_shape) == linear_shape
         if not keeps_shape:
             config["activation"] = "linear"
-        # These describe the free kernel, which the stock layer does not have.
-        for key in ("initializer", "regularizer", "constraint"):
-            config.pop(f"kernel_{key}", None)
         exported = stock_class.from_config(config)
         exported.build(input_shape)
         weights = [host(self.wbar)]
@@ -202,13 +202,20 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def get_config(self):
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
 
-    def _stock_class(self):
-        return next(
+    def _stock_equivalent(self):
+        """Class and config of the stock layer with the same output."""
+        stock_class = next(
             base
             for base in type(self).__mro__
             if issubclass(base, keras.layers.Layer)
             and not issubclass(base, ConstrainedKernel)
         )
+        # These describe the free kernel, which the stock layer does not have.
+        config = stock_class.get_config(self)
+        for kernel in ("kernel", "depthwise"):
+            for key in ("initializer", "regularizer", "constraint"):
+                config.pop(f"{kernel}_{key}", None)
+        return stock_class, config
 
     def _require_built(self, method):
         if not self.built:

@@ -1,6 +1,7 @@
 """The spectral parametrization: kernels with singular values of one."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lip import _orthogonal
@@ -28,39 +29,61 @@ _FORWARD = 1e-5
 
 
 def spectral_constraint(
-    kernel, orthogonal=True, max_steps=DEFAULT_MAXITER_BJORCK
+    kernel, orthogonal=True, max_steps=DEFAULT_MAXITER_BJORCK, groups=1
 ):
     """Kernel whose matrix has norm at most one; a pure function.
+
+    With `groups`, the matrix is made of as many blocks of columns, each with
+    inputs of its own, and each block is constrained by itself.
 
     Args:
         kernel: Tensor, float32 at least; reshaped to `(-1, last dimension)`.
         orthogonal: Boolean. Whether all singular values are brought to one.
             If not, all are divided by a proven bound of the largest.
         max_steps: Integer, limit of the orthogonalisation.
+        groups: Integer, the number of blocks.
 
     Returns:
         Tensor of the shape of `kernel`.
     """
     matrix = _orthogonal.as_matrix(kernel)
     if orthogonal:
-        nearest = _orthogonal.orthogonalize(
-            ops.stop_gradient(matrix), _EXACT, max_steps
-        )
-        constrained = _with_tangent_gradient(matrix, nearest)
+        nearest = _nearest(ops.stop_gradient(matrix), _EXACT, max_steps, groups)
+        constrained = _with_tangent_gradient(matrix, nearest, groups)
     else:
-        constrained = _orthogonal.divide_by_norm(matrix)
+        constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
     return ops.reshape(constrained, kernel.shape)
 
 
-@custom_gradient
-def _with_tangent_gradient(matrix, nearest):
+def _by_group(function, groups, *matrices):
+    """Applies a function of matrices to each block of their columns."""
+    if groups == 1:
+        return function(*matrices)
+    blocks = zip(*(ops.split(x, groups, axis=1) for x in matrices), strict=True)
+    return ops.concatenate([function(*block) for block in blocks], axis=1)
+
+
+def _nearest(matrix, tolerance, max_steps, groups):
+    def orthogonalized(block):
+        return _orthogonal.orthogonalize(block, tolerance, max_steps)
+
+    return _by_group(orthogonalized, groups, matrix)
+
+
+def _with_tangent_gradient(matrix, nearest, groups):
     """`nearest` with its gradient sent to `matrix`, not through the steps."""
 
-    def gradient(upstream):
-        tangent = _orthogonal.project_on_tangent(nearest, upstream)
-        return tangent, ops.zeros_like(nearest)
+    @custom_gradient
+    def pass_on(matrix, nearest):
+        def gradient(upstream):
+            tangent = _by_group(
+                _orthogonal.project_on_tangent, groups, nearest, upstream
+            )
+            return tangent, ops.zeros_like(nearest)
 
-    return ops.multiply(nearest, 1.0), gradient
+        return ops.multiply(nearest, 1.0), gradient
+
+    return pass_on(matrix, nearest)
 
 
 class Spectral(Parametrization):
@@ -86,9 +109,11 @@ class Spectral(Parametrization):
         beta_bjorck,
         maxiter_spectral,
         maxiter_bjorck,
+        groups=1,
         **kwargs,
     ):
         super().__init__(**kwargs)
+        self.groups = groups
         self.eps_spectral = eps_spectral
         self.eps_bjorck = eps_bjorck
         self.maxiter_spectral = maxiter_spectral
@@ -96,7 +121,13 @@ class Spectral(Parametrization):
         self.orthogonal = eps_bjorck is not None and beta_bjorck is not None
 
     def constrain(self, kernel):
-        return spectral_constraint(kernel, self.orthogonal, self.maxiter_bjorck)
+        return spectral_constraint(
+            kernel, self.orthogonal, self.maxiter_bjorck, self.groups
+        )
+
+    def expansion(self, kernel):
+        blocks = np.split(kernel, self.groups, axis=-1)
+        return max(super(Spectral, self).expansion(block) for block in blocks)
 
     def _add_own_state(self, kernel):
         columns = kernel.shape[-1]
@@ -138,7 +169,7 @@ class Spectral(Parametrization):
 
         nearest, vector, sigma = cond(self._proven(known), keep, renew)
         self._record(vector, sigma)
-        constrained = _with_tangent_gradient(matrix, nearest)
+        constrained = _with_tangent_gradient(matrix, nearest, self.groups)
         return self._store(ops.reshape(constrained, kernel.shape))
 
     def condense(self, kernel):
@@ -163,7 +194,7 @@ class Spectral(Parametrization):
         return ops.cast(nearest, kernel.dtype)
 
     def _nearest(self, matrix, tolerance):
-        return _orthogonal.orthogonalize(matrix, tolerance, self.maxiter_bjorck)
+        return _nearest(matrix, tolerance, self.maxiter_bjorck, self.groups)
 
     def _proven(self, matrix):
         """Whether `wbar`, which is valid, is this very kernel, scaled.
@@ -176,11 +207,16 @@ class Spectral(Parametrization):
 
     def _power_step(self, matrix, vector):
         """One step of the power iteration, from the vector of the last call."""
+
+        def applied(matrix, vector):
+            return ops.matmul(ops.matmul(vector, ops.transpose(matrix)), matrix)
+
         matrix, scale = _orthogonal.unit_scale(matrix)
-        image = ops.matmul(vector, ops.transpose(matrix))
-        renewed = ops.matmul(image, matrix)
+        renewed = _by_group(applied, self.groups, matrix, vector)
         length = ops.norm(vector)
-        sigma = ops.reshape(ops.norm(image) / length, (1, 1)) * scale
+        # ||v W^T||^2 = <v W^T W, v>
+        stretched = ops.sqrt(ops.maximum(ops.sum(renewed * vector), 0.0))
+        sigma = ops.reshape(stretched / length, (1, 1)) * scale
         renewed_length = ops.norm(renewed)
         alive = renewed_length > 0
         safe_length = ops.where(
@@ -211,6 +247,7 @@ class SpectralKernel(ConstrainedKernel):
     ):
         _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
         options = {
+            "groups": kwargs.get("groups", 1),
             "eps_spectral": eps_spectral,
             "eps_bjorck": eps_bjorck,
             "beta_bjorck": beta_bjorck,

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._differentiation import vector_jacobian
+from deel.lip._padding import pad
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 
@@ -402,19 +403,7 @@ def _padding_circular(x, padding):
     """
     if padding is None:
         return x
-    for axis, size in enumerate(padding, start=1):
-        if size == 0:
-            continue
-        length = x.shape[axis]
-        if length is not None and size > length:
-            raise ValueError(
-                "Circular padding must not be larger than the image. "
-                f"Received: padding={padding}, x.shape={x.shape}"
-            )
-        before = (slice(None),) * axis + (slice(-size, None),)
-        after = (slice(None),) * axis + (slice(None, size),)
-        x = ops.concatenate([x[before], x, x[after]], axis=axis)
-    return x
+    return pad(x, padding, "circular")
 
 
 def _zero_upscale2D(x, strides):

@@ -1,5 +1,6 @@
 """Layers with a known Lipschitz constant, named after the Keras ones."""
 
+import deel.lip.layers.unconstrained as unconstrained
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip.layers.activations import FullSort
@@ -10,9 +11,14 @@ from deel.lip.layers.activations import LipschitzPReLU
 from deel.lip.layers.activations import MaxMin
 from deel.lip.layers.activations import PReLUlip
 from deel.lip.layers.convolutional import FrobeniusConv2D
+from deel.lip.layers.convolutional import SpectralConv1D
 from deel.lip.layers.convolutional import SpectralConv2D
+from deel.lip.layers.convolutional import SpectralConv3D
+from deel.lip.layers.convolutional import SpectralGroupedConv2D
+from deel.lip.layers.convolutional_transpose import SpectralConv2DTranspose
 from deel.lip.layers.dense import FrobeniusDense
 from deel.lip.layers.dense import SpectralDense
+from deel.lip.layers.depthwise import SpectralDepthwiseConv2D
 from deel.lip.layers.normalization import BatchCentering
 from deel.lip.layers.normalization import BatchLipNorm
 from deel.lip.layers.normalization import LayerCentering
@@ -70,6 +76,12 @@ __all__ = [
     "ScaledL2NormPooling2D",
     "ScaledL2NormPooling3D",
     "SharedLipFactory",
+    "SpectralConv1D",
     "SpectralConv2D",
+    "SpectralConv2DTranspose",
+    "SpectralConv3D",
     "SpectralDense",
+    "SpectralDepthwiseConv2D",
+    "SpectralGroupedConv2D",
+    "unconstrained",
 ]

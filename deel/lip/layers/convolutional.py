@@ -9,9 +9,7 @@ from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.constraints import SpectralConstraint
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.layers.conv_factor import coverage_coefficient
-from deel.lip.layers.conv_factor import spatial_shape
-from deel.lip.layers.conv_factor import window_overlap
+from deel.lip.layers.covered import CoveredConvolution
 from deel.lip.normalizers import DEFAULT_BETA_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
@@ -19,55 +17,64 @@ from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
 from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
 
 
-class CoveredConvolution:
-    """Mixin of the convolutions that are bounded by their window overlap.
+class _SpectralConvolution(CoveredConvolution, SpectralKernel):
+    """Base of the `SpectralConv*` layers: their arguments."""
 
-    See `deel.lip.layers.conv_factor` for the bound.
-    """
-
-    def __init__(self, *args, padding, dilation_rate, groups, **kwargs):
-        if not isinstance(padding, str) or padding.lower() != "same":
-            raise RuntimeError(
-                f"{type(self).__name__} bounds convolutions with "
-                f'`padding="same"` only. Received: padding={padding}'
-            )
-        if int_tuple(dilation_rate, 2) not in ((1, 1), [1, 1]):
-            raise RuntimeError(
-                f"{type(self).__name__} bounds convolutions with "
-                "`dilation_rate=(1, 1)` only. "
-                f"Received: dilation_rate={dilation_rate}"
-            )
-        if groups != 1:
-            raise ValueError(
-                f"{type(self).__name__} bounds convolutions with `groups=1` "
-                f"only. Received: groups={groups}"
-            )
-        super().__init__(*args, padding=padding.lower(), **kwargs)
-
-    def _compute_lip_coef(self, input_shape=None):
-        lengths = (None,) * self.rank
-        if input_shape is not None:
-            lengths = spatial_shape(input_shape, self.data_format)
-        return coverage_coefficient(self.kernel_size, self.strides, lengths)
-
-    def build(self, input_shape):
-        super().build(input_shape)
-        # Where the coefficient counts on a short axis, a longer one would
-        # break the bound: Keras is told to refuse it.
-        first = 2 if self.data_format == "channels_first" else 1
-        axes = dict(self.input_spec.axes)
-        sizes = zip(self.kernel_size, self.strides, strict=True)
-        for axis, size in enumerate(sizes, start=first):
-            length = input_shape[axis]
-            if window_overlap(*size, length) < window_overlap(*size):
-                axes[axis] = length
-        self.input_spec = keras.layers.InputSpec(
-            min_ndim=self.rank + 2, axes=axes
+    def __init__(
+        self,
+        filters,
+        kernel_size,
+        strides=1,
+        padding="same",
+        data_format=None,
+        dilation_rate=1,
+        groups=1,
+        activation=None,
+        use_bias=True,
+        kernel_initializer=None,
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        k_coef_lip=1.0,
+        eps_spectral=DEFAULT_EPS_SPECTRAL,
+        eps_bjorck=DEFAULT_EPS_BJORCK,
+        beta_bjorck=DEFAULT_BETA_BJORCK,
+        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
+        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
+        **kwargs,
+    ):
+        super().__init__(
+            filters=positive_int("filters", filters),
+            kernel_size=kernel_size,
+            strides=strides,
+            padding=padding,
+            data_format=data_format,
+            dilation_rate=dilation_rate,
+            groups=groups,
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer or SpectralInitializer(),
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            k_coef_lip=k_coef_lip,
+            eps_spectral=eps_spectral,
+            eps_bjorck=eps_bjorck,
+            beta_bjorck=beta_bjorck,
+            maxiter_spectral=maxiter_spectral,
+            maxiter_bjorck=maxiter_bjorck,
+            **kwargs,
         )
 
 
 @register("SpectralConv2D")
-class SpectralConv2D(CoveredConvolution, SpectralKernel, keras.layers.Conv2D):
+class SpectralConv2D(_SpectralConvolution, keras.layers.Conv2D):
     """A 2-D convolution that is `k_coef_lip`-Lipschitz.
 
     It takes the place of `keras.layers.Conv2D` and takes its arguments, in the
@@ -103,7 +110,11 @@ class SpectralConv2D(CoveredConvolution, SpectralKernel, keras.layers.Conv2D):
         beta_bjorck: See `SpectralDense`.
         maxiter_spectral: See `SpectralDense`.
         maxiter_bjorck: See `SpectralDense`.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: `padding_mode`, `name`, `dtype` and what else Keras layers
+            take. `padding_mode` says what the image is continued with:
+            `"zeros"`, `"reflect"`, `"replicate"`, `"symmetric"` or
+            `"circular"`. All but zeros need an odd window; their copies are
+            counted in the coefficient.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or
@@ -134,57 +145,112 @@ class SpectralConv2D(CoveredConvolution, SpectralKernel, keras.layers.Conv2D):
           kernel, which the mean coverage of that text is not.
     """
 
-    def __init__(
-        self,
-        filters,
-        kernel_size,
-        strides=(1, 1),
-        padding="same",
-        data_format=None,
-        dilation_rate=(1, 1),
-        groups=1,
-        activation=None,
-        use_bias=True,
-        kernel_initializer=None,
-        bias_initializer="zeros",
-        kernel_regularizer=None,
-        bias_regularizer=None,
-        activity_regularizer=None,
-        kernel_constraint=None,
-        bias_constraint=None,
-        k_coef_lip=1.0,
-        eps_spectral=DEFAULT_EPS_SPECTRAL,
-        eps_bjorck=DEFAULT_EPS_BJORCK,
-        beta_bjorck=DEFAULT_BETA_BJORCK,
-        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
-        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
-        **kwargs,
-    ):
-        super().__init__(
-            positive_int("filters", filters),
-            int_tuple(kernel_size, 2),
-            strides=int_tuple(strides, 2),
-            padding=padding,
-            data_format=data_format,
-            dilation_rate=dilation_rate,
-            groups=groups,
-            activation=activation,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer or SpectralInitializer(),
-            bias_initializer=bias_initializer,
-            kernel_regularizer=kernel_regularizer,
-            bias_regularizer=bias_regularizer,
-            activity_regularizer=activity_regularizer,
-            kernel_constraint=kernel_constraint,
-            bias_constraint=bias_constraint,
-            k_coef_lip=k_coef_lip,
-            eps_spectral=eps_spectral,
-            eps_bjorck=eps_bjorck,
-            beta_bjorck=beta_bjorck,
-            maxiter_spectral=maxiter_spectral,
-            maxiter_bjorck=maxiter_bjorck,
-            **kwargs,
-        )
+    _spatial_rank = 2
+    _takes_groups_and_dilation = False
+
+
+@register("SpectralGroupedConv2D")
+class SpectralGroupedConv2D(_SpectralConvolution, keras.layers.Conv2D):
+    """A `SpectralConv2D` with groups and dilation.
+
+    Each group of channels has a matrix of its own, which is normalised by
+    itself: the layer as a whole expands as much as the group that expands
+    most.
+
+    Args:
+        filters: Positive integer, a multiple of `groups`.
+        kernel_size: Integer or pair of integers, the window.
+        strides: Integer or pair of integers; 1 with a dilation.
+        padding: Must be `"same"`, in any case.
+        data_format: See `SpectralConv2D`.
+        dilation_rate: Integer or pair of integers, the distance of the values
+            that a window reads.
+        groups: Positive integer, the number of groups that the channels are
+            split in.
+        **kwargs: The other arguments of `SpectralConv2D`.
+
+    Input shape:
+        As for `SpectralConv2D`; channels are a multiple of `groups`.
+
+    Output shape:
+        As for `SpectralConv2D`.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.layers import SpectralGroupedConv2D
+    >>> layer = SpectralGroupedConv2D(8, 3, dilation_rate=2, groups=4)
+    >>> tuple(layer(np.ones((2, 8, 8, 4), "float32")).shape)
+    (2, 8, 8, 8)
+    """
+
+    _spatial_rank = 2
+
+
+@register("SpectralConv1D")
+class SpectralConv1D(_SpectralConvolution, keras.layers.Conv1D):
+    """A 1-D convolution that is `k_coef_lip`-Lipschitz.
+
+    For time series and other sequences. Like `SpectralConv2D`, also with
+    groups and dilation (see `SpectralGroupedConv2D`).
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer, the window.
+        strides: Integer.
+        padding: Must be `"same"`, in any case.
+        **kwargs: The other arguments of `SpectralConv2D`.
+
+    Input shape:
+        Tensor `(batch_size, steps, channels)`, or channels first.
+
+    Output shape:
+        Tensor `(batch_size, ceil(steps / strides), filters)`, or channels
+        first.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.layers import SpectralConv1D
+    >>> layer = SpectralConv1D(6, 3, padding_mode="circular")
+    >>> tuple(layer(np.ones((2, 10, 4), "float32")).shape)
+    (2, 10, 6)
+    """
+
+    _spatial_rank = 1
+
+
+@register("SpectralConv3D")
+class SpectralConv3D(_SpectralConvolution, keras.layers.Conv3D):
+    """A 3-D convolution that is `k_coef_lip`-Lipschitz.
+
+    For volumes and videos. Like `SpectralConv2D`, also with groups and
+    dilation (see `SpectralGroupedConv2D`).
+
+    Args:
+        filters: Positive integer, number of output channels.
+        kernel_size: Integer or three integers, the window.
+        strides: Integer or three integers.
+        padding: Must be `"same"`, in any case.
+        **kwargs: The other arguments of `SpectralConv2D`.
+
+    Input shape:
+        Tensor `(batch_size, depth, height, width, channels)`, or channels
+        first.
+
+    Output shape:
+        Tensor of the same form; lengths are divided by `strides`, rounded up.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.layers import SpectralConv3D
+    >>> layer = SpectralConv3D(6, 3, strides=2)
+    >>> tuple(layer(np.ones((1, 4, 6, 6, 2), "float32")).shape)
+    (1, 2, 3, 3, 6)
+    """
+
+    _spatial_rank = 3
 
 
 @register("FrobeniusConv2D")
@@ -214,7 +280,8 @@ class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
         kernel_constraint: None or a `SpectralConstraint`.
         bias_constraint: Constraint of the bias.
         k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: `padding_mode`, `name`, `dtype` and what else Keras layers
+            take. See `SpectralConv2D` for the first.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
@@ -238,6 +305,9 @@ class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
     19
     """
 
+    _spatial_rank = 2
+    _takes_groups_and_dilation = False
+
     def __init__(
         self,
         filters,
@@ -259,7 +329,8 @@ class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
         k_coef_lip=1.0,
         **kwargs,
     ):
-        if int_tuple(strides, 2) not in ((1, 1), [1, 1]):
+        strides = int_tuple(strides, 2)
+        if tuple(strides) != (1, 1):
             raise RuntimeError(
                 "FrobeniusConv2D bounds convolutions with `strides=1` only. "
                 f"Received: strides={strides}"
@@ -272,9 +343,9 @@ class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
                 f"Received: kernel_constraint={kernel_constraint}"
             )
         super().__init__(
-            positive_int("filters", filters),
-            int_tuple(kernel_size, 2),
-            strides=int_tuple(strides, 2),
+            filters=positive_int("filters", filters),
+            kernel_size=kernel_size,
+            strides=strides,
             padding=padding,
             data_format=data_format,
             dilation_rate=dilation_rate,

@@ -1,0 +1,161 @@
+"""What all convolutions have in common that are bounded by their coverage."""
+
+import keras
+
+from deel.lip._padding import MODES
+from deel.lip._validation import int_tuple
+from deel.lip.layers.conv_factor import coverage_coefficient
+from deel.lip.layers.conv_factor import first_spatial_axis
+from deel.lip.layers.conv_factor import spatial_shape
+from deel.lip.layers.conv_factor import window_overlap
+from deel.lip.layers.unconstrained import ExplicitPadding
+from deel.lip.layers.unconstrained import PadConv1D
+from deel.lip.layers.unconstrained import PadConv2D
+from deel.lip.layers.unconstrained import PadConv3D
+
+_PADDING_LAYERS = {1: PadConv1D, 2: PadConv2D, 3: PadConv3D}
+
+
+class WindowCoverage:
+    """Mixin: the coefficient of a convolution, from its window overlap.
+
+    See `deel.lip.layers.conv_factor` for the bound. A subclass sets
+    `_spatial_rank`.
+    """
+
+    padding_mode = "zeros"
+
+    def _covered_lengths(self, input_shape):
+        """Spatial shape of the image that the windows read."""
+        if input_shape is None:
+            return (None,) * self._spatial_rank
+        return spatial_shape(input_shape, self.data_format)
+
+    def _compute_lip_coef(self, input_shape=None):
+        return coverage_coefficient(
+            self.kernel_size,
+            self.strides,
+            self._covered_lengths(input_shape),
+            self.dilation_rate,
+            self.padding_mode,
+        )
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        # Where the coefficient counts on the length of an axis, another one
+        # would break the bound: Keras is told to refuse it.
+        axes = dict(self.input_spec.axes)
+        windows = zip(
+            self.kernel_size,
+            self.strides,
+            self._covered_lengths(input_shape),
+            self.dilation_rate,
+            strict=True,
+        )
+        first = first_spatial_axis(self.data_format)
+        for axis, (size, stride, length, dilation) in enumerate(windows, first):
+            of_all = (size, stride, None, dilation, self.padding_mode)
+            of_this = (size, stride, length, dilation, self.padding_mode)
+            if window_overlap(*of_this) < window_overlap(*of_all):
+                axes[axis] = input_shape[axis]
+        self.input_spec = keras.layers.InputSpec(
+            min_ndim=self._spatial_rank + 2, axes=axes
+        )
+
+
+class CoveredConvolution(WindowCoverage, ExplicitPadding):
+    """Mixin of the convolutions that keep the size of the image.
+
+    It stands before a `ConstrainedKernel` class.
+
+    Args:
+        kernel_size: Integer or tuple of integers.
+        strides: Integer or tuple of integers.
+        padding: Must be `"same"`, in any case.
+        dilation_rate: Integer or tuple of integers.
+        groups: Integer.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"`, `"symmetric"` or
+            `"circular"`: what the image is continued with.
+        **kwargs: Further arguments of the layer.
+    """
+
+    _takes_groups_and_dilation = True
+    _padding_modes = MODES
+
+    def __init__(
+        self,
+        *,
+        kernel_size,
+        strides,
+        padding,
+        dilation_rate,
+        groups=1,
+        padding_mode="zeros",
+        **kwargs,
+    ):
+        rank = self._spatial_rank
+        name = type(self).__name__
+        dilation_rate = int_tuple(dilation_rate, rank)
+        if not isinstance(padding, str) or padding.lower() != "same":
+            raise RuntimeError(
+                f'{name} bounds convolutions with `padding="same"` only. '
+                f"Received: padding={padding}"
+            )
+        if not self._takes_groups_and_dilation:
+            if tuple(dilation_rate) != (1,) * rank:
+                raise RuntimeError(
+                    f"{name} has no dilation, `SpectralGroupedConv{rank}D` "
+                    f"has. Received: dilation_rate={dilation_rate}"
+                )
+            if groups != 1:
+                raise ValueError(
+                    f"{name} has no groups, `SpectralGroupedConv{rank}D` has. "
+                    f"Received: groups={groups}"
+                )
+        if padding_mode not in self._padding_modes:
+            raise ValueError(
+                "Argument `padding_mode` must be one of "
+                f"{self._padding_modes}. Received: padding_mode={padding_mode}"
+            )
+        if groups != 1:
+            kwargs["groups"] = groups
+        super().__init__(
+            kernel_size=int_tuple(kernel_size, rank),
+            strides=int_tuple(strides, rank),
+            padding="same" if padding_mode == "zeros" else "valid",
+            dilation_rate=dilation_rate,
+            **kwargs,
+        )
+        self.padding_mode = padding_mode
+        if padding_mode == "zeros":
+            self._set_explicit_padding(None)
+            return
+        if any(size % 2 == 0 for size in self.kernel_size):
+            raise ValueError(
+                "Padding with values of the image keeps its size for odd "
+                "windows only. Expected odd numbers, or "
+                '`padding_mode="zeros"`. '
+                f"Received: kernel_size={self.kernel_size}, "
+                f"padding_mode={padding_mode}"
+            )
+        self._set_explicit_padding(padding_mode)
+
+    def call(self, inputs, training=True):
+        return super().call(self._padded(inputs), training=training)
+
+    def _linear_output_shape(self, input_shape):
+        return super()._linear_output_shape(self._padded_shape(input_shape))
+
+    def _stock_equivalent(self):
+        stock_class, config = super()._stock_equivalent()
+        if self._pad_mode is not None:
+            stock_class = _PADDING_LAYERS[self._spatial_rank]
+            config["padding"] = self._pad_mode
+        return stock_class, config
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "padding": "same",
+            "padding_mode": self.padding_mode,
+        }
