@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lip import activations
 from deel.lip import layers
+from deel.lip import vanillaModel
 from deel.lip.activations import FullSort
 from deel.lip.activations import GroupSort
 from deel.lip.activations import GroupSort2
@@ -152,7 +153,7 @@ def test_householder_refuses_what_it_cannot_pair():
         Householder().build((None, 3))
 
 
-def test_householder_is_trained_as_the_activation_of_a_layer():
+def test_householder_is_trained_as_the_activation_of_a_layer(tmp_path):
     layer = layers.SpectralDense(4, activation=Householder())
     model = keras.Sequential([keras.Input((3,)), layer])
     assert [v.name for v in model.trainable_variables] == [
@@ -165,6 +166,15 @@ def test_householder_is_trained_as_the_activation_of_a_layer():
     x = np.random.default_rng(0).standard_normal((8, 3))
     model.fit(x, np.ones((8, 4)), verbose=0)
     assert np.any(ops.convert_to_numpy(layer.activation.theta[:]) != theta)
+    expected = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    exported = vanillaModel(model)
+    np.testing.assert_allclose(
+        exported.predict(x, verbose=0), expected, atol=1e-5
+    )
+    assert exported.layers[0].activation is not layer.activation
 
 
 def test_prelu_slopes_are_bounded_one_by_one():

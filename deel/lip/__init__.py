@@ -39,3 +39,7 @@ __all__ = [
     "utils",
     "vanillaModel",
 ]
+
+
+def __dir__():
+    return __all__

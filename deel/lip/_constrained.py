@@ -105,10 +105,10 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self._init_lip_coef(input_shape)
         self.parametrization.add_state(self.kernel, self._get_coef())
         self.kernel.constraint = _AfterUpdate(self._after_update)
+        # All state must exist before the first step, weights of an activation
+        # layer included.
         if isinstance(self.activation, keras.layers.Layer):
-            # All state must exist before the first step, weights of an
-            # activation layer included.
-            self.activation.build(self._linear_output_shape(input_shape))
+            _build_once(self.activation, self._linear_output_shape(input_shape))
 
     def call(self, inputs, training=True):
         if training:
@@ -171,15 +171,20 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             config["activation"] = "linear"
         exported = stock_class.from_config(config)
         exported.build(input_shape)
-        weights = [host(self.wbar)]
+        exported.kernel.assign(host(self.wbar))
         if self.bias is not None:
-            weights.append(host(self.bias))
-        exported.set_weights(weights)
+            exported.bias.assign(host(self.bias))
+        if not isinstance(self.activation, keras.layers.Layer):
+            return exported
+        activation = exported.activation
+        if not keeps_shape:
+            activation = type(self.activation).from_config(
+                self.activation.get_config()
+            )
+        _build_once(activation, linear_shape)
+        activation.set_weights(self.activation.get_weights())
         if keeps_shape:
             return exported
-        activation = type(self.activation).from_config(
-            self.activation.get_config()
-        )
         return keras.Sequential(
             [keras.Input(batch_shape=input_shape), exported, activation],
             name=self.name,
@@ -233,3 +238,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
                 f"Received: {int(np.sum(~np.isfinite(values)))} NaN or "
                 f"infinite values out of {values.size}"
             )
+
+
+def _build_once(layer, input_shape):
+    # Keras builds layers inside of a config by itself when it reads one.
+    if not layer.built:
+        layer.build(input_shape)

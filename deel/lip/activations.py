@@ -17,3 +17,7 @@ __all__ = [
     "MaxMin",
     "PReLUlip",
 ]
+
+
+def __dir__():
+    return __all__

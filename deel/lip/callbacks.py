@@ -19,6 +19,10 @@ __all__ = [
 ]
 
 
+def __dir__():
+    return __all__
+
+
 @register("CondenseCallback")
 class CondenseCallback(keras.callbacks.Callback):
     """Overwrites free kernels with the constrained ones during training.

@@ -17,6 +17,11 @@ from deel.lip.layers import ScaledL2NormPooling2D
 
 __all__ = ["compute_layer_sv", "compute_model_sv"]
 
+
+def __dir__():
+    return __all__
+
+
 # Numbers in a batch of impulses.
 _BATCH_NUMBERS = 2**22
 

@@ -23,6 +23,10 @@ __all__ = [
 ]
 
 
+def __dir__():
+    return __all__
+
+
 @register("WeightClipConstraint")
 class WeightClipConstraint(keras.constraints.Constraint):
     """Clips each weight to `[-c, c]`.

@@ -14,6 +14,10 @@ from deel.lip.normalizers import _check_RKO_params
 __all__ = ["SpectralInitializer"]
 
 
+def __dir__():
+    return __all__
+
+
 @register("SpectralInitializer")
 class SpectralInitializer(keras.initializers.Initializer):
     """Draws a kernel whose singular values are all `k_coef_lip`.

@@ -54,6 +54,11 @@ __all__ = [
     "multiclass_soft_hinge",
 ]
 
+
+def __dir__():
+    return __all__
+
+
 EPSILON = 1e-7
 
 

@@ -22,6 +22,11 @@ __all__ = [
     "CategoricalProvableRobustAccuracy",
 ]
 
+
+def __dir__():
+    return __all__
+
+
 _REDUCTIONS = {
     "auto": ops.mean,
     "sum_over_batch_size": ops.mean,

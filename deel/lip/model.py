@@ -24,6 +24,11 @@ __all__ = [
     "vanillaModel",
 ]
 
+
+def __dir__():
+    return __all__
+
+
 # Tells the next `Sequential` to be made that it is rebuilt from a config, in
 # which each layer already has its share of the constant.
 _reading_config = contextvars.ContextVar("reading_config", default=False)

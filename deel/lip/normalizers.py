@@ -27,6 +27,26 @@ from deel.lip._control_flow import known
 from deel.lip.utils import _maybe_transpose_kernel
 from deel.lip.utils import _zero_upscale2D
 
+__all__ = [
+    "DEFAULT_BETA_BJORCK",
+    "DEFAULT_EPS_BJORCK",
+    "DEFAULT_EPS_SPECTRAL",
+    "DEFAULT_MAXITER_BJORCK",
+    "DEFAULT_MAXITER_SPECTRAL",
+    "STOP_GRAD_SPECTRAL",
+    "bjorck_normalization",
+    "get_conv_operators",
+    "reshaped_kernel_orthogonalization",
+    "set_stop_grad_spectral",
+    "spectral_normalization",
+    "spectral_normalization_conv",
+]
+
+
+def __dir__():
+    return __all__
+
+
 DEFAULT_BETA_BJORCK = 0.5
 DEFAULT_EPS_SPECTRAL = 1e-3
 DEFAULT_EPS_BJORCK = 1e-3

@@ -16,6 +16,10 @@ from deel.lip._validation import positive_int
 __all__ = ["Lorth", "Lorth2D", "LorthRegularizer", "OrthDenseRegularizer"]
 
 
+def __dir__():
+    return __all__
+
+
 @register("OrthDenseRegularizer")
 class OrthDenseRegularizer(keras.regularizers.Regularizer):
     """Penalty on matrices whose rows or columns are not orthonormal.

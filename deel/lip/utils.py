@@ -22,6 +22,11 @@ __all__ = [
     "process_labels_for_multi_gpu",
 ]
 
+
+def __dir__():
+    return __all__
+
+
 # Numbers in a batch that a Jacobian is computed with, and samples in it.
 _BATCH_NUMBERS = 2**20
 _BATCH_SAMPLES = 1024

@@ -85,3 +85,7 @@ __all__ = [
     "SpectralGroupedConv2D",
     "unconstrained",
 ]
+
+
+def __dir__():
+    return __all__

@@ -12,6 +12,11 @@ from deel.lip.layers.conv_factor import same_padding
 
 __all__ = ["PadConv1D", "PadConv2D", "PadConv3D"]
 
+
+def __dir__():
+    return __all__
+
+
 # What each name of a padding means: a mode of `deel.lip._padding`, or None
 # where the stock convolution pads by itself.
 PADDINGS = {

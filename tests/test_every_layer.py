@@ -1,0 +1,173 @@
+"""One network with every layer of the library in it."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip import layers
+from deel.lip.layers import unconstrained
+from deel.lip.losses import MulticlassHKRauto
+from deel.lip.losses import MulticlassKR
+from deel.lip.model import LossVariableModel
+
+
+def _image_branch(x):
+    x = layers.SpectralConv2D(8, 3, activation=layers.GroupSort2())(x)
+    x = layers.SpectralGroupedConv2D(8, 3, groups=2, dilation_rate=2)(x)
+    x = layers.GroupSort(4)(x)
+    x = layers.FrobeniusConv2D(8, 3, padding_mode="circular")(x)
+    x = layers.SpectralDepthwiseConv2D(3, activation=layers.FullSort())(x)
+    x = layers.BatchCentering()(x)
+    y = layers.SpectralConv2D(8, 3, padding_mode="reflect")(x)
+    x = layers.LipResidual()([x, layers.Householder()(y)])
+    x = layers.LayerCentering()(x)
+    x = layers.BatchLipNorm()(x)
+    x = layers.ScaleBiasLayer(0.5)(x)
+    x = layers.PReLUlip()(x)
+    x = layers.LipschitzPReLU()(x)
+    x = layers.ScaledL2NormPooling2D()(x)
+    x = layers.SpectralConv2DTranspose(4, 2, strides=2)(x)
+    x = layers.MaxMin()(x)
+    x = layers.InvertibleDownSampling(2)(x)
+    x = layers.InvertibleUpSampling(2)(x)
+    x = unconstrained.PadConv2D(4, 3, padding="symmetric")(x)
+    return layers.ScaledAveragePooling2D()(x)
+
+
+def _network():
+    inputs = keras.Input((8, 8, 3))
+    x = _image_branch(inputs)
+    flat = keras.layers.Flatten()
+    heads = [
+        layers.ScaledGlobalAveragePooling2D()(x),
+        layers.ScaledGlobalL2NormPooling2D()(x),
+        flat(layers.ScaledAdaptiveAveragePooling2D((1, 1))(x)),
+        flat(layers.ScaledAdaptiveL2NormPooling2D((1, 1))(x)),
+    ]
+    line = keras.layers.Reshape((16, 4))(x)
+    line = layers.SpectralConv1D(4, 3)(line)
+    line = unconstrained.PadConv1D(4, 3, padding="replicate")(line)
+    heads += [
+        layers.ScaledGlobalAveragePooling1D()(line),
+        layers.ScaledGlobalL2NormPooling1D()(line),
+        keras.layers.Flatten()(layers.ScaledAveragePooling1D(4)(line)),
+        keras.layers.Flatten()(layers.ScaledL2NormPooling1D(4)(line)),
+    ]
+    solid = keras.layers.Reshape((4, 4, 4, 1))(x)
+    solid = layers.SpectralConv3D(2, 3)(solid)
+    solid = unconstrained.PadConv3D(2, 3, padding="circular")(solid)
+    heads += [
+        layers.ScaledGlobalAveragePooling3D()(solid),
+        layers.ScaledGlobalL2NormPooling3D()(solid),
+        keras.layers.Flatten()(layers.ScaledAveragePooling3D()(solid)),
+        keras.layers.Flatten()(layers.ScaledL2NormPooling3D()(solid)),
+    ]
+    x = keras.layers.Concatenate()(heads)
+    x = layers.SpectralDense(16, activation=layers.Householder())(x)
+    outputs = layers.FrobeniusDense(3, use_bias=False)(x)
+    return LossVariableModel(inputs=inputs, outputs=outputs)
+
+
+def _parts(model):
+    """The classes of the layers of a model, activations inside included."""
+    for layer in model.layers:
+        yield type(layer)
+        yield type(getattr(layer, "activation", None))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    keras.utils.set_random_seed(0)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 3, 96)
+    x = rng.standard_normal((96, 8, 8, 3)).astype("float32")
+    # A ramp, since centering takes away what is the same everywhere.
+    slopes = (labels - 1.0)[:, None, None, None]
+    x += 2.0 * slopes * np.linspace(-1, 1, 8)[:, None].astype("float32")
+    model = _network()
+    model.compile(
+        keras.optimizers.Adam(1e-2),
+        MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1),
+        metrics=["accuracy", MulticlassKR()],
+    )
+    y = np.eye(3, dtype="float32")[labels]
+    history = model.fit(
+        x, y, epochs=4, batch_size=16, validation_split=0.25, verbose=0
+    ).history
+    return model, x, y, history
+
+
+def test_no_layer_is_missing():
+    protocols = {"Condensable", "LipschitzLayer", "SharedLipFactory"}
+    modules = (layers, unconstrained)
+    wanted = {
+        value
+        for module in modules
+        for name in dir(module)
+        if isinstance(value := getattr(module, name), type)
+        and name not in protocols
+    }
+    assert wanted - set(_parts(_network())) == set()
+
+
+def test_it_learns(trained):
+    _, _, _, history = trained
+    assert np.all(np.isfinite(history["loss"]))
+    assert history["loss"][-1] < history["loss"][0]
+    assert history["val_loss"][-1] < history["val_loss"][0]
+
+
+def test_it_is_saved_and_loaded_bit_for_bit(trained, tmp_path):
+    model, x, y, _ = trained
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(
+        loaded.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+    assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
+    loaded.fit(x, y, verbose=0)
+    model.save_weights(tmp_path / "model.weights.h5")
+    fresh = _network()
+    fresh.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(
+        fresh.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+
+
+def test_it_is_cloned(trained):
+    model, x, _, _ = trained
+    clone = keras.models.clone_model(model)
+    clone.set_weights(model.get_weights())
+    np.testing.assert_array_equal(
+        clone.predict(x, verbose=0), model.predict(x, verbose=0)
+    )
+
+
+def test_it_is_exported_and_condensed(trained):
+    model, x, _, _ = trained
+    before = model.predict(x, verbose=0)
+    exported = model.vanilla_export()
+    np.testing.assert_allclose(
+        exported.predict(x, verbose=0), before, atol=1e-5
+    )
+    constrained = [
+        layer
+        for layer in exported.layers
+        if isinstance(layer, layers.Condensable)
+    ]
+    # Only those stay that no stock layer can stand for.
+    assert all(
+        type(layer).__name__.startswith("PadConv") for layer in constrained
+    )
+    model.condense()
+    np.testing.assert_allclose(model.predict(x, verbose=0), before, atol=1e-5)
+
+
+def test_exported_network_is_differentiable_and_callable(trained):
+    model, x, _, _ = trained
+    exported = model.vanilla_export()
+    output = ops.convert_to_numpy(exported(x[:4]))
+    np.testing.assert_allclose(
+        output, exported.predict(x[:4], verbose=0), atol=1e-5
+    )

@@ -1,0 +1,189 @@
+"""The public names, all of them: a name more or less is a decision."""
+
+import importlib
+
+import pytest
+
+NAMES = {
+    "deel.lip": """
+        Model
+        Sequential
+        __version__
+        activations
+        callbacks
+        constraints
+        initializers
+        layers
+        losses
+        metrics
+        model
+        normalizers
+        regularizers
+        utils
+        vanillaModel
+    """,
+    "deel.lip.activations": """
+        FullSort
+        GroupSort
+        GroupSort2
+        Householder
+        LipschitzPReLU
+        MaxMin
+        PReLUlip
+    """,
+    "deel.lip.callbacks": """
+        CondenseCallback
+        LossParamLog
+        LossParamScheduler
+        MonitorCallback
+    """,
+    "deel.lip.compute_layer_sv": """
+        compute_layer_sv
+        compute_model_sv
+    """,
+    "deel.lip.constraints": """
+        AutoWeightClipConstraint
+        FrobeniusConstraint
+        SpectralConstraint
+        WeightClipConstraint
+    """,
+    "deel.lip.initializers": """
+        SpectralInitializer
+    """,
+    "deel.lip.layers": """
+        BatchCentering
+        BatchLipNorm
+        Condensable
+        FrobeniusConv2D
+        FrobeniusDense
+        FullSort
+        GroupSort
+        GroupSort2
+        Householder
+        InvertibleDownSampling
+        InvertibleUpSampling
+        LayerCentering
+        LipResidual
+        LipschitzLayer
+        LipschitzPReLU
+        MaxMin
+        PReLUlip
+        ScaleBiasLayer
+        ScaledAdaptiveAveragePooling2D
+        ScaledAdaptiveL2NormPooling2D
+        ScaledAveragePooling1D
+        ScaledAveragePooling2D
+        ScaledAveragePooling3D
+        ScaledGlobalAveragePooling1D
+        ScaledGlobalAveragePooling2D
+        ScaledGlobalAveragePooling3D
+        ScaledGlobalL2NormPooling1D
+        ScaledGlobalL2NormPooling2D
+        ScaledGlobalL2NormPooling3D
+        ScaledL2NormPooling1D
+        ScaledL2NormPooling2D
+        ScaledL2NormPooling3D
+        SharedLipFactory
+        SpectralConv1D
+        SpectralConv2D
+        SpectralConv2DTranspose
+        SpectralConv3D
+        SpectralDense
+        SpectralDepthwiseConv2D
+        SpectralGroupedConv2D
+        unconstrained
+    """,
+    "deel.lip.layers.unconstrained": """
+        PadConv1D
+        PadConv2D
+        PadConv3D
+    """,
+    "deel.lip.losses": """
+        CategoricalHinge
+        HKR
+        HKRAuto
+        HKRauto
+        HingeMargin
+        HingeMarginAuto
+        KR
+        MultiMargin
+        MulticlassHKR
+        MulticlassHKRAuto
+        MulticlassHKRauto
+        MulticlassHinge
+        MulticlassHingeAuto
+        MulticlassKR
+        MulticlassLseHKR
+        MulticlassSoftHKR
+        NegKR
+        TauBinaryCrossentropy
+        TauCategoricalCrossentropy
+        TauSparseCategoricalCrossentropy
+        hinge_margin
+        multiclass_hinge
+        multiclass_soft_hinge
+    """,
+    "deel.lip.metrics": """
+        BinaryProvableAvgRobustness
+        BinaryProvableRobustAccuracy
+        CategoricalProvableAvgRobustness
+        CategoricalProvableRobustAccuracy
+    """,
+    "deel.lip.model": """
+        LossVariableModel
+        LossVariableSequential
+        Model
+        Sequential
+        vanillaModel
+    """,
+    "deel.lip.normalizers": """
+        DEFAULT_BETA_BJORCK
+        DEFAULT_EPS_BJORCK
+        DEFAULT_EPS_SPECTRAL
+        DEFAULT_MAXITER_BJORCK
+        DEFAULT_MAXITER_SPECTRAL
+        STOP_GRAD_SPECTRAL
+        bjorck_normalization
+        get_conv_operators
+        reshaped_kernel_orthogonalization
+        set_stop_grad_spectral
+        spectral_normalization
+        spectral_normalization_conv
+    """,
+    "deel.lip.regularizers": """
+        Lorth
+        Lorth2D
+        LorthRegularizer
+        OrthDenseRegularizer
+    """,
+    "deel.lip.utils": """
+        evaluate_lip_const
+        evaluate_lip_const_gen
+        l2_normalize
+        process_labels_for_multi_gpu
+    """,
+}
+
+
+@pytest.mark.parametrize("module", list(NAMES))
+def test_public_module_shows_the_names_of_the_list(module):
+    module = importlib.import_module(module)
+    assert sorted(dir(module)) == NAMES[module.__name__].split()
+    assert sorted(module.__all__) == dir(module)
+
+
+@pytest.mark.parametrize("module", list(NAMES))
+def test_public_names_exist_and_are_documented(module):
+    module = importlib.import_module(module)
+    for name in dir(module):
+        value = getattr(module, name)
+        if callable(value):
+            assert value.__doc__, f"{module.__name__}.{name}"
+            assert value.__doc__.strip().split("\n")[0].endswith((".", "?"))
+
+
+def test_the_package_lists_every_public_module():
+    listed = set(NAMES["deel.lip"].split())
+    modules = {name.split(".")[2] for name in NAMES if name != "deel.lip"}
+    # Not imported with the package, since few programs need it.
+    assert modules - listed == {"compute_layer_sv"}
