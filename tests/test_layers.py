@@ -126,6 +126,7 @@ def test_export_of_a_layer_that_is_not_built_is_refused(row):
 
 @registry.rows(registry.CONSTRAINED)
 def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
+    # C3
     layer = row.make()
     layer.build((None, *row.input_shape))
     layer.kernel.assign(
@@ -146,6 +147,7 @@ def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
 
 @registry.rows(registry.CONSTRAINED)
 def test_new_constant_is_followed_at_once(row):
+    # C3
     layer = row.make()
     layer.build((None, *row.input_shape))
     before = ops.convert_to_numpy(layer.wbar)

@@ -123,6 +123,7 @@ def test_convolution_operator_is_bounded_on_the_whole_image(
 
 @pytest.mark.parametrize("initializer", STOCK_INITIALIZERS)
 def test_bound_holds_before_training_for_any_initializer(initializer):
+    # C3
     for layer in (
         layers.SpectralDense(7, kernel_initializer=initializer),
         layers.SpectralDense(
@@ -157,6 +158,7 @@ def _network(container=keras.Sequential):
 @pytest.mark.parametrize("container", [keras.Sequential, Sequential])
 @pytest.mark.parametrize("factor", [10.0, -1e20, np.nan])
 def test_bound_holds_after_foreign_weights(container, factor, tmp_path):
+    # C3
     model = _network(container)
     finite = [w + 0.1 for w in model.get_weights()]
     names = [v.name for v in model.variables]
