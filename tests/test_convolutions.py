@@ -47,6 +47,12 @@ def test_overlap_is_that_of_the_table(kernel_size, stride, length, expected):
     assert overlap == expected
 
 
+def test_taps_further_apart_than_the_stride_all_count():
+    assert conv_factor.window_overlap(3, 2, dilation=2) == 3
+    assert conv_factor.window_overlap(4, 4, dilation=2) == 2
+    assert conv_factor.window_overlap(4, 2, dilation=3) == 2
+
+
 @pytest.mark.parametrize(
     ("mode", "kernel_size", "expected"),
     [
@@ -264,12 +270,12 @@ def test_transposed_layer_with_disjoint_windows_is_an_isometry():
 
 
 def test_transposed_coefficient_is_that_of_the_output_grid():
-    layer = layers.SpectralConv2DTranspose(1, 3, strides=2)
-    layer.build((None, 1, 7, 1))
-    # One window reads the two rows of the output, two windows its columns.
-    assert layer.coef_lip == pytest.approx(2**-0.5)
+    layer = layers.SpectralConv2DTranspose(1, 5, strides=2)
+    layer.build((None, 2, 7, 1))
+    # Two windows read the four rows of the output, three its columns.
+    assert layer.coef_lip == pytest.approx(6**-0.5)
     with pytest.raises(ValueError, match="axis 1"):
-        layer(_array(1, 2, 7, 1))
+        layer(_array(1, 3, 7, 1))
 
 
 @pytest.mark.parametrize(

@@ -48,8 +48,11 @@ def spectral_constraint(
     """
     matrix = _orthogonal.as_matrix(kernel)
     if orthogonal:
-        nearest = _nearest(ops.stop_gradient(matrix), _EXACT, max_steps, groups)
-        constrained = _with_tangent_gradient(matrix, nearest, groups)
+        known = ops.stop_gradient(matrix)
+        nearest = _nearest(known, _EXACT, max_steps, groups)
+        constrained = _with_tangent_gradient(
+            matrix, nearest, _mean_scale(known), groups
+        )
     else:
         constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
     return ops.reshape(constrained, kernel.shape)
@@ -63,37 +66,69 @@ def _by_group(function, groups, *matrices):
     return ops.concatenate([function(*block) for block in blocks], axis=1)
 
 
+def _mean_scale(matrix):
+    """Root mean square of the singular values, `(1, 1)`; 1 for zeros.
+
+    The scale s of a matrix s Q with Q (semi-)orthogonal.
+    """
+    unit, largest = _orthogonal.unit_scale(matrix)
+    mean = ops.sqrt(ops.sum(ops.square(unit)) / min(matrix.shape)) * largest
+    return ops.where(mean > 0, mean, ops.ones_like(mean))
+
+
 def _nearest(matrix, tolerance, max_steps, groups):
+    """The (semi-)orthogonal matrix nearest to each group of columns."""
+
     def orthogonalized(block):
+        # Without its scale, a matrix near s Q is near to an orthogonal one.
+        block = block / _mean_scale(block)
         return _orthogonal.orthogonalize(block, tolerance, max_steps)
 
     return _by_group(orthogonalized, groups, matrix)
 
 
-def _with_tangent_gradient(matrix, nearest, groups):
-    """`nearest` with its gradient sent to `matrix`, not through the steps."""
+def _with_tangent_gradient(matrix, value, scale, groups, coefficient=1.0):
+    """`value` with its gradient sent to `matrix`, not through the steps.
+
+    Args:
+        matrix: Tensor, the free matrix, about `scale * Q`.
+        value: Tensor, `coefficient * Q` with Q (semi-)orthogonal.
+        scale: Tensor `(1, 1)`. The derivative of Q is inverse to it.
+        groups: Integer.
+        coefficient: Float.
+    """
 
     @custom_gradient
-    def pass_on(matrix, nearest):
+    def pass_on(matrix, value):
         def gradient(upstream):
             tangent = _by_group(
-                _orthogonal.project_on_tangent, groups, nearest, upstream
+                _orthogonal.project_on_tangent,
+                groups,
+                value / coefficient,
+                upstream,
             )
-            return tangent, ops.zeros_like(nearest)
+            return tangent * (coefficient / scale), ops.zeros_like(value)
 
-        return ops.multiply(nearest, 1.0), gradient
+        return ops.multiply(value, 1.0), gradient
 
-    return pass_on(matrix, nearest)
+    return pass_on(matrix, value)
 
 
 class Spectral(Parametrization):
     """Kernels whose matrix `(-1, last dimension)` has norm at most one.
 
-    Between training steps the free kernel is kept on the manifold of
-    (semi-)orthogonal matrices: `retract` replaces it after each update of a
-    Keras optimizer, which leaves the training step nothing to do but to see
-    that the kernel is the one already proven. Any other kernel is normalised
-    from scratch, so soundness does not depend on the optimizer.
+    Between training steps the free kernel is kept a multiple of a (semi-)
+    orthogonal matrix: `retract` replaces it after each update of a Keras
+    optimizer, which leaves the training step nothing to do but to see that the
+    kernel is the one already proven. Any other kernel is normalised from
+    scratch, so soundness does not depend on the optimizer.
+
+    The multiple is that of the kernel which the optimizer has left, and not
+    one: it grows with each step across the manifold, more with longer ones. So
+    the steps become shorter in proportion to the kernel, as they do for any
+    weight whose scale has no effect, and a learning rate that is far too large
+    at first, such as Adam's 0.1, calms down by itself. With a multiple of one
+    a step of that length would turn the kernel at random for ever.
 
     Attributes:
         sn: Variable of shape `(1, last dimension)`, the power-iteration vector.
@@ -162,15 +197,26 @@ class Spectral(Parametrization):
             return super().update(kernel)
 
         def keep():
-            return known, vector, ops.ones((1, 1), dtype=known.dtype)
+            return stored, sigma, vector, sigma
 
         def renew():
-            return self._nearest(known, _FORWARD), *measured()
+            nearest = self._nearest(known, _FORWARD)
+            return self._scaled(nearest), _mean_scale(known), *measured()
 
-        nearest, vector, sigma = cond(self._proven(known), keep, renew)
+        stored = _orthogonal.as_matrix(ops.convert_to_tensor(self.wbar))
+        sigma = ops.convert_to_tensor(self.sigma)
+        value, scale, vector, sigma = cond(
+            self._proven(known, stored, sigma), keep, renew
+        )
         self._record(vector, sigma)
-        constrained = _with_tangent_gradient(matrix, nearest, self.groups)
-        return self._store(ops.reshape(constrained, kernel.shape))
+        constrained = ops.reshape(
+            _with_tangent_gradient(
+                matrix, value, scale, self.groups, self.coefficient
+            ),
+            kernel.shape,
+        )
+        store(self.wbar, ops.stop_gradient(constrained))
+        return constrained
 
     def condense(self, kernel):
         matrix = ops.stop_gradient(_orthogonal.as_matrix(full(kernel)))
@@ -189,21 +235,27 @@ class Spectral(Parametrization):
         moved = full(kernel)
         matrix = _orthogonal.as_matrix(moved)
         nearest = self._nearest(matrix, self.eps_bjorck)
-        nearest = ops.reshape(nearest, moved.shape)
-        self._store(nearest)
-        return ops.cast(nearest, kernel.dtype)
+        sigma = _mean_scale(matrix)
+        stored = self._scaled(nearest)
+        store(self.wbar, ops.reshape(stored, moved.shape))
+        store(self.sigma, sigma)
+        retracted = self._multiple(stored, sigma)
+        return ops.cast(ops.reshape(retracted, moved.shape), kernel.dtype)
 
     def _nearest(self, matrix, tolerance):
         return _nearest(matrix, tolerance, self.maxiter_bjorck, self.groups)
 
-    def _proven(self, matrix):
+    def _multiple(self, stored, sigma):
+        """The free matrix of scale `sigma` that is constrained to `stored`."""
+        return (sigma / self.coefficient) * stored
+
+    def _proven(self, matrix, stored, sigma):
         """Whether `wbar`, which is valid, is this very kernel, scaled.
 
         An exact comparison, not a tolerance: it says that the proof made when
         `wbar` was written holds for the kernel at hand.
         """
-        stored = _orthogonal.as_matrix(ops.convert_to_tensor(self.wbar))
-        return ops.all(ops.equal(self._scaled(matrix), stored))
+        return ops.all(ops.equal(self._multiple(stored, sigma), matrix))
 
     def _power_step(self, matrix, vector):
         """One step of the power iteration, from the vector of the last call."""
