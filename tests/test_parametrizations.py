@@ -187,3 +187,24 @@ def test_mixed_precision_does_not_round_the_kernel_first(policy):
     np.testing.assert_allclose(
         ops.convert_to_numpy(layer.wbar), _polar(w), atol=2e-5
     )
+
+
+def test_steps_of_a_large_learning_rate_become_shorter():
+    # The scale of the free kernel has no effect and grows with each step, so
+    # steps of constant length turn it less and less.
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((32, 16)).astype("float32")
+    y = rng.standard_normal((32, 8)).astype("float32")
+    layer = SpectralDense(8)
+    model = keras.Sequential([keras.Input((16,)), layer])
+    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
+    turned = []
+    for _ in range(60):
+        before = ops.convert_to_numpy(ops.copy(layer.kernel))
+        model.train_on_batch(x, y)
+        after = ops.convert_to_numpy(ops.copy(layer.kernel))
+        units = [kernel / np.linalg.norm(kernel) for kernel in (before, after)]
+        turned.append(np.linalg.norm(units[1] - units[0]))
+    assert np.linalg.norm(after) > 2 * np.sqrt(8)
+    assert np.mean(turned[-10:]) < 0.5 * np.mean(turned[:3])
+    harness.assert_bounded(layer)

@@ -50,9 +50,7 @@ def spectral_constraint(
     if orthogonal:
         known = ops.stop_gradient(matrix)
         nearest = _nearest(known, _EXACT, max_steps, groups)
-        constrained = _with_tangent_gradient(
-            matrix, nearest, _mean_scale(known), groups
-        )
+        constrained = _with_tangent_gradient(matrix, nearest, groups)
     else:
         constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
     return ops.reshape(constrained, kernel.shape)
@@ -87,13 +85,15 @@ def _nearest(matrix, tolerance, max_steps, groups):
     return _by_group(orthogonalized, groups, matrix)
 
 
-def _with_tangent_gradient(matrix, value, scale, groups, coefficient=1.0):
+def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):
     """`value` with its gradient sent to `matrix`, not through the steps.
 
+    The derivative of Q with respect to a matrix s Q is inverse to s. That is
+    left out: what reaches the optimizer stays finite for the tiniest kernel.
+
     Args:
-        matrix: Tensor, the free matrix, about `scale * Q`.
+        matrix: Tensor, the free matrix.
         value: Tensor, `coefficient * Q` with Q (semi-)orthogonal.
-        scale: Tensor `(1, 1)`. The derivative of Q is inverse to it.
         groups: Integer.
         coefficient: Float.
     """
@@ -107,7 +107,7 @@ def _with_tangent_gradient(matrix, value, scale, groups, coefficient=1.0):
                 value / coefficient,
                 upstream,
             )
-            return tangent * (coefficient / scale), ops.zeros_like(value)
+            return tangent * coefficient, ops.zeros_like(value)
 
         return ops.multiply(value, 1.0), gradient
 
@@ -197,21 +197,21 @@ class Spectral(Parametrization):
             return super().update(kernel)
 
         def keep():
-            return stored, sigma, vector, sigma
+            return stored, vector, sigma
 
         def renew():
             nearest = self._nearest(known, _FORWARD)
-            return self._scaled(nearest), _mean_scale(known), *measured()
+            return self._scaled(nearest), *measured()
 
         stored = _orthogonal.as_matrix(ops.convert_to_tensor(self.wbar))
         sigma = ops.convert_to_tensor(self.sigma)
-        value, scale, vector, sigma = cond(
+        value, vector, sigma = cond(
             self._proven(known, stored, sigma), keep, renew
         )
         self._record(vector, sigma)
         constrained = ops.reshape(
             _with_tangent_gradient(
-                matrix, value, scale, self.groups, self.coefficient
+                matrix, value, self.groups, self.coefficient
             ),
             kernel.shape,
         )
