@@ -223,7 +223,7 @@ def plot_histories(path, histories):
         histories: Dictionary from the names of models to those of `fit`.
     """
     plt = pyplot()
-    figure, axes = plt.subplots(figsize=(7.5, 4.8), layout="constrained")
+    figure, axes = plt.subplots(figsize=(8.5, 4.5), layout="constrained")
     for name, history in histories.items():
         values = history["val_accuracy"]
         style = "--" if name.startswith("deep") else "-"
@@ -232,7 +232,7 @@ def plot_histories(path, histories):
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set(xlabel="epoch", ylabel="validation accuracy", ylim=(0.0, 1.0))
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right", fontsize=9)
+    figure.legend(loc="outside right upper", fontsize=9)
     figure.savefig(path, dpi=130)
     plt.close(figure)
 
