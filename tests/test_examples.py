@@ -286,7 +286,9 @@ def walkthrough_run(tmp_path_factory, mnist_like):
     """Exit status and output folder of a short run of the walkthrough."""
     output = tmp_path_factory.mktemp("walkthrough") / "results"
     options = ["--data", mnist_like, "--epochs", "1", "--output", str(output)]
-    return keras_walkthrough.main(options), output
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_walkthrough, "DEEP", (8, 8))
+        return keras_walkthrough.main(options), output
 
 
 def test_walkthrough_compares_all_models(walkthrough_run):
