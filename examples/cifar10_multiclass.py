@@ -92,7 +92,8 @@ def prepare(data, train_size=None, seed=0):
 
 def centred(x):
     """Returns grey levels as the network takes them."""
-    return (x - MEAN).astype("float32")
+    # Bytes would wrap around.
+    return x.astype("float32") - MEAN
 
 
 def as_pixels(x):
