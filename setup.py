@@ -29,7 +29,12 @@ setup(
         "jax": ["jax>=0.4.26"],
         "torch": ["torch>=2.2"],
         "demo": ["matplotlib>=3.7", "scikit-learn>=1.3"],
-        "test": [*TEST, "pytest-xdist>=3.5", "ruff==0.17.*"],
+        "test": [
+            *TEST,
+            "pytest-xdist>=3.5",
+            "ruff==0.17.*",
+            "tensorboard>=2.16",
+        ],
         "docs": ["furo", "myst-nb", "sphinx>=7"],
     },
     classifiers=[

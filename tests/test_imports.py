@@ -39,12 +39,14 @@ ORDER = [
     "activations",
     "losses",
     "metrics",
+    "_loss_parameters",
     "model",
+    "callbacks",
 ]
 BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
-EXCEPTIONS = {("_variables", "jax")}
+EXCEPTIONS = {("_variables", "jax"), ("callbacks", "tensorflow")}
 
 
 def _modules():

@@ -433,3 +433,30 @@ def test_model_inside_a_custom_layer_shares_its_constant_when_loaded(tmp_path):
         loaded = keras.models.load_model(tmp_path / "model.keras")
     shares = [layer.k_coef_lip for layer in loaded.layers[0].inner.layers]
     assert shares == [0.5, 0.5]
+
+
+def test_export_keeps_the_structure_of_inputs_and_outputs():
+    inputs = {name: keras.Input((4,), name=name) for name in "ab"}
+    model = Model(
+        inputs=inputs,
+        outputs={
+            "sum": layers.SpectralDense(2)(inputs["b"]),
+            "alone": layers.SpectralDense(3)(inputs["a"]),
+        },
+    )
+    x = {name: np.ones((2, 4), "float32") for name in "ab"}
+    expected = model.predict(x, verbose=0)
+    predicted = model.vanilla_export()(x)
+    assert predicted.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(predicted[name]), value, atol=1e-5
+        )
+
+
+def test_export_of_a_list_of_layers_without_input_is_built():
+    model = Sequential([layers.SpectralDense(2)])
+    model.predict(np.ones((2, 4), "float32"), verbose=0)
+    exported = model.vanilla_export()
+    assert exported.built
+    assert exported.input_shape == (2, 4)

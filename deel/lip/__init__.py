@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from deel.lip import activations
+from deel.lip import callbacks
 from deel.lip import constraints
 from deel.lip import initializers
 from deel.lip import layers
@@ -21,6 +22,7 @@ __all__ = [
     "Sequential",
     "__version__",
     "activations",
+    "callbacks",
     "constraints",
     "initializers",
     "layers",

@@ -32,3 +32,8 @@ def _known(predicate):
         return bool(predicate)
     except TypeError:
         return None
+
+
+def is_known(tensor):
+    """Whether a tensor has values by now: False while a graph is traced."""
+    return _known(ops.any(ops.isfinite(tensor))) is not None

@@ -1,6 +1,7 @@
 """Models with a known Lipschitz constant, and their export to stock Keras."""
 
 import contextvars
+import functools
 import math
 import warnings
 
@@ -8,19 +9,51 @@ import keras
 
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import InvertibleUpSampling
 
-__all__ = ["Model", "Sequential", "vanillaModel"]
+__all__ = [
+    "LossVariableModel",
+    "LossVariableSequential",
+    "Model",
+    "Sequential",
+    "vanillaModel",
+]
 
 # Tells the next `Sequential` to be made that it is rebuilt from a config, in
 # which each layer already has its share of the constant.
 _reading_config = contextvars.ContextVar("reading_config", default=False)
 
 
+class _LipschitzModel(Condensable):
+    """Mixin of the models: what does not depend on how they are wired."""
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        hand_over_loss_parameters(self)
+
+    def compile_from_config(self, config):
+        # The stock method leaves models with a `compile` of their own alone.
+        self.compile(**keras.saving.deserialize_keras_object(config))
+        if self.built:
+            self.optimizer.build(self.trainable_variables)
+
+    def condense(self):
+        """Overwrites the free kernels with the constrained ones, everywhere."""
+        condense_layers(self)
+
+    def vanilla_export(self):
+        """Returns the stock Keras model with the same predictions.
+
+        See `vanillaModel`.
+        """
+        return vanillaModel(self)
+
+
 @register("Sequential")
-class Sequential(keras.Sequential, LipschitzLayer, Condensable):
+class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
     """A `keras.Sequential` whose Lipschitz constant is `k_coef_lip`.
 
     The constant is shared out evenly: each of the n layers that take a
@@ -104,14 +137,6 @@ class Sequential(keras.Sequential, LipschitzLayer, Condensable):
                 return None
         return None if None in coefficients else math.prod(coefficients)
 
-    def condense(self):
-        """Overwrites the free kernels with the constrained ones, everywhere."""
-        _condense(self)
-
-    def vanilla_export(self):
-        """Returns a stock `keras.Sequential` with the same predictions."""
-        return vanillaModel(self)
-
     def get_config(self):
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
 
@@ -128,7 +153,7 @@ class Sequential(keras.Sequential, LipschitzLayer, Condensable):
 
 
 @register("Model")
-class Model(keras.Model, Condensable):
+class Model(_LipschitzModel, keras.Model):
     """A `keras.Model` with `condense` and `vanilla_export`.
 
     For networks with branches. It does not share out a Lipschitz constant,
@@ -152,13 +177,150 @@ class Model(keras.Model, Condensable):
     36
     """
 
-    def condense(self):
-        """Overwrites the free kernels with the constrained ones, everywhere."""
-        _condense(self)
 
-    def vanilla_export(self):
-        """Returns a stock `keras.Model` with the same predictions."""
-        return vanillaModel(self)
+def _counts_loss_variables(method):
+    """Decorator: during the method, loss variables are weights of the model."""
+
+    @functools.wraps(method)
+    def counting(self, *args, **kwargs):
+        before = self._in_training
+        self._in_training = True
+        try:
+            return method(self, *args, **kwargs)
+        finally:
+            self._in_training = before
+
+    return counting
+
+
+class _TrainsLossVariables:
+    """Mixin of the models that train the variables of their loss.
+
+    While Keras trains or evaluates, the variables count as weights of the
+    model. So the optimizer, the steps of each backend, metrics and callbacks
+    treat them like any other, and no step is written anew. At other times they
+    belong to the loss alone: `weights`, `summary` and the exported model do
+    not show them.
+    """
+
+    _in_training = False
+
+    def __init__(self, *args, optim_margin=True, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.optim_margin = optim_margin
+
+    @property
+    def trainable_variables(self):
+        return super().trainable_variables + self._loss_variables()
+
+    @property
+    def trainable_weights(self):
+        return super().trainable_weights + self._loss_variables()
+
+    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
+        if not any(_trains_variables(x) for x in keras.tree.flatten(loss)):
+            warnings.warn(
+                f"{type(self).__name__} trains the variables of its loss, and "
+                "this loss has none: it lacks `get_trainable_variables`. The "
+                f"model is trained like any other. Received: loss={loss}",
+                UserWarning,
+                stacklevel=2,
+            )
+        super().compile(optimizer, loss, *args, **kwargs)
+        if self.built:
+            self._create_margins()
+
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        # A list of layers may be compiled before it knows its input.
+        if self.compiled:
+            self._create_margins()
+
+    @_counts_loss_variables
+    def fit(self, *args, **kwargs):
+        return super().fit(*args, **kwargs)
+
+    @_counts_loss_variables
+    def evaluate(self, *args, **kwargs):
+        return super().evaluate(*args, **kwargs)
+
+    @_counts_loss_variables
+    def train_on_batch(self, *args, **kwargs):
+        return super().train_on_batch(*args, **kwargs)
+
+    @_counts_loss_variables
+    def test_on_batch(self, *args, **kwargs):
+        return super().test_on_batch(*args, **kwargs)
+
+    @_counts_loss_variables
+    def compile_from_config(self, config):
+        # The optimizer is built here, and has to know all that it will train.
+        super().compile_from_config(config)
+
+    def zero_grad(self, *args, **kwargs):
+        # Called by Keras on torch, where gradients add up until cleared.
+        super().zero_grad(*args, **kwargs)
+        for variable in self._loss_variables():
+            variable.value.grad = None
+
+    def get_config(self):
+        return {**super().get_config(), "optim_margin": self.optim_margin}
+
+    def _loss_variables(self):
+        if not self._in_training or not self.optim_margin or not self.trainable:
+            return []
+        return [
+            variable
+            for loss in keras.tree.flatten(self.loss)
+            if _trains_variables(loss)
+            for variable in loss.get_trainable_variables()
+        ]
+
+    def _create_margins(self):
+        """Tells the losses how many outputs they have."""
+        losses = self.loss
+        if isinstance(losses, dict):
+            losses = [losses.get(name) for name in self.output_names]
+        losses = keras.tree.flatten(losses)
+        if len(losses) == 1:
+            losses = losses * len(self.outputs)
+        for loss, output in zip(losses, self.outputs, strict=True):
+            if hasattr(loss, "create_margins"):
+                loss.create_margins(output.shape[-1])
+
+
+def _trains_variables(loss):
+    return callable(getattr(loss, "get_trainable_variables", None))
+
+
+@register("LossVariableModel")
+class LossVariableModel(_TrainsLossVariables, Model):
+    """A `deel.lip.model.Model` that also trains the margins of its loss.
+
+    For the losses with learned margins, such as `MulticlassHKRauto`. The
+    compiled optimizer updates weights and margins in one step; `fit` and
+    everything else work as usual. Margins are saved with the compiled model.
+
+    Args:
+        inputs: Input tensors, as for `keras.Model`.
+        outputs: Output tensors, as for `keras.Model`.
+        optim_margin: Boolean. False leaves the margins as they are.
+        **kwargs: What else `keras.Model` takes.
+    """
+
+
+@register("LossVariableSequential")
+class LossVariableSequential(_TrainsLossVariables, Sequential):
+    """A `deel.lip.model.Sequential` that also trains the margins of its loss.
+
+    See `LossVariableModel`.
+
+    Args:
+        layers: List of layers.
+        name: String, the name of the model.
+        optim_margin: Boolean. False leaves the margins as they are.
+        **kwargs: What else `deel.lip.model.Sequential` takes.
+    """
 
 
 def vanillaModel(model):
@@ -209,6 +371,8 @@ def vanillaModel(model):
         # The list of `_layers` starts with the input layer.
         layers = [convert(layer) for layer in model._layers]
         exported = keras.Sequential(layers, name=model.name)
+        if not exported.built:
+            exported.build(model.input_shape)
     elif hasattr(model, "operations"):
         functional = _as_functional(model)
         _require_call_of(type(functional), model)
@@ -239,7 +403,9 @@ def _refuse(model):
 
 
 def _as_functional(model, name=None):
-    return keras.Model(model.inputs, model.outputs, name=name or model.name)
+    # `input` and `output` keep the structure that the user gave: a tensor, a
+    # list or a dictionary.
+    return keras.Model(model.input, model.output, name=name or model.name)
 
 
 def _renewed_inputs(model):
@@ -249,13 +415,15 @@ def _renewed_inputs(model):
         for operation in model.operations
         if isinstance(operation, keras.layers.InputLayer)
     }
-    return [
-        keras.Input(batch_shape=x.shape, dtype=x.dtype, name=names[id(x)])
-        for x in model.inputs
-    ]
+    return keras.tree.map_structure(
+        lambda x: keras.Input(
+            batch_shape=x.shape, dtype=x.dtype, name=names[id(x)]
+        ),
+        model.input,
+    )
 
 
-def _condense(model):
+def condense_layers(model):
     """Condenses all layers, or none if one of them cannot be."""
     layers = list(_condensable_layers(model))
     for layer in layers:
