@@ -162,7 +162,6 @@ def test_evaluation_and_prediction_change_no_variable():
     before = values(model)
     model.evaluate(x, y, verbose=0)
     model.predict(x, verbose=0)
-    model(x)
     model(x, training=False)
     assert_same(without_metrics(before), without_metrics(values(model)))
 
