@@ -71,7 +71,7 @@ def test_program_succeeds_and_leaves_its_results(run):
     assert np.all(np.isfinite(results["history"]["val_loss"]))
     model = keras.models.load_model(output / "model.keras")
     assert type(model) is not program.LossVariableModel
-    assert model.predict(program.centred(x), verbose=0).shape == (20, 10)
+    assert model.predict(program.network_input(x), verbose=0).shape == (20, 10)
 
 
 def test_full_network_has_the_known_number_of_parameters():
@@ -98,7 +98,8 @@ def test_batches_drop_what_is_left_over_and_are_centred():
     assert batch.shape == (20, 32, 32, 3)
     assert batch.dtype == "float32"
     assert targets.shape == (20, 10)
-    assert -program.MEAN <= batch.min() < 0 < batch.max() <= 255 - program.MEAN
+    least, most = program.network_input(np.array([0, 255], "uint8"))
+    assert least <= batch.min() < 0 < batch.max() <= most
 
 
 def test_batches_without_augmentation_are_flipped_at_most():
@@ -107,7 +108,7 @@ def test_batches_without_augmentation_are_flipped_at_most():
     data = program.AugmentedImages(x, y, batch_size=20, strength=0.0)
     batch, targets = data[0]
     np.testing.assert_array_equal(targets, y[data.order])
-    original = program.centred(x[data.order])
+    original = program.network_input(x[data.order])
     flipped = np.all(batch == original[:, :, ::-1], axis=(1, 2, 3))
     same = np.all(batch == original, axis=(1, 2, 3))
     assert np.all(flipped | same)
@@ -177,6 +178,6 @@ def test_attack_comes_close_to_the_boundary_and_not_before_it():
 
 def test_figures_show_pixels_of_the_original_range():
     x, _ = images(3)
-    shown = program.as_pixels(program.centred(x))
+    shown = program.as_pixels(program.network_input(x))
     np.testing.assert_allclose(shown, x / 255.0, atol=1e-6)
     assert program.as_pixels(np.array([1e3, -1e3])).tolist() == [1.0, 0.0]
