@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+from deel.lip.layers import FrobeniusDense
+from deel.lip.layers import SpectralDense
 from deel.lip.losses import HKR
 from deel.lip.losses import KR
 from deel.lip.losses import HingeMargin
@@ -17,6 +19,7 @@ from deel.lip.losses import HingeMargin
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 common = importlib.import_module("common")
 demo = importlib.import_module("demo")
+keras_walkthrough = importlib.import_module("keras_walkthrough")
 mnist_binary = importlib.import_module("mnist_binary")
 mnist_multiclass = importlib.import_module("mnist_multiclass")
 
@@ -276,3 +279,88 @@ def test_mnist_binary_losses_take_labels_of_either_rank(mnist_like):
     assert set(column) == {"loss", "KR", "HingeMargin"}
     for name, value in column.items():
         np.testing.assert_allclose(flat[name], value, rtol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def walkthrough_run(tmp_path_factory, mnist_like):
+    """Exit status and output folder of a short run of the walkthrough."""
+    output = tmp_path_factory.mktemp("walkthrough") / "results"
+    options = ["--data", mnist_like, "--epochs", "1", "--output", str(output)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras_walkthrough, "DEEP", (8, 8))
+        return keras_walkthrough.main(options), output
+
+
+def test_walkthrough_compares_all_models(walkthrough_run):
+    status, output = walkthrough_run
+    assert status == 0
+    results = json.loads((output / "results.json").read_text())
+    assert results["changed"] == 0.0
+    assert list(results["recompiled"]) == ["1", "0.1", "0.01"]
+    assert set(results["accuracy"]) == {"train", "test"}
+    assert len(results["histories"]) == 7
+    for history in results["histories"].values():
+        assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+def test_walkthrough_draws_its_figures(walkthrough_run):
+    pytest.importorskip("matplotlib")
+    _, output = walkthrough_run
+    for name in ("histories", "test_correct", "test_incorrect"):
+        assert (output / f"{name}.png").stat().st_size > 5_000
+
+
+def test_walkthrough_writes_logs_for_tensorboard_where_it_can(walkthrough_run):
+    _, output = walkthrough_run
+    written = list((output / "logs").rglob("events*"))
+    assert bool(written) == keras_walkthrough.has_tensorboard()
+
+
+@pytest.mark.parametrize(
+    ("units", "last", "total", "trainable"),
+    [
+        ((128,), SpectralDense, 203_542, 101_770),
+        ((128,), FrobeniusDense, 203_531, 101_770),
+        ((512, 256, 128, 64), SpectralDense, 1_150_105, 575_050),
+    ],
+)
+def test_walkthrough_models_have_the_known_number_of_parameters(
+    units, last, total, trainable
+):
+    model = keras_walkthrough.build_model(units, last=last)
+    assert model.count_params() == total
+    assert sum(np.prod(w.shape) for w in model.trainable_weights) == trainable
+
+
+def test_walkthrough_splits_images_by_whether_the_model_is_right():
+    x = np.arange(5.0).reshape(5, 1)
+    model = linear_model(np.array([[-1.0, 1.0]]), np.array([1.5, -1.5]), (1,))
+    # Class 1 from 1.5 on.
+    y = keras.utils.to_categorical([0, 1, 1, 1, 0])
+    parts = keras_walkthrough.correct_and_incorrect(model, x, y)
+    x_correct, y_correct, x_wrong, y_wrong, correct, wrong = parts
+    np.testing.assert_array_equal(x_correct, [[0.0], [2.0], [3.0]])
+    np.testing.assert_array_equal(x_wrong, [[1.0], [4.0]])
+    np.testing.assert_array_equal(np.argmax(y_correct, -1), [0, 1, 1])
+    np.testing.assert_array_equal(np.argmax(correct, -1), [0, 1, 1])
+    np.testing.assert_array_equal(np.argmax(y_wrong, -1), [1, 0])
+    np.testing.assert_array_equal(np.argmax(wrong, -1), [0, 1])
+    assert keras_walkthrough.accuracy(model, x, y) == pytest.approx(0.6)
+
+
+def test_walkthrough_accuracy_is_the_metric_of_keras(mnist_like):
+    data = common.read_npz(mnist_like)
+    _, test = keras_walkthrough.prepare(data)
+    model = keras_walkthrough.build_model()
+    keras_walkthrough.compile_model(model, "mse", 0.1)
+    _, metric = model.evaluate(*test, verbose=0)
+    assert keras_walkthrough.accuracy(model, *test) == pytest.approx(metric)
+
+
+def test_walkthrough_scales_flattens_and_selects(mnist_like):
+    data = common.read_npz(mnist_like)
+    train, test = keras_walkthrough.prepare(data, train_size=30)
+    assert train[0].shape == (30, 784)
+    assert train[1].shape == (30, 10)
+    assert test[0].shape == (50, 784)
+    assert 0.9 < train[0].max() <= 1.0
