@@ -71,6 +71,8 @@ def _mean_scale(matrix):
     """
     unit, largest = _orthogonal.unit_scale(matrix)
     mean = ops.sqrt(ops.sum(ops.square(unit)) / min(matrix.shape)) * largest
+    # Torch keeps no axes where the maximum of all entries is asked for.
+    mean = ops.reshape(mean, (1, 1))
     return ops.where(mean > 0, mean, ops.ones_like(mean))
 
 
@@ -203,7 +205,9 @@ class Spectral(Parametrization):
             nearest = self._nearest(known, _FORWARD)
             return self._scaled(nearest), *measured()
 
-        stored = _orthogonal.as_matrix(ops.convert_to_tensor(self.wbar))
+        # A copy: on torch a tensor shares the memory of its variable, which
+        # is written before the gradient needs it.
+        stored = _orthogonal.as_matrix(ops.copy(self.wbar))
         sigma = ops.convert_to_tensor(self.sigma)
         value, vector, sigma = cond(
             self._proven(known, stored, sigma), keep, renew
