@@ -161,7 +161,11 @@ def test_it_is_exported_and_condensed(trained):
         type(layer).__name__.startswith("PadConv") for layer in constrained
     )
     model.condense()
-    np.testing.assert_allclose(model.predict(x, verbose=0), before, atol=1e-5)
+    # Training leaves singular values within `eps_bjorck` of 1, and condensing
+    # goes on from there: outputs, of size 0.1 here, change by as much.
+    np.testing.assert_allclose(
+        model.predict(x, verbose=0), before, atol=1e-3 * np.max(np.abs(before))
+    )
 
 
 def test_exported_network_is_differentiable_and_callable(trained):
