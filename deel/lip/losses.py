@@ -917,9 +917,9 @@ class MulticlassSoftHKR(_LipschitzLoss):
     The temperature follows the scores: `T = temperature * min_margin / m`, with
     m a moving mean of their magnitude, at least `min_margin`, so that the
     softmax does not harden as the scores grow. Each call of the loss moves m,
-    in evaluation too. On JAX the variables of a loss are no part of the state
-    of a compiled step: in `fit` m keeps its initial value there, from which
-    each batch finds its own temperature.
+    in evaluation too. On JAX the models of `deel.lip.model` carry it through
+    their compiled steps; in stock models m keeps its initial value there, from
+    which each batch finds its own temperature.
 
     Divided by `1 + 1 / alpha`, the value is `(1 - w) * a + w * b` with
     `w = alpha / (1 + alpha)`.
