@@ -1,5 +1,6 @@
 """One network with every layer of the library in it."""
 
+import harness
 import keras
 import numpy as np
 import pytest
@@ -175,3 +176,6 @@ def test_exported_network_is_differentiable_and_callable(trained):
     np.testing.assert_allclose(
         output, exported.predict(x[:4], verbose=0), atol=1e-5
     )
+    (slope,) = harness.gradient(lambda x: ops.sum(exported(x)), x[:4])
+    assert np.all(np.isfinite(slope))
+    assert np.all(np.any(slope != 0, axis=(1, 2, 3)))

@@ -208,3 +208,17 @@ def test_steps_of_a_large_learning_rate_become_shorter():
     assert np.linalg.norm(after) > 2 * np.sqrt(8)
     assert np.mean(turned[-10:]) < 0.5 * np.mean(turned[:3])
     harness.assert_bounded(layer)
+
+
+@pytest.mark.parametrize("scale", [3e38, 1e30, 1e-30, 1e-37, 0.0])
+def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
+    layer = _built(SpectralDense(4), (4, 4))
+    rng = np.random.default_rng(0)
+    kernel = np.sign(rng.standard_normal((4, 4))).astype("float32") * scale
+    retracted = layer.parametrization.retract(ops.convert_to_tensor(kernel))
+    retracted = ops.convert_to_numpy(retracted)
+    assert np.all(np.isfinite(retracted))
+    assert np.any(retracted != 0) == (scale > 0)
+    harness.assert_bounded(layer)
+    norm = harness.expansion(layer)
+    assert norm == 0 if scale == 0 else norm > 0.99

@@ -282,7 +282,7 @@ def test_circular_padding_wraps_around(padding):
 
 
 def test_circular_padding_larger_than_the_image_is_refused():
-    with pytest.raises(ValueError, match=r"Received: padding=\(4, 1\)"):
+    with pytest.raises(ValueError, match="Received: length=3"):
         _padding_circular(_normal((1, 3, 3, 1)), (4, 1))
 
 

@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._validation import require_built
 from deel.lip._variables import host
 
 
@@ -146,7 +147,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             self.parametrization.rescale(self._get_coef())
 
     def _check_condensable(self):
-        self._require_built("condense")
+        require_built(self, "condense")
         self._require_finite("kernel", self.kernel)
 
     def condense(self):
@@ -161,7 +162,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         it does not (`MaxMin`), it follows the stock layer in a
         `keras.Sequential` of the same name.
         """
-        self._require_built("vanilla_export")
+        require_built(self, "vanilla_export")
         self._require_finite("wbar", self.wbar)
         stock_class, config = self._stock_equivalent()
         input_shape = self._build_shapes_dict["input_shape"]
@@ -221,14 +222,6 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             for key in ("initializer", "regularizer", "constraint"):
                 config.pop(f"{kernel}_{key}", None)
         return stock_class, config
-
-    def _require_built(self, method):
-        if not self.built:
-            raise ValueError(
-                f"`{method}` needs a layer that is built, so that it has "
-                "weights. Call the layer on data or `build` it first. "
-                f"Received: unbuilt layer '{self.name}'"
-            )
 
     def _require_finite(self, what, variable):
         values = host(variable)

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+EPSILON = 1e-7
+
 
 def aligned(y_true, y_pred):
     """Returns labels and predictions as tensors of one shape and dtype.
@@ -81,3 +83,23 @@ def signs(y_true):
     """Returns 1 where a label is positive and -1 elsewhere, a tensor."""
     positive = ops.cast(y_true > 0, y_true.dtype)
     return 2.0 * positive - 1.0
+
+
+def kr_weights(positive, epsilon=EPSILON):
+    """Weights of the samples of a whole batch in the KR term.
+
+    Args:
+        positive: Float tensor `(batch_size, outputs)`: 1 for the positive
+            samples of each output and 0 for the others.
+        epsilon: Float, keeps the counts of absent classes from dividing by 0.
+
+    Returns:
+        Tensor of the same shape: `batch_size / positives` for positive samples,
+        `-batch_size / others` for the others.
+    """
+    batch_size = ops.cast(ops.shape(positive)[0], positive.dtype)
+    count = ops.sum(positive, axis=0)
+    return batch_size * (
+        positive / (count + epsilon)
+        - (1 - positive) / (batch_size - count + epsilon)
+    )

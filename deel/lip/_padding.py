@@ -52,7 +52,7 @@ def check_length(length, size, mode):
     if length is not None and length < needed:
         raise ValueError(
             f'Padding of mode "{mode}" by {size} needs at least {needed} '
-            f"values on an axis. Received: {length}"
+            f"values on an axis. Received: length={length}"
         )
 
 

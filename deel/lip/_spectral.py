@@ -27,6 +27,9 @@ _EXACT = 1e-7
 # normalised at another moment, then gives the same values within 1e-4.
 _FORWARD = 1e-5
 
+# Least and largest multiple of an orthogonal matrix that a retraction leaves.
+_SCALES = (1e-2, 1e4)
+
 
 def spectral_constraint(
     kernel, orthogonal=True, max_steps=DEFAULT_MAXITER_BJORCK, groups=1
@@ -81,6 +84,8 @@ def _nearest(matrix, tolerance, max_steps, groups):
 
     def orthogonalized(block):
         # Without its scale, a matrix near s Q is near to an orthogonal one.
+        # In two steps, since the scale of finite entries may be infinite.
+        block, _ = _orthogonal.unit_scale(block)
         block = block / _mean_scale(block)
         return _orthogonal.orthogonalize(block, tolerance, max_steps)
 
@@ -239,7 +244,8 @@ class Spectral(Parametrization):
         moved = full(kernel)
         matrix = _orthogonal.as_matrix(moved)
         nearest = self._nearest(matrix, self.eps_bjorck)
-        sigma = _mean_scale(matrix)
+        # It has no effect, so it is kept where every dtype has its digits.
+        sigma = ops.clip(_mean_scale(matrix), *_SCALES)
         stored = self._scaled(nearest)
         store(self.wbar, ops.reshape(stored, moved.shape))
         store(self.sigma, sigma)

@@ -39,3 +39,13 @@ def int_tuple(value, rank):
     except (TypeError, ValueError, OverflowError):
         pass
     return value
+
+
+def require_built(layer, method):
+    """Raises ValueError for a Keras layer or model without weights yet."""
+    if not layer.built:
+        raise ValueError(
+            f"`{method}` needs weights, which exist once an object is built. "
+            "Call it on data or `build` it first. Received: unbuilt "
+            f"{type(layer).__name__} '{layer.name}'"
+        )

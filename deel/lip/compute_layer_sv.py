@@ -5,15 +5,12 @@ import numpy as np
 from keras import ops
 
 from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import LipschitzLayer
 from deel.lip.layers import FullSort
 from deel.lip.layers import GroupSort
 from deel.lip.layers import GroupSort2
 from deel.lip.layers import Householder
 from deel.lip.layers import MaxMin
-from deel.lip.layers import ScaledAveragePooling2D
-from deel.lip.layers import ScaledGlobalAveragePooling2D
-from deel.lip.layers import ScaledGlobalL2NormPooling2D
-from deel.lip.layers import ScaledL2NormPooling2D
 
 __all__ = ["compute_layer_sv", "compute_model_sv"]
 
@@ -34,16 +31,11 @@ _CONVOLUTIONS = (
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
 )
 
 _SORTS = (FullSort, GroupSort, GroupSort2, Householder, MaxMin)
-
-_POOLINGS = (
-    ScaledAveragePooling2D,
-    ScaledGlobalAveragePooling2D,
-    ScaledGlobalL2NormPooling2D,
-    ScaledL2NormPooling2D,
-)
 
 
 def compute_layer_sv(layer, supplementary_type2sv=None):
@@ -63,8 +55,8 @@ def compute_layer_sv(layer, supplementary_type2sv=None):
 
     Returns:
         Pair of floats `(min, max)`. Non-linear layers give bounds of the
-        singular values of their Jacobians, scaled poolings an upper bound
-        only. `(None, None)` if the type is unknown.
+        singular values of their Jacobians, other layers of this library an
+        upper bound only. `(None, None)` if the type is unknown.
 
     Raises:
         ValueError: If the layer is not built, or is a convolution built for
@@ -124,7 +116,7 @@ def _bounds(layer):
         return (0.0, 1.0) if is_relu else _UNKNOWN
     if isinstance(layer, _SORTS):
         return float(layer.k_coef_lip), float(layer.k_coef_lip)
-    if isinstance(layer, _POOLINGS):
+    if isinstance(layer, LipschitzLayer):
         return None, float(layer.k_coef_lip)
     if isinstance(layer, keras.layers.Add):
         count = float(len(_input_shape(layer)))

@@ -20,7 +20,9 @@ import keras
 from keras import ops
 
 from deel.lip._control_flow import is_known
+from deel.lip._labels import EPSILON
 from deel.lip._labels import aligned
+from deel.lip._labels import kr_weights
 from deel.lip._labels import lead
 from deel.lip._labels import signs
 from deel.lip._register import register
@@ -59,9 +61,6 @@ def __dir__():
     return __all__
 
 
-EPSILON = 1e-7
-
-
 @register("_kr")
 def _kr(y_true, y_pred, epsilon=EPSILON):
     """KR term of each sample, from labels of a whole batch.
@@ -80,12 +79,7 @@ def _kr(y_true, y_pred, epsilon=EPSILON):
     """
     y_true, y_pred = aligned(y_true, y_pred)
     positive = ops.cast(ops.equal(y_true, 1), y_pred.dtype)
-    batch_size = ops.cast(ops.shape(y_pred)[0], y_pred.dtype)
-    count = ops.sum(positive, axis=0)
-    weights = positive / (count + epsilon) - (1 - positive) / (
-        batch_size - count + epsilon
-    )
-    return ops.mean(batch_size * y_pred * weights, axis=-1)
+    return ops.mean(y_pred * kr_weights(positive, epsilon), axis=-1)
 
 
 @register("_kr_multi_gpu")

@@ -11,6 +11,7 @@ from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
+from deel.lip._validation import require_built
 from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import InvertibleUpSampling
 from deel.lip.layers import LipschitzPReLU
@@ -44,7 +45,7 @@ class _LipschitzModel(Condensable):
     def compile_from_config(self, config):
         # The stock method leaves models with a `compile` of their own alone.
         self.compile(**keras.saving.deserialize_keras_object(config))
-        if self.built:
+        if self.built and self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
 
     def condense(self):
@@ -355,12 +356,7 @@ def vanillaModel(model):
             "`vanillaModel` expects a Keras model. "
             f"Received: model={model} (of type {type(model).__name__})"
         )
-    if not model.built:
-        raise ValueError(
-            "`vanilla_export` needs a model that is built, so that it has "
-            "weights. Call the model on data or `build` it first. "
-            f"Received: unbuilt model '{model.name}'"
-        )
+    require_built(model, "vanilla_export")
     # Copied weights are assigned last: copies are built by the new graph.
     copies = []
 

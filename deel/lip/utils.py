@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._differentiation import vector_jacobian
+from deel.lip._labels import kr_weights
 from deel.lip._padding import pad
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
@@ -387,12 +388,7 @@ def process_labels_for_multi_gpu(labels):
     # Half precision would not count large batches.
     labels = ops.cast(labels, keras.backend.result_type(dtype, "float32"))
     positive = ops.cast(labels > 0, labels.dtype)
-    batch_size = ops.cast(ops.shape(labels)[0], labels.dtype)
-    count = ops.sum(positive, axis=0)
-    weights = batch_size * (
-        positive / (count + 1e-7) - (1 - positive) / (batch_size - count + 1e-7)
-    )
-    return ops.cast(weights, dtype)
+    return ops.cast(kr_weights(positive), dtype)
 
 
 def _padding_circular(x, padding):

@@ -23,6 +23,7 @@ from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_built
 from deel.lip._variables import full
 from deel.lip._variables import host
 from deel.lip._variables import store
@@ -260,12 +261,7 @@ class _BatchStatistics(Condensable, _ChannelBias):
 
     def vanilla_export(self):
         """Returns the `ScaleBiasLayer` with the same inference output."""
-        if not self.built:
-            raise ValueError(
-                "`vanilla_export` needs a layer that is built, so that it has "
-                "weights. Call the layer on data or `build` it first. "
-                f"Received: unbuilt layer '{self.name}'"
-            )
+        require_built(self, "vanilla_export")
         mean, factor = self._recall()
         factor = float(ops.convert_to_numpy(factor))
         exported = ScaleBiasLayer(

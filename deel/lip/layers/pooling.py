@@ -10,6 +10,7 @@ from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
+from deel.lip.layers.conv_factor import first_spatial_axis
 from deel.lip.layers.conv_factor import spatial_shape
 
 
@@ -127,7 +128,7 @@ class _GlobalL2Norm(_GlobalPooling):
         return 1.0
 
     def call(self, inputs):
-        first = 2 if self.data_format == "channels_first" else 1
+        first = first_spatial_axis(self.data_format)
         axes = list(range(first, first + len(inputs.shape) - 2))
         squares = ops.sum(ops.square(inputs), axis=axes, keepdims=self.keepdims)
         return _root(squares + self.eps_grad_sqrt) * self.k_coef_lip

@@ -7,6 +7,7 @@ from deel.lip._padding import pad
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_built
 from deel.lip.layers.conv_factor import first_spatial_axis
 from deel.lip.layers.conv_factor import same_padding
 
@@ -124,11 +125,7 @@ class _PadConvolution(ExplicitPadding, Condensable):
 
     def vanilla_export(self):
         """Returns a copy, of the stock class if that one can pad so."""
-        if not self.built:
-            raise ValueError(
-                "`vanilla_export` needs a layer that is built, so that it has "
-                f"weights. Received: unbuilt layer '{self.name}'"
-            )
+        require_built(self, "vanilla_export")
         stock = next(
             base
             for base in type(self).__mro__
