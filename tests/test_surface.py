@@ -11,6 +11,7 @@ NAMES = {
         __version__
         activations
         callbacks
+        certification
         constraints
         initializers
         layers
@@ -36,6 +37,17 @@ NAMES = {
         LossParamLog
         LossParamScheduler
         MonitorCallback
+    """,
+    "deel.lip.certification": """
+        Bound
+        Certificates
+        LayerBound
+        attack_accuracy
+        attack_distances
+        certified_accuracy
+        certify
+        lipschitz_bound
+        register_bound
     """,
     "deel.lip.compute_layer_sv": """
         compute_layer_sv

@@ -5,6 +5,7 @@ from pathlib import Path
 from deel.lip import _deprecated
 from deel.lip import activations
 from deel.lip import callbacks
+from deel.lip import certification
 from deel.lip import constraints
 from deel.lip import initializers
 from deel.lip import layers
@@ -28,6 +29,7 @@ __all__ = [
     "__version__",
     "activations",
     "callbacks",
+    "certification",
     "constraints",
     "initializers",
     "layers",

@@ -11,7 +11,11 @@ from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
+from deel.lip._validation import positive_float
 from deel.lip._validation import require_built
+from deel.lip.certification import certify
+from deel.lip.certification import lipschitz_bound
+from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import InvertibleUpSampling
 from deel.lip.layers import LipschitzPReLU
@@ -52,12 +56,39 @@ class _LipschitzModel(Condensable):
         """Overwrites the free kernels with the constrained ones, everywhere."""
         condense_layers(self)
 
-    def vanilla_export(self):
+    def vanilla_export(self, verify=False):
         """Returns the stock Keras model with the same predictions.
 
         See `vanillaModel`.
+
+        Args:
+            verify: Boolean, or a float. True refuses to export a network whose
+                proven constant exceeds `k_coef_lip`; a float, one whose
+                constant exceeds that number. With `FrobeniusDense` and disjoint
+                neurons at the end, the constant is that of a single score.
+
+        Raises:
+            ValueError: As `vanillaModel`; and if `verify` finds a constant that
+                is larger than promised, or cannot be proven.
         """
-        return vanillaModel(self)
+        exported = vanillaModel(self)
+        if verify is not False:
+            _verify(self, exported, verify)
+        return exported
+
+    def lipschitz_constant(self, **kwargs):
+        """Returns the proven bound of the constant, from the weights.
+
+        See `deel.lip.certification.lipschitz_bound`, which takes the arguments.
+        """
+        return lipschitz_bound(self, **kwargs)
+
+    def certify(self, x, y=None, **kwargs):
+        """Returns certificates of the predictions of `x`.
+
+        See `deel.lip.certification.certify`, which takes the arguments.
+        """
+        return certify(self, x, y, **kwargs)
 
 
 @register("Sequential")
@@ -390,6 +421,34 @@ def vanillaModel(model):
     for layer, copy in copies:
         copy.set_weights(layer.get_weights())
     return exported
+
+
+# Each constrained kernel may exceed its promise by the rounding of float32.
+_VERIFIED_WITHIN = 1e-4
+
+
+def _verify(model, exported, verify):
+    """Raises ValueError if a model has a larger constant than promised."""
+    if verify is True and not isinstance(model, LipschitzLayer):
+        raise ValueError(
+            "A functional model does not promise a constant. Expected "
+            "`verify=number`, the largest that you accept. "
+            "Received: verify=True"
+        )
+    is_number = verify is not True
+    promise = (
+        positive_float("verify", verify) if is_number else model.k_coef_lip
+    )
+    last = model.layers[-1]
+    by_score = isinstance(last, FrobeniusDense) and last.disjoint_neurons
+    bound = lipschitz_bound(exported, by_output=by_score)
+    if bound > promise * (1 + _VERIFIED_WITHIN):
+        raise ValueError(
+            f"The proven Lipschitz constant of '{model.name}' exceeds its "
+            f"promise, so it is not exported. Expected at most {promise}. "
+            f"Received: {bound}. `deel.lip.certification.lipschitz_bound("
+            "model, return_table=True)` shows the layers."
+        )
 
 
 def _require_call_of(stock_class, model):

@@ -29,7 +29,7 @@ from deel.lip._padding import shortest_length
 DATA_FORMATS = ("channels_last", "channels_first")
 
 # What NumPy calls the modes of padding with values of the image.
-_NUMPY_MODES = {
+NUMPY_MODES = {
     "reflect": "reflect",
     "replicate": "edge",
     "symmetric": "symmetric",
@@ -95,7 +95,7 @@ def window_overlap(
 def _counted_overlap(kernel_size, stride, dilation, padding_mode, length):
     padding = same_padding(kernel_size, dilation)
     positions = np.arange(length)
-    padded = np.pad(positions, padding, mode=_NUMPY_MODES[padding_mode])
+    padded = np.pad(positions, padding, mode=NUMPY_MODES[padding_mode])
     span = (kernel_size - 1) * dilation + 1
     starts = np.arange(0, len(padded) - span + 1, stride)
     read = padded[starts[:, None] + dilation * np.arange(kernel_size)]

@@ -1,0 +1,27 @@
+"""Proven bounds of networks, certificates from them, and attacks on these."""
+
+from deel.lip.certification._layers import Bound
+from deel.lip.certification._layers import register_bound
+from deel.lip.certification.attacks import attack_accuracy
+from deel.lip.certification.attacks import attack_distances
+from deel.lip.certification.bounds import LayerBound
+from deel.lip.certification.bounds import lipschitz_bound
+from deel.lip.certification.certificates import Certificates
+from deel.lip.certification.certificates import certified_accuracy
+from deel.lip.certification.certificates import certify
+
+__all__ = [
+    "Bound",
+    "Certificates",
+    "LayerBound",
+    "attack_accuracy",
+    "attack_distances",
+    "certified_accuracy",
+    "certify",
+    "lipschitz_bound",
+    "register_bound",
+]
+
+
+def __dir__():
+    return __all__

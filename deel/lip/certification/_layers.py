@@ -1,0 +1,729 @@
+"""The Lipschitz constant of each type of layer, from its weights.
+
+One table holds them all: a function `(layer, input_shapes) -> Bound` for each
+class. Only the class itself counts, not its subclasses, which may compute
+something else.
+"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lip import layers
+from deel.lip._constrained import ConstrainedKernel
+from deel.lip._variables import host
+from deel.lip.certification._norms import Axis
+from deel.lip.certification._norms import convolution_norm
+from deel.lip.certification._norms import matrix_norm
+from deel.lip.layers import unconstrained
+from deel.lip.layers.conv_factor import spatial_shape
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """A proven upper bound of the Lipschitz constant of a layer.
+
+    Attributes:
+        value: Float. With several inputs, the constant for the Euclidean norm
+            of all of them together.
+        method: String, how it was found.
+        exact: Boolean, whether it is the constant, but for rounding.
+        weights: None, or a tuple with a constant for each input.
+        adds: Boolean. With `weights`, whether what the inputs contribute adds
+            up, instead of standing side by side.
+        terms: Integer, how many products are summed in an output.
+    """
+
+    value: float
+    method: str
+    exact: bool = False
+    weights: tuple | None = None
+    adds: bool = False
+    terms: int = 1
+
+
+_BOUNDS = {}
+
+_NO_CONSTANT = {
+    keras.layers.LayerNormalization: "divides by the deviation of each "
+    "sample, which can be as small as the root of epsilon",
+    keras.layers.GroupNormalization: "divides by the deviation of each "
+    "sample, which can be as small as the root of epsilon",
+    keras.layers.UnitNormalization: "divides by the norm of each sample, "
+    "which can be as small as epsilon",
+    keras.layers.Multiply: "multiplies its inputs, which are not bounded",
+    keras.layers.Dot: "multiplies its inputs, which are not bounded",
+    keras.layers.MultiHeadAttention: "multiplies its inputs, which are not "
+    "bounded",
+    keras.layers.Attention: "multiplies its inputs, which are not bounded",
+    keras.layers.Masking: "jumps where a step has the value of the mask",
+    keras.layers.Embedding: "maps integers",
+}
+
+
+def register_bound(layer_class, bound=None):
+    """Tells `lipschitz_bound` the constant of a class of layers.
+
+    It counts for this class and not for its subclasses. With one argument it
+    is a decorator of the function.
+
+    Args:
+        layer_class: A class of Keras layers.
+        bound: Function `(layer, input_shapes)` that returns a `Bound`, or a
+            float, for the inference function of the layer. `input_shapes` is a
+            list of tuples, one for each input, with the batch axis first.
+
+    Returns:
+        The function.
+
+    Example:
+
+    >>> import keras
+    >>> from deel.lip.certification import lipschitz_bound, register_bound
+    >>> class Doubled(keras.layers.Layer):
+    ...     def call(self, x):
+    ...         return 2 * x
+    >>> _ = register_bound(Doubled, lambda layer, input_shapes: 2.0)
+    >>> lipschitz_bound(keras.Sequential([keras.Input((3,)), Doubled()]))
+    2.0
+    """
+    is_layer = isinstance(layer_class, type) and issubclass(
+        layer_class, keras.layers.Layer
+    )
+    if not is_layer:
+        raise ValueError(
+            "`register_bound` expects a class of Keras layers. "
+            f"Received: layer_class={layer_class}"
+        )
+    if bound is None:
+        return lambda function: register_bound(layer_class, function)
+    if not callable(bound):
+        raise ValueError(
+            "Expected a function `(layer, input_shapes) -> bound`. "
+            f"Received: bound={bound}"
+        )
+    _BOUNDS[layer_class] = bound
+    return bound
+
+
+def layer_bound(layer, input_shapes, constants):
+    """Returns the `Bound` of a layer that is not a model.
+
+    Args:
+        layer: A built layer.
+        input_shapes: List of tuples.
+        constants: Dictionary from names or classes of layers to floats.
+    """
+    check_finite(layer)
+    for key in (layer.name, type(layer)):
+        if key in constants:
+            return Bound(checked_constant(key, constants[key]), "given")
+    if type(layer) not in _BOUNDS:
+        raise ValueError(_unknown(layer))
+    bound = _BOUNDS[type(layer)](layer, input_shapes)
+    if not isinstance(bound, Bound):
+        bound = Bound(checked_constant(layer.name, bound), "registered")
+    is_registered = bound.method == "registered"
+    if len(input_shapes) > 1 and bound.weights is None and not is_registered:
+        raise ValueError(
+            f"Layer '{layer.name}' of type {type(layer).__name__} takes "
+            f"one tensor. Received: {len(input_shapes)} tensors"
+        )
+    return bound
+
+
+def checked_constant(name, value):
+    """Returns a constant that a user gave as a float, zero or more."""
+    value = float(value)
+    if not math.isfinite(value) or value < 0:
+        raise ValueError(
+            "A Lipschitz constant is a finite number, zero or greater. "
+            f"Received: {value} for {name}"
+        )
+    return value
+
+
+def check_finite(layer):
+    """Raises ValueError if a weight of a layer is NaN or infinite."""
+    for variable in layer.weights:
+        if not keras.backend.is_float_dtype(variable.dtype):
+            continue
+        values = host(variable).astype("float64")
+        if not np.all(np.isfinite(values)):
+            raise ValueError(
+                "A network with NaN or infinite weights has no Lipschitz "
+                f"constant. Received: layer '{layer.name}' with "
+                f"{int(np.sum(~np.isfinite(values)))} such values out of "
+                f"{values.size} in `{variable.name}`"
+            )
+
+
+def _unknown(layer):
+    name = type(layer).__name__
+    reason = "is not known"
+    for known, text in _NO_CONSTANT.items():
+        if type(layer) is known:
+            reason = f"is not bounded: it {text}"
+    return (
+        f"The Lipschitz constant of layer '{layer.name}' of type {name} "
+        f"{reason}. If you can prove one, pass `constants={{'{layer.name}': "
+        "value}`, or register a function for the class with "
+        f"`deel.lip.certification.register_bound({name}, function)`. "
+        f"Received: {layer}"
+    )
+
+
+def activation_bound(activation, input_shape):
+    """Bound of what layers take as `activation`: a function or a layer."""
+    if isinstance(activation, keras.layers.Layer):
+        return layer_bound(activation, [input_shape], {})
+    for function, slope in _SLOPES:
+        if activation is function:
+            return Bound(slope, "largest slope")
+    name = getattr(activation, "__name__", activation)
+    raise ValueError(
+        f"The Lipschitz constant of the activation `{name}` is not known, or "
+        "not finite. Use a layer of your own, registered with "
+        "`deel.lip.certification.register_bound`. "
+        f"Received: activation={activation}"
+    )
+
+
+# Upper bounds of the slope of functions of one number, and of the norm of the
+# Jacobian of softmax: by Gershgorin at most max 2 p (1 - p) = 1/2.
+_SLOPES = [
+    (getattr(keras.activations, name), slope)
+    for name, slope in {
+        "elu": 1.0,
+        "gelu": 1.13,
+        "hard_sigmoid": 0.1667,
+        "hard_silu": 1.5,
+        "leaky_relu": 1.0,
+        "linear": 1.0,
+        "log_sigmoid": 1.0,
+        "mish": 1.09,
+        "relu": 1.0,
+        "relu6": 1.0,
+        "selu": 1.7581,
+        "sigmoid": 0.25,
+        "silu": 1.1,
+        "softmax": 0.5,
+        "softplus": 1.0,
+        "softsign": 1.0,
+        "tanh": 1.0,
+    }.items()
+]
+
+
+def _bound_of(*classes):
+    """Decorator: the function gives the bound of these classes."""
+
+    def decorate(function):
+        for layer_class in classes:
+            register_bound(layer_class, function)
+        return function
+
+    return decorate
+
+
+def _used(layer, weight):
+    """A weight as the inference of a layer uses it, in float64."""
+    policy = keras.dtype_policies.QuantizedDTypePolicy
+    if isinstance(layer.dtype_policy, policy):
+        raise ValueError(
+            "Quantized layers have no bound. "
+            f"Received: layer '{layer.name}' with {layer.dtype_policy}"
+        )
+    # Half precision rounds, which can make a norm larger.
+    weight = ops.cast(ops.convert_to_tensor(weight), layer.compute_dtype)
+    return host(weight).astype("float64")
+
+
+def inference_kernel(layer):
+    """The kernel of inference, in float64: `wbar` where there is one."""
+    constrained = isinstance(layer, ConstrainedKernel)
+    return _used(layer, layer.wbar if constrained else layer.kernel)
+
+
+def _activated(layer, value, method, exact, output_shape, terms):
+    """Bound of a linear map that is followed by the layer's activation."""
+    activation = activation_bound(layer.activation, output_shape)
+    if layer.activation is not keras.activations.linear:
+        method = f"{method}, activation"
+        exact = False
+    return Bound(float(value * activation.value), method, exact, terms=terms)
+
+
+@_bound_of(keras.layers.Dense, layers.SpectralDense, layers.FrobeniusDense)
+def _dense(layer, input_shapes):
+    kernel = inference_kernel(layer)
+    shape = (*input_shapes[0][:-1], kernel.shape[-1])
+    return _activated(layer, *_decomposed(kernel), shape, terms=kernel.shape[0])
+
+
+def _decomposed(matrices):
+    norm, exact = matrix_norm(matrices)
+    return norm, "singular values" if exact else "Cholesky", exact
+
+
+@_bound_of(keras.layers.EinsumDense)
+def _einsum_dense(layer, input_shapes):
+    operands, output = layer.equation.replace(" ", "").split("->")
+    inputs, kernel = operands.replace("...", "").split(",")
+    output = output.replace("...", "")
+    summed = [c for c in kernel if c in inputs and c not in output]
+    free = [c for c in kernel if c not in inputs]
+    common = [c for c in kernel if c in inputs and c in output]
+    is_matrix = all(
+        len(set(labels)) == len(labels) for labels in (inputs, kernel, output)
+    ) and set(output) == (set(inputs) - set(summed)) | set(free)
+    if not is_matrix:
+        raise ValueError(
+            f"Layer '{layer.name}' is not a matrix product: each index must "
+            "be summed in both operands, or be kept. "
+            f"Received: equation={layer.equation}"
+        )
+    order = [kernel.index(c) for c in (*common, *summed, *free)]
+    values = np.transpose(inference_kernel(layer), order)
+    shape = values.shape
+    blocks = math.prod(shape[: len(common)])
+    rows = math.prod(shape[len(common) : len(common) + len(summed)])
+    stack = values.reshape(blocks, rows, -1)
+    return _activated(
+        layer, *_decomposed(stack), layer.full_output_shape, terms=rows
+    )
+
+
+_PLAIN_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    layers.FrobeniusConv2D,
+    layers.SpectralConv1D,
+    layers.SpectralConv2D,
+    layers.SpectralConv3D,
+    layers.SpectralGroupedConv2D,
+)
+_PADDED_CONVOLUTIONS = (
+    unconstrained.PadConv1D,
+    unconstrained.PadConv2D,
+    unconstrained.PadConv3D,
+)
+
+
+@_bound_of(*_PLAIN_CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
+def _convolution(layer, input_shapes):
+    return _convolved(
+        layer, _grouped(inference_kernel(layer), layer), input_shapes
+    )
+
+
+@_bound_of(
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    layers.SpectralDepthwiseConv2D,
+)
+def _depthwise(layer, input_shapes):
+    # Each channel is a group with one input.
+    return _convolved(
+        layer, inference_kernel(layer)[..., None, :], input_shapes
+    )
+
+
+@_bound_of(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+def _separable(layer, input_shapes):
+    # Both steps are one convolution, whose kernel is their product.
+    by_channel = _used(layer, layer.depthwise_kernel)
+    mixing = _used(layer, layer.pointwise_kernel)
+    channels, multiplier = by_channel.shape[-2:]
+    mixing = mixing.reshape(channels, multiplier, -1)
+    kernel = np.einsum("...cm,cmf->...cf", by_channel, mixing)
+    return _convolved(layer, kernel[..., None, :, :], input_shapes)
+
+
+def _convolved(layer, kernel, input_shapes):
+    (shape,) = input_shapes
+    mode = getattr(layer, "_pad_mode", None)
+    axes = [
+        Axis(length, size, stride, dilation, mode or layer.padding)
+        for length, size, stride, dilation in zip(
+            spatial_shape(shape, layer.data_format),
+            layer.kernel_size,
+            _per_axis(layer, layer.strides),
+            _per_axis(layer, layer.dilation_rate),
+            strict=True,
+        )
+    ]
+    *taps, _, inputs, _ = kernel.shape
+    return _activated(
+        layer,
+        *convolution_norm(kernel, axes),
+        _linear_shape(layer, shape),
+        terms=math.prod(taps) * inputs,
+    )
+
+
+def _per_axis(layer, values):
+    rank = len(layer.kernel_size)
+    return (values,) * rank if isinstance(values, int) else tuple(values)
+
+
+def _linear_shape(layer, shape):
+    """Shape of the output before the activation, which may change it."""
+    if isinstance(layer, ConstrainedKernel):
+        return layer._linear_output_shape(shape)
+    return tuple(layer.compute_output_shape(shape))
+
+
+@_bound_of(
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    layers.SpectralConv2DTranspose,
+)
+def _transposed(layer, input_shapes):
+    # The adjoint of the convolution that reads the whole output, of which a
+    # part may then be cut off.
+    (shape,) = input_shapes
+    axes = []
+    for length, size, stride, dilation in zip(
+        spatial_shape(shape, layer.data_format),
+        layer.kernel_size,
+        _per_axis(layer, layer.strides),
+        _per_axis(layer, layer.dilation_rate),
+        strict=True,
+    ):
+        if length is not None:
+            length = (length - 1) * stride + (size - 1) * dilation + 1
+        axes.append(Axis(length, size, stride, dilation, "valid"))
+    kernel = inference_kernel(layer)
+    value, method, exact = convolution_norm(kernel[..., None, :, :], axes)
+    exact = exact and layer.padding == "valid"
+    *taps, _, inputs = kernel.shape
+    return _activated(
+        layer,
+        value,
+        method,
+        exact,
+        _linear_shape(layer, shape),
+        terms=math.prod(taps) * inputs,
+    )
+
+
+def _pooling_axes(layer, shape):
+    windows = zip(
+        spatial_shape(shape, layer.data_format),
+        layer.pool_size,
+        layer.strides,
+        strict=True,
+    )
+    return [
+        Axis(length, size, stride, 1, layer.padding)
+        for length, size, stride in windows
+    ]
+
+
+@_bound_of(
+    keras.layers.MaxPooling1D,
+    keras.layers.MaxPooling2D,
+    keras.layers.MaxPooling3D,
+)
+def _max_pooling(layer, input_shapes):
+    # |max a - max b| is at most the largest |a - b| of a window, and a value
+    # is read by `overlap` windows.
+    axes = _pooling_axes(layer, input_shapes[0])
+    overlap = math.prod(axis.overlap() for axis in axes)
+    return Bound(math.sqrt(overlap), "overlap", overlap <= 1)
+
+
+@_bound_of(
+    keras.layers.AveragePooling1D,
+    keras.layers.AveragePooling2D,
+    keras.layers.AveragePooling3D,
+)
+def _average_pooling(layer, input_shapes):
+    axes = _pooling_axes(layer, input_shapes[0])
+    norms = [_average_norm(axis) for axis in axes]
+    return Bound(
+        math.prod(norm for norm, _ in norms),
+        "singular values",
+        all(exact for _, exact in norms),
+        terms=math.prod(layer.pool_size),
+    )
+
+
+def _average_norm(axis):
+    """Norm of the matrix of means along one axis.
+
+    Borders divide by the values that are there. A backend that divided by the
+    size of the window would have smaller entries, all of one sign, and hence a
+    smaller norm.
+    """
+    if axis.length is None:
+        # sqrt(norm_1 norm_inf): rows sum to one, and so many of them overlap,
+        # each with at least one value, or with all.
+        smallest = axis.size if axis.padding == "valid" else 1
+        return math.sqrt(axis.overlap() / smallest), False
+    reads = axis.selection()
+    counts = np.sum(reads, axis=(1, 2), keepdims=True)
+    matrix = np.sum(reads / np.maximum(counts, 1), axis=1)
+    if min(matrix.shape) > 1024:
+        sums = np.max(np.sum(matrix, axis=0)) * np.max(np.sum(matrix, axis=1))
+        return math.sqrt(sums) * (1 + 1e-12), False
+    return matrix_norm(matrix)
+
+
+@_bound_of(
+    layers.ScaledAveragePooling1D,
+    layers.ScaledAveragePooling2D,
+    layers.ScaledAveragePooling3D,
+    layers.ScaledL2NormPooling1D,
+    layers.ScaledL2NormPooling2D,
+    layers.ScaledL2NormPooling3D,
+)
+def _scaled_pooling(layer, input_shapes):
+    # Windows do not overlap. The mean of p values is 1/sqrt(p)-Lipschitz, and
+    # so is the root of the mean of their squares.
+    size = math.prod(layer.pool_size)
+    value = abs(layer._get_coef()) / math.sqrt(size)
+    return Bound(value * (1 + 1e-12), "formula", True, terms=size)
+
+
+@_bound_of(
+    layers.ScaledAdaptiveAveragePooling2D,
+    layers.ScaledAdaptiveL2NormPooling2D,
+    layers.ScaledGlobalAveragePooling1D,
+    layers.ScaledGlobalAveragePooling2D,
+    layers.ScaledGlobalAveragePooling3D,
+    layers.ScaledGlobalL2NormPooling1D,
+    layers.ScaledGlobalL2NormPooling2D,
+    layers.ScaledGlobalL2NormPooling3D,
+)
+def _scaled_global_pooling(layer, input_shapes):
+    lengths = spatial_shape(input_shapes[0], layer.data_format)
+    terms = 1 if None in lengths else math.prod(lengths)
+    return Bound(
+        abs(layer.k_coef_lip) * (1 + 1e-12), "formula", True, terms=terms
+    )
+
+
+@_bound_of(
+    keras.layers.GlobalAveragePooling1D,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalAveragePooling3D,
+)
+def _global_average(layer, input_shapes):
+    lengths = spatial_shape(input_shapes[0], layer.data_format)
+    if None in lengths:
+        return Bound(1.0, "image of unknown size")
+    size = math.prod(lengths)
+    value = (1 + 1e-12) / math.sqrt(size)
+    return Bound(value, "formula", True, terms=size)
+
+
+@_bound_of(
+    keras.layers.ActivityRegularization,
+    keras.layers.AlphaDropout,
+    keras.layers.Cropping1D,
+    keras.layers.Cropping2D,
+    keras.layers.Cropping3D,
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.GlobalMaxPooling1D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.GlobalMaxPooling3D,
+    keras.layers.Identity,
+    keras.layers.InputLayer,
+    keras.layers.Permute,
+    keras.layers.Reshape,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+    keras.layers.ZeroPadding1D,
+    keras.layers.ZeroPadding2D,
+    keras.layers.ZeroPadding3D,
+    layers.InvertibleDownSampling,
+    layers.InvertibleUpSampling,
+)
+def _isometry(layer, input_shapes):
+    return Bound(1.0, "formula", True)
+
+
+@_bound_of(keras.layers.RepeatVector)
+def _repetition(layer, input_shapes):
+    return Bound(math.sqrt(layer.n) * (1 + 1e-12), "formula", True)
+
+
+@_bound_of(
+    keras.layers.UpSampling1D,
+    keras.layers.UpSampling2D,
+    keras.layers.UpSampling3D,
+)
+def _up_sampling(layer, input_shapes):
+    if getattr(layer, "interpolation", "nearest") != "nearest":
+        raise ValueError(
+            f"Layer '{layer.name}' interpolates in a way that depends on the "
+            'backend. Expected `interpolation="nearest"`. '
+            f"Received: interpolation={layer.interpolation}"
+        )
+    sizes = (
+        layer.size if isinstance(layer.size, (tuple, list)) else [layer.size]
+    )
+    value = math.sqrt(math.prod(sizes)) * (1 + 1e-12)
+    return Bound(value, "formula", True)
+
+
+@_bound_of(
+    layers.BatchCentering,
+    layers.FullSort,
+    layers.GroupSort,
+    layers.GroupSort2,
+    layers.Householder,
+    layers.LayerCentering,
+    layers.MaxMin,
+)
+def _scaled_isometry(layer, input_shapes):
+    return Bound(abs(layer.k_coef_lip), "formula", True)
+
+
+@_bound_of(layers.BatchLipNorm)
+def _batch_lip_norm(layer, input_shapes):
+    factor = float(ops.convert_to_numpy(layer.scaling_factor(training=False)))
+    # The factor is a float32 root.
+    return Bound(abs(factor) * (1 + 1e-6), "scaling factor", True)
+
+
+@_bound_of(layers.ScaleBiasLayer)
+def _scale_bias(layer, input_shapes):
+    return Bound(abs(layer.scalar) * (1 + 1e-12), "formula", True)
+
+
+@_bound_of(keras.layers.Rescaling)
+def _rescaling(layer, input_shapes):
+    scale = np.max(np.abs(np.asarray(layer.scale, "float64")))
+    return Bound(float(scale), "formula", True)
+
+
+@_bound_of(keras.layers.Normalization)
+def _normalization(layer, input_shapes):
+    deviation = np.sqrt(host(layer.variance).astype("float64"))
+    deviation = np.maximum(deviation, keras.backend.epsilon())
+    factors = deviation if layer.invert else 1 / deviation
+    return Bound(float(np.max(factors)) * (1 + 1e-6), "formula", True)
+
+
+@_bound_of(keras.layers.BatchNormalization)
+def _batch_normalization(layer, input_shapes):
+    variance = host(layer.moving_variance).astype("float64") + layer.epsilon
+    if np.any(variance <= 0):
+        raise ValueError(
+            f"The moving variance of layer '{layer.name}' plus epsilon must "
+            f"be greater than zero. Received: {float(np.min(variance))}"
+        )
+    factors = 1 / np.sqrt(variance)
+    if layer.scale:
+        factors = factors * np.abs(host(layer.gamma).astype("float64"))
+    # Float32 roots are wrong by less.
+    return Bound(float(np.max(factors)) * (1 + 1e-6), "largest factor", True)
+
+
+@_bound_of(keras.layers.Activation)
+def _activation(layer, input_shapes):
+    return activation_bound(layer.activation, input_shapes[0])
+
+
+@_bound_of(keras.layers.ReLU)
+def _relu(layer, input_shapes):
+    if layer.threshold != 0:
+        raise ValueError(
+            f"Layer '{layer.name}' jumps at its threshold. Expected "
+            f"`threshold=0`. Received: threshold={layer.threshold}"
+        )
+    return Bound(max(1.0, abs(float(layer.negative_slope))), "slopes", True)
+
+
+@_bound_of(keras.layers.LeakyReLU)
+def _leaky_relu(layer, input_shapes):
+    return Bound(max(1.0, abs(float(layer.negative_slope))), "slopes", True)
+
+
+@_bound_of(keras.layers.ELU)
+def _elu(layer, input_shapes):
+    return Bound(max(1.0, abs(float(layer.alpha))), "slopes", True)
+
+
+@_bound_of(keras.layers.PReLU, layers.LipschitzPReLU)
+def _prelu(layer, input_shapes):
+    slopes = np.abs(_used(layer, layer.alpha))
+    return Bound(max(1.0, float(np.max(slopes))), "slopes", True)
+
+
+@_bound_of(keras.layers.Softmax)
+def _softmax(layer, input_shapes):
+    return Bound(0.5, "largest slope")
+
+
+def _joined(weights, adds, method="formula"):
+    """Bound of a layer that joins branches; see `Bound`."""
+    squares = math.sqrt(math.fsum(w**2 for w in weights))
+    value = squares * (1 + 1e-12) if adds else max(weights)
+    return Bound(value, method, weights=tuple(weights), adds=adds)
+
+
+def _repetitions(layer, input_shapes):
+    """For each input, the root of how often it is broadcast."""
+    rank = max(len(shape) for shape in input_shapes)
+    shapes = [(1,) * (rank - len(s)) + tuple(s[1:]) for s in input_shapes]
+    if len(set(shapes)) == 1:
+        return [1.0] * len(shapes)
+    if any(None in shape for shape in shapes):
+        raise ValueError(
+            f"Layer '{layer.name}' may broadcast its inputs, whose shapes are "
+            f"not known. Pass `input_shape`. Received: shapes={input_shapes}"
+        )
+    sizes = [math.prod(shape) for shape in shapes]
+    largest = math.prod(np.max(np.array(shapes), axis=0).tolist())
+    return [math.sqrt(largest / size) * (1 + 1e-12) for size in sizes]
+
+
+@_bound_of(keras.layers.Add, keras.layers.Subtract)
+def _sum(layer, input_shapes):
+    return _joined(_repetitions(layer, input_shapes), adds=True)
+
+
+@_bound_of(keras.layers.Average)
+def _mean(layer, input_shapes):
+    weights = _repetitions(layer, input_shapes)
+    return _joined([w / len(weights) for w in weights], adds=True)
+
+
+@_bound_of(keras.layers.Maximum, keras.layers.Minimum)
+def _maximum(layer, input_shapes):
+    # |max a - max b| is at most the largest |a - b|, hence its square at most
+    # the sum of all squares.
+    return _joined(_repetitions(layer, input_shapes), adds=False)
+
+
+@_bound_of(keras.layers.Concatenate)
+def _concatenation(layer, input_shapes):
+    return _joined([1.0] * len(input_shapes), adds=False)
+
+
+@_bound_of(layers.LipResidual)
+def _residual(layer, input_shapes):
+    alpha = float(host(layer.alpha))
+    weight = 1 / (1 + math.exp(-alpha)) if alpha > -700 else 0.0
+    # The weight is a float32 sigmoid.
+    weights = [weight + 1e-6, 1 - weight + 1e-6]
+    return _joined(weights, adds=True, method="weights")
+
+
+@_bound_of(keras.layers.TimeDistributed)
+def _time_distributed(layer, input_shapes):
+    inner = [(shape[0], *shape[2:]) for shape in input_shapes]
+    return layer_bound(layer.layer, inner, {})

@@ -1,0 +1,452 @@
+"""Proven upper bounds of spectral norms, in float64 on the host.
+
+Nothing here is a power iteration: that bounds a norm from below.
+
+Note [Convolutions as matrices of frequencies]
+
+Let y[p] = sum_t K[t] x[p + t d] on all integers p, with x zero outside of
+[0, n), and let the layer keep the outputs y[o s - lo] for o in [0, m): that is
+every zero padding of Keras ("valid", "same", "causal"), with lo zeros before
+the image and hi behind its end. On a torus of N positions, N a multiple of s
+with N >= n + max(lo, hi), the same formula, with positions taken modulo N,
+reads what the layer reads: a position q < 0 of the layer, q >= -lo, becomes
+q + N >= n, and one of [n, n + hi) stays below N, where x is zero in both
+cases. The outputs o s - lo differ modulo N as long as m s <= N. So the layer
+is the torus operator, restricted to images that vanish beyond n and to some of
+its outputs: a compression, whose norm is at most that of the operator.
+
+The torus operator is block diagonal in the Fourier basis. Without stride its
+blocks are K(w) = sum_t K[t] exp(2 pi i w t d / N), one for each of the N
+frequencies w. With stride s, the s frequencies w + j N / s fall together and
+the block is [K(w), K(w + N / s), ...] / sqrt(s). Kernels are real, so w and -w
+have conjugate blocks, of which one is enough. Padding the image with itself
+("circular") is the operator of N = n exactly; the other paddings are zero
+padding of a larger image, times the norm of the map that makes it larger.
+
+Note [Coarse grids]
+
+For any unit vectors u and v, the real part of e^(i a) u* K(w) v is a
+trigonometric polynomial of degree d (k // 2) along each axis, after a shift of
+the taps. Its maximum over all frequencies is at most that over a grid of N
+points, divided by cos(pi d (k // 2) / N) for each axis (Ehlich and Zeller).
+This bounds the norm for images of every size.
+
+Note [Proof by Cholesky]
+
+The largest eigenvalue of a Gram matrix G is at most b if and only if b I - G
+is positive semi-definite. The factorisation R* R of Cholesky runs to its end
+in floating point only if that holds up to its backward error, which is at most
+4 (m + 2) eps times the trace of b I - G, or m b, for a complex matrix of size
+m (Rump). One factorisation takes a sixth of the time of one squaring of the
+Gram iteration, which needs about seven of them to come as close.
+
+Note [Rounding]
+
+Values are scaled to a largest magnitude of one, and overflow nowhere. A Gram
+matrix of size m is wrong by at most 4 n eps times the squared Frobenius norm of
+its factor, with n terms in each sum, hence its largest eigenvalue by at most
+4 n m eps in relative terms; decompositions are wrong by as little. Every
+result is multiplied by 1 + `slack(n, m)`, which is larger than the roots of
+these, plus that of the proof above.
+
+References:
+    - Rump, "Verification of positive definiteness", BIT 46 (2006).
+    - Ehlich and Zeller, "Schwankung von Polynomen zwischen Gitterpunkten",
+      Math. Z. 86 (1964).
+    - Sedghi et al., "The singular values of convolutional layers", ICLR 2019
+      (arXiv:1805.10408).
+"""
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+
+from deel.lip.layers.conv_factor import NUMPY_MODES
+from deel.lip.layers.conv_factor import same_padding
+from deel.lip.layers.conv_factor import window_overlap
+
+_EPSILON = np.finfo("float64").eps
+
+# Matrices with a smaller side of up to this size are decomposed.
+_EXACT_SIDE = 1024
+
+# Limit of the entries of an explicit matrix, and of its products.
+_EXPLICIT_ENTRIES = 2**22
+_EXPLICIT_PRODUCTS = 2**31
+
+# Complex numbers in a block of frequencies: 64 MiB, a few times.
+_BLOCK_NUMBERS = 2**22
+
+# Products that the frequencies of one convolution may take before the grid
+# becomes coarser.
+_FREQUENCY_PRODUCTS = 2**37
+
+# Grids that are wider than the torus by these factors are tried in turn.
+_COARSENESS = (1.005, 1.01, 1.02, 1.05, 1.1, 1.25, 1.5)
+
+# A bound of an eigenvalue that cannot be proven is raised by this factor: half
+# of the excess is that of the norm.
+_STEP = 1.001
+_FEW_STEPS = 5
+_MORE_STEPS = 40
+
+
+def slack(terms, size):
+    """What a norm is increased by, in relative terms; see [Rounding].
+
+    Args:
+        terms: Integer, the larger side of the matrix.
+        size: Integer, the smaller side.
+    """
+    return 1e-10 + 16 * _EPSILON * (terms + size) * size
+
+
+def matrix_norm(matrices):
+    """Largest singular value of a matrix, or of a stack of them.
+
+    Args:
+        matrices: Array `(..., rows, columns)`, finite.
+
+    Returns:
+        Pair: a float, never below, and whether it is exact, but for the slack.
+    """
+    matrices, scale = _scaled(matrices)
+    rows, columns = matrices.shape[-2:]
+    stack = matrices.reshape(-1, rows, columns)
+    exact = min(rows, columns) <= _EXACT_SIDE
+    square = 0.0
+    for matrix in stack:
+        gram = _gram(matrix)
+        if exact:
+            square = max(square, float(np.linalg.eigvalsh(gram)[-1]))
+        else:
+            square = _proven_eigenvalue(gram[None], square)
+    rounding = slack(max(rows, columns), min(rows, columns))
+    return scale * math.sqrt(square) * (1 + rounding), exact
+
+
+def _scaled(values):
+    """Divides by the largest magnitude, which is returned too."""
+    values = np.asarray(values, "float64")
+    scale = float(np.max(np.abs(values), initial=0.0))
+    return values / (scale or 1.0), scale
+
+
+def _gram(stack):
+    """The smaller one of `A A*` and `A* A`, for each matrix of a stack."""
+    adjoint = np.conj(np.swapaxes(stack, -1, -2))
+    if stack.shape[-2] <= stack.shape[-1]:
+        return stack @ adjoint
+    return adjoint @ stack
+
+
+def _proven_eigenvalue(grams, level):
+    """Upper bound of the largest eigenvalue of a stack of Gram matrices.
+
+    Starts from a guess, which a power iteration gives, and raises it until it
+    is proven for each matrix; see [Proof by Cholesky].
+
+    Args:
+        grams: Array `(stack, m, m)`, Hermitian, positive semi-definite.
+        level: Float, what other matrices that count have already reached.
+
+    Returns:
+        Float, `level` or more.
+    """
+    guesses = _power_iteration(grams, _FEW_STEPS)
+    leading = grams[np.argmax(guesses)][None]
+    guess = float(_power_iteration(leading, _MORE_STEPS)[0])
+    level = max(level, guess * _STEP)
+    norms = np.linalg.norm(grams, axis=(-2, -1))
+    for index in np.argsort(-guesses):
+        # The Frobenius norm is a bound, too.
+        while level < norms[index] and not _is_below(grams[index], level):
+            level *= _STEP
+    return level
+
+
+def _power_iteration(grams, steps):
+    """Rayleigh quotients near the largest eigenvalues, which prove nothing."""
+    size = grams.shape[-1]
+    # Fixed directions without any structure that a kernel may have.
+    angles = np.outer(np.arange(1, size + 1), np.arange(1, 4)) * 2.399963
+    block = np.cos(angles)
+    for _ in range(steps):
+        image = grams @ block
+        lengths = np.linalg.norm(image, axis=-2, keepdims=True)
+        block = image / np.where(lengths > 0, lengths, 1.0)
+    products = np.sum(np.conj(block) * (grams @ block), axis=-2).real
+    return np.max(products, axis=-1)
+
+
+def _is_below(gram, level):
+    """Whether a Cholesky factorisation proves that `gram <= level`."""
+    try:
+        np.linalg.cholesky(level * np.eye(len(gram)) - gram)
+    except np.linalg.LinAlgError:
+        return False
+    return True
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """How the windows of a convolution or pooling read one spatial axis.
+
+    Attributes:
+        length: Integer or None, the number of values.
+        size: Integer, the number of taps of the window.
+        stride: Integer.
+        dilation: Integer, the distance of the taps.
+        padding: `"valid"`, `"same"` or `"causal"`, as in Keras; or a mode of
+            `deel.lip._padding`, which adds `same_padding` values on both sides.
+    """
+
+    length: int | None
+    size: int
+    stride: int = 1
+    dilation: int = 1
+    padding: str = "valid"
+
+    @property
+    def span(self):
+        return (self.size - 1) * self.dilation + 1
+
+    @property
+    def pads_with_image(self):
+        return self.padding in NUMPY_MODES
+
+    def widths(self):
+        """How many values are added before and after the axis."""
+        if self.padding == "valid":
+            return 0, 0
+        if self.padding == "causal":
+            return self.span - 1, 0
+        if self.padding == "same":
+            windows = -(-self.length // self.stride)
+            total = (windows - 1) * self.stride + self.span - self.length
+            total = max(total, 0)
+            return total // 2, total - total // 2
+        return (same_padding(self.size, self.dilation),) * 2
+
+    def reads(self):
+        """Array `(windows, taps)` of positions, -1 for what is padded."""
+        before, after = self.widths()
+        positions = np.arange(self.length)
+        if self.pads_with_image:
+            mode = NUMPY_MODES[self.padding]
+            padded = np.pad(positions, before, mode=mode)
+        else:
+            padded = np.pad(positions, (before, after), constant_values=-1)
+        starts = np.arange(0, len(padded) - self.span + 1, self.stride)
+        return padded[starts[:, None] + self.dilation * np.arange(self.size)]
+
+    def selection(self):
+        """Array `(windows, taps, length)` of zeros and ones: what is read."""
+        return (self.reads()[..., None] == np.arange(self.length)) * 1.0
+
+    def overlap(self):
+        """Upper bound of how often the windows read one value."""
+        if self.length is None:
+            mode = self.padding if self.pads_with_image else "zeros"
+            return window_overlap(
+                self.size, self.stride, None, self.dilation, mode
+            )
+        reads = self.reads()
+        counts = np.bincount(reads[reads >= 0], minlength=1)
+        return int(np.max(counts))
+
+    def has_full_window(self):
+        """Whether some window reads values of the axis with all its taps."""
+        return self.length is not None and bool(
+            np.any(np.all(self.reads() >= 0, axis=1))
+        )
+
+    def torus(self):
+        """See [Convolutions as matrices of frequencies].
+
+        Returns:
+            Tuple `(N, stride, dilation, factor)`: the length of a torus, the
+            stride and dilation on it, and what its norm is multiplied by. None
+            where the length is not known.
+        """
+        if self.length is None:
+            return None
+        if self.padding == "circular":
+            # Without the stride, the outputs contain those of the layer.
+            folds = self.length % self.stride == 0
+            stride = self.stride if folds else 1
+            return self.length, stride, self.dilation, 1.0
+        length = self.length
+        factor = 1.0
+        before, after = self.widths()
+        if self.pads_with_image:
+            padded = np.pad(
+                np.arange(length), before, mode=NUMPY_MODES[self.padding]
+            )
+            factor = math.sqrt(np.max(np.bincount(padded)))
+            length += before + after
+            before = after = 0
+        # Whole numbers of strides, with a place for each output.
+        steps = -(-(length + max(before, after)) // self.stride)
+        length = max(steps, len(self.reads())) * self.stride
+        return length, self.stride, self.dilation, factor
+
+    def coarse(self, excess, known_image):
+        """A grid of frequencies that holds for an axis of any length.
+
+        Args:
+            excess: Float, what the bound may exceed that of all frequencies
+                by, as a factor.
+            known_image: Boolean, whether the length of the axis may be used.
+
+        Returns:
+            As of `torus`; None if the padding has no such bound.
+        """
+        factor = 1.0
+        if self.pads_with_image and self.padding != "circular":
+            if not known_image or self.length is None:
+                return None
+            factor = self.torus()[-1]
+        # All multiples of a frequency are taken, so that the distance of the
+        # taps does not matter, but for where a stride folds them.
+        stride = 1 if self.padding == "circular" else self.stride
+        dilation = 1 if stride == 1 else self.dilation
+        degree = dilation * (self.size // 2)
+        if degree == 0:
+            return stride, stride, dilation, factor
+        points = math.ceil(math.pi * degree / math.acos(1 / excess))
+        points = max(points, 2 * degree + 1)
+        points = -(-points // stride) * stride
+        factor /= math.cos(math.pi * degree / points)
+        return points, stride, dilation, factor
+
+
+def convolution_norm(kernel, axes):
+    """Upper bound of the norm of a convolution.
+
+    The tightest one of three: the decomposition of the explicit matrix where
+    it is small, the blocks of the frequencies, and the norm of the kernel as a
+    matrix of patches, times the root of how often they read a value.
+
+    Args:
+        kernel: Array `(taps of each axis..., groups, inputs, outputs)`.
+        axes: List of `Axis`, one for each axis of taps.
+
+    Returns:
+        Tuple `(float, method, exact)`.
+    """
+    kernel, scale = _scaled(kernel)
+    if scale == 0:
+        return 0.0, "zero kernel", True
+    groups, inputs, outputs = kernel.shape[-3:]
+    taps = math.prod(kernel.shape[:-3])
+    patches = np.moveaxis(kernel.reshape(taps, groups, inputs, outputs), 1, 0)
+    by_patch, is_exact = matrix_norm(patches.reshape(groups, -1, outputs))
+    overlap = math.prod(axis.overlap() for axis in axes)
+    covered = scale * by_patch * math.sqrt(overlap)
+    # Where nothing is read twice, the patches are the image itself.
+    is_isometric = overlap == 1 and all(x.has_full_window() for x in axes)
+    if is_isometric and is_exact:
+        return covered, "kernel matrix", True
+
+    known_image = all(axis.length is not None for axis in axes)
+    if known_image:
+        read = math.prod(axis.length for axis in axes) * inputs
+        written = math.prod(len(axis.reads()) for axis in axes) * outputs
+        side = min(read, written)
+        if (
+            side <= _EXACT_SIDE
+            and groups * read * written <= _EXPLICIT_ENTRIES
+            and groups * read * written * side <= _EXPLICIT_PRODUCTS
+        ):
+            norm, exact = matrix_norm(explicit_matrix(kernel, axes))
+            return scale * norm, "singular values", exact
+
+    grid = _grid(kernel.shape, axes, known_image)
+    if grid is None:
+        return covered, "coverage", False
+    by_frequency = scale * _frequency_norm(kernel, axes, grid)
+    if covered <= by_frequency:
+        return covered, "coverage", False
+    return by_frequency, "Fourier", False
+
+
+def explicit_matrix(kernel, axes):
+    """The matrices `(groups, image, output)` of a convolution."""
+    tensor = kernel
+    for axis in axes:
+        tensor = np.tensordot(axis.selection(), tensor, ([1], [0]))
+        tensor = np.moveaxis(tensor, [0, 1], [-2, -1])
+    # Axes: groups, inputs, outputs, then windows and positions in turn.
+    rank = len(axes)
+    windows = [3 + 2 * i for i in range(rank)]
+    positions = [4 + 2 * i for i in range(rank)]
+    tensor = np.transpose(tensor, [0, *positions, 1, *windows, 2])
+    rows = math.prod(tensor.shape[1 : 2 + rank])
+    return tensor.reshape(tensor.shape[0], rows, -1)
+
+
+def _grid(shape, axes, known_image):
+    """Chooses frequencies: those of the torus, or fewer if they are many."""
+    groups, inputs, outputs = shape[-3:]
+
+    def products(grid):
+        fold = math.prod(axis[1] for axis in grid)
+        blocks = math.prod(axis[0] // axis[1] for axis in grid)
+        sides = sorted((inputs * fold, outputs))
+        return blocks * groups * sides[0] ** 2 * (sides[1] + sides[0])
+
+    if known_image:
+        grid = [axis.torus() for axis in axes]
+        if products(grid) <= _FREQUENCY_PRODUCTS:
+            return grid
+    for excess in _COARSENESS:
+        # Each axis adds its part.
+        part = excess ** (1 / len(axes))
+        grid = [axis.coarse(part, known_image) for axis in axes]
+        if None in grid:
+            return None
+        if products(grid) <= _FREQUENCY_PRODUCTS:
+            break
+    return grid
+
+
+def _frequency_norm(kernel, axes, grid):
+    """Largest norm of the blocks of all frequencies of a grid."""
+    groups, inputs, outputs = kernel.shape[-3:]
+    flat = kernel.reshape(-1, groups * inputs * outputs).astype("complex128")
+    fold = math.prod(axis[1] for axis in grid)
+    frequencies = [range(axis[0] // axis[1]) for axis in grid]
+    # Conjugates are left out.
+    frequencies[-1] = range(len(frequencies[-1]) // 2 + 1)
+    frequencies = np.array(list(itertools.product(*frequencies)))
+    numbers = fold * groups * inputs * outputs
+    count = max(1, _BLOCK_NUMBERS // numbers)
+    square = 0.0
+    for first in range(0, len(frequencies), count):
+        waves = _waves(frequencies[first : first + count], axes, grid)
+        blocks = waves.reshape(-1, len(flat)) @ flat
+        blocks = blocks.reshape(-1, fold, groups, inputs, outputs)
+        blocks = np.moveaxis(blocks, 2, 1)
+        blocks = blocks.reshape(-1, fold * inputs, outputs)
+        square = _proven_eigenvalue(_gram(blocks), square)
+    norm = math.sqrt(square / fold) * math.prod(axis[-1] for axis in grid)
+    sides = sorted((fold * inputs, outputs))
+    return norm * (1 + slack(sides[1], sides[0]))
+
+
+def _waves(frequencies, axes, grid):
+    """Values of the waves on the taps, `(frequencies, folded, taps)`."""
+    waves = np.ones((len(frequencies), 1, 1))
+    columns = zip(frequencies.T, axes, grid, strict=True)
+    for frequency, axis, (points, stride, dilation, _) in columns:
+        folded = np.arange(stride) * (points // stride)
+        shifted = frequency[:, None] + folded
+        phases = shifted[..., None] * (dilation * np.arange(axis.size))
+        wave = np.exp(2j * np.pi / points * (phases % points))
+        waves = np.einsum("fat,fbu->fabtu", waves, wave)
+        first, *shape = waves.shape
+        waves = waves.reshape(first, shape[0] * shape[1], shape[2] * shape[3])
+    return waves
