@@ -293,7 +293,10 @@ def _einsum_dense(layer, input_shapes):
     rows = math.prod(shape[len(common) : len(common) + len(summed)])
     stack = values.reshape(blocks, rows, -1)
     return _activated(
-        layer, *_decomposed(stack), layer.full_output_shape, terms=rows
+        layer,
+        *_decomposed(stack),
+        _linear_shape(layer, input_shapes[0]),
+        terms=rows,
     )
 
 
@@ -316,9 +319,10 @@ _PADDED_CONVOLUTIONS = (
 
 @_bound_of(*_PLAIN_CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
 def _convolution(layer, input_shapes):
-    return _convolved(
-        layer, _grouped(inference_kernel(layer), layer), input_shapes
-    )
+    kernel = inference_kernel(layer)
+    # The outputs, split by the group that they belong to.
+    kernel = kernel.reshape(*kernel.shape[:-1], layer.groups, -1)
+    return _convolved(layer, np.swapaxes(kernel, -2, -3), input_shapes)
 
 
 @_bound_of(
