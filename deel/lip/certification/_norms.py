@@ -72,9 +72,10 @@ _EPSILON = np.finfo("float64").eps
 # Matrices with a smaller side of up to this size are decomposed.
 _EXACT_SIDE = 1024
 
-# Limit of the entries of an explicit matrix, and of its products.
-_EXPLICIT_ENTRIES = 2**22
-_EXPLICIT_PRODUCTS = 2**31
+# Limits of an explicit matrix: its smaller side, its entries, its products.
+_EXPLICIT_SIDE = 2048
+_EXPLICIT_ENTRIES = 2**23
+_EXPLICIT_PRODUCTS = 2**34
 
 # Complex numbers in a block of frequencies: 64 MiB, a few times.
 _BLOCK_NUMBERS = 2**22
@@ -357,12 +358,13 @@ def convolution_norm(kernel, axes):
         written = math.prod(len(axis.reads()) for axis in axes) * outputs
         side = min(read, written)
         if (
-            side <= _EXACT_SIDE
+            side <= _EXPLICIT_SIDE
             and groups * read * written <= _EXPLICIT_ENTRIES
             and groups * read * written * side <= _EXPLICIT_PRODUCTS
         ):
             norm, exact = matrix_norm(explicit_matrix(kernel, axes))
-            return scale * norm, "singular values", exact
+            method = "singular values" if exact else "Cholesky"
+            return scale * norm, method, exact
 
     grid = _grid(kernel.shape, axes, known_image)
     if grid is None:
