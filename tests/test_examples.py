@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from deel.lip.certification import certify
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
 from deel.lip.losses import HKR
@@ -73,44 +74,6 @@ def linear_model(kernel, bias, input_shape=(2, 2, 1)):
     return model
 
 
-def two_classes(distance):
-    """A model, an image of class 0, and its distance to class 1."""
-    normal = np.array([0.5, 0.5, -0.5, 0.5])
-    x = np.full((1, 2, 2, 1), 0.5, "float32")
-    kernel = np.stack([normal, np.zeros(4)], axis=1)
-    bias = np.array([distance - normal @ x.ravel(), 0.0])
-    return linear_model(kernel, bias), x
-
-
-def test_certificate_of_a_linear_classifier_is_the_exact_distance():
-    kernel = np.array([[1.0, 0.0, -1.0], [0.0, 1.0, 0.0]])
-    x = np.array([[3.0, 1.0], [1.0, 1.5], [-2.0, 1.0], [1.0, 1.0]])
-    # To the lines x = y (twice), x = -y, and on the line x = y.
-    exact = np.array([2.0, 0.5, 1.0, 0.0]) / np.sqrt(2)
-    radii = common.certified_radius(x @ kernel, kernel)
-    assert np.all(radii <= exact)
-    np.testing.assert_allclose(radii, exact, atol=1e-3)
-
-
-def test_certificate_is_divided_by_the_constant_before_the_last_layer():
-    kernel = np.array([[1.0, 0.0], [0.0, 1.0]])
-    scores = np.array([[3.0, 1.0]])
-    once = common.certified_radius(scores, kernel)
-    twice = common.certified_radius(scores, kernel, k_before=2.0)
-    np.testing.assert_allclose(twice, once / 2)
-
-
-def test_certificate_is_at_least_half_the_lead_for_unit_columns():
-    random = np.random.default_rng(0)
-    kernel = random.normal(size=(8, 5))
-    kernel /= np.linalg.norm(kernel, axis=0)
-    scores = random.normal(size=(20, 5))
-    ordered = np.sort(scores, axis=-1)
-    half = (ordered[:, -1] - ordered[:, -2]) / 2
-    radii = common.certified_radius(scores, kernel)
-    assert np.all(radii >= half - 1e-3)
-
-
 def test_input_gradient_is_that_of_each_image():
     random = np.random.default_rng(0)
     kernel = random.normal(size=(4, 3)).astype("float32")
@@ -119,33 +82,6 @@ def test_input_gradient_is_that_of_each_image():
     x = random.uniform(size=(5, 2, 2, 1)).astype("float32")
     expected = np.tile(kernel.sum(-1).reshape(1, 2, 2, 1), (5, 1, 1, 1))
     np.testing.assert_allclose(gradient(x), expected, rtol=1e-5)
-
-
-def test_attack_finds_the_closest_point_just_beyond_the_boundary():
-    model, x = two_classes(distance=0.2)
-    attack = common.Attack(model)
-    (found,) = attack.distances(x, np.array([0]), [0.202])
-    assert 0.2 - 1e-6 <= found <= 0.202
-
-
-def test_attack_finds_nothing_within_the_distance_to_the_boundary():
-    model, x = two_classes(distance=0.2)
-    attack = common.Attack(model)
-    assert attack.distances(x, np.array([0]), [0.05, 0.198]) == [np.inf]
-
-
-def test_attack_reports_distance_zero_where_the_image_has_another_class():
-    model, x = two_classes(distance=0.2)
-    assert common.Attack(model).distances(x, np.array([1]), [0.1]) == [0.0]
-
-
-def test_attack_stays_within_the_valid_pixels():
-    # Only negative pixels would bring the sum below zero.
-    kernel = np.stack([np.ones(4), np.zeros(4)], axis=1)
-    model = linear_model(kernel, np.array([0.1, 0.0]))
-    x = np.zeros((1, 2, 2, 1), "float32")
-    attack = common.Attack(model)
-    assert attack.distances(x, np.array([0]), [10.0]) == [np.inf]
 
 
 def test_demo_succeeds_and_leaves_its_results(demo_run):
@@ -180,14 +116,10 @@ def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
     model = keras.models.load_model(output / "model.keras")
     assert type(model) is keras.Sequential
     _, (x, y) = demo.load_digits()
-    scores = model.predict(common.as_images(x), verbose=0)
-    correct = np.argmax(scores, axis=-1) == y
-    assert np.mean(correct) == results["accuracy"]
-    kernel = keras.ops.convert_to_numpy(model.layers[-1].kernel)
-    radii = common.certified_radius(scores, kernel)
+    certificates = certify(model, common.as_images(x), y)
+    assert certificates.accuracy == results["accuracy"]
     np.testing.assert_array_equal(
-        common.accuracy_beyond(demo.RADII, correct, radii),
-        results["certified"],
+        certificates.certified_accuracy(demo.RADII), results["certified"]
     )
 
 
