@@ -68,7 +68,7 @@ def _pick(random, *values):
 
 def _dense(random):
     arguments = {
-        "units": int(random.integers(1, 9)),
+        "units": int(random.integers(2, 9)),
         "activation": _pick(
             random, None, "relu", "tanh", "gelu", "silu", "selu", "softmax"
         ),
