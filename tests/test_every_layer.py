@@ -12,7 +12,6 @@ from deel.lip.losses import MulticlassHKRauto
 from deel.lip.losses import MulticlassKR
 from deel.lip.model import LossVariableModel
 
-
 # Makes up for what the bound of a convolution takes away, so that the input
 # can be told from the output of so many layers.
 GAIN = {"k_coef_lip": 3.0}
@@ -23,9 +22,9 @@ def _image_branch(x):
     x = layers.SpectralGroupedConv2D(8, 3, groups=2, dilation_rate=2, **GAIN)(x)
     x = layers.GroupSort(4)(x)
     x = layers.FrobeniusConv2D(8, 3, padding_mode="circular", **GAIN)(x)
-    x = layers.SpectralDepthwiseConv2D(
-        3, activation=layers.FullSort(), **GAIN
-    )(x)
+    x = layers.SpectralDepthwiseConv2D(3, activation=layers.FullSort(), **GAIN)(
+        x
+    )
     x = layers.BatchCentering()(x)
     y = layers.SpectralConv2D(8, 3, padding_mode="reflect", **GAIN)(x)
     x = layers.LipResidual()([x, layers.Householder()(y)])
