@@ -26,10 +26,15 @@ def run(path):
         notebook, timeout=3600, record_timing=False, coalesce_streams=True
     ).execute()
     for cell in notebook.cells:
-        # Chatter of TensorFlow about the machine.
-        outputs = cell.get("outputs", [])
-        cell["outputs"] = [x for x in outputs if x.get("name") != "stderr"]
+        if cell.cell_type == "code":
+            # Chatter of TensorFlow about the machine.
+            cell.outputs = [
+                output
+                for output in cell.outputs
+                if output.get("name") != "stderr"
+            ]
     notebook.metadata["language_info"] = {"name": "python"}
+    nbformat.validate(notebook)
     path.write_text(nbformat.writes(notebook) + "\n", encoding="utf-8")
     seconds = time.perf_counter() - start
     size = path.stat().st_size / 1000

@@ -305,7 +305,7 @@ def _leads(scores, labels):
 
 def _scores(model, x):
     if isinstance(model, keras.Model):
-        return model.predict(x, batch_size=8192, verbose=0)
+        return ops.convert_to_numpy(model(x, training=False))
     return ops.convert_to_numpy(model(x))
 
 
