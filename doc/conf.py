@@ -14,6 +14,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent))
 
 from sphinx.util import logging  # noqa: E402
+from sphinx.util.nodes import make_refnode  # noqa: E402
 
 import deel.lip  # noqa: E402 (the checkout, not what may be installed)
 
@@ -36,6 +37,8 @@ extensions = [
 exclude_patterns = ["_build"]
 
 html_theme = "furo"
+# The default underlines names in programs as if they were links.
+pygments_dark_style = "github-dark"
 html_title = f"deel.lip {release}"
 html_static_path = ["_static"]
 html_css_files = ["style.css"]
@@ -97,6 +100,33 @@ def _from_markdown(app, what, name, obj, options, lines):
     lines[:] = converted
 
 
+def _signature(app, what, name, obj, options, signature, returned):
+    """Arguments of `__init__`; Keras hides them behind its `__new__`."""
+    if what != "class" or obj.__init__ is object.__init__:
+        return None
+    arguments = list(inspect.signature(obj.__init__).parameters.values())
+    return str(inspect.Signature(arguments[1:])), returned
+
+
+def _elsewhere(app, env, node, content):
+    """Links names that stand on the page of another module."""
+    name = node.get("reftarget", "").removesuffix("()")
+    if node.get("refdomain") != "py" or name.islower():
+        return None
+    domain = env.get_domain("py")
+    for full_name, entry in domain.objects.items():
+        if full_name.endswith(f".{name}") and entry.objtype == "class":
+            return make_refnode(
+                app.builder,
+                node["refdoc"],
+                entry.docname,
+                entry.node_id,
+                content,
+                full_name,
+            )
+    return None
+
+
 def _check_names(app, env):
     """Warns of public names that stand on no page."""
     shown = env.get_domain("py").objects
@@ -123,4 +153,6 @@ def _value(full_name):
 
 def setup(app):
     app.connect("autodoc-process-docstring", _from_markdown)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("missing-reference", _elsewhere)
     app.connect("env-check-consistency", _check_names)
