@@ -19,30 +19,37 @@ ASSETS = Path(__file__).parent / "assets"
 
 
 def losses():
-    """Loss of one positive sample against its score, knob by knob."""
-    figure, cells = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    """Loss of one positive sample against its score, a figure for each knob."""
     scores = np.linspace(-1.5, 2.5, 201)
-    # With a fixed negative sample, so that the KR term has both classes.
-    for alpha in (0.0, 1.0, 10.0, np.inf):
-        loss = HKR(alpha=alpha, min_margin=1.0, reduction=None)
-        cells[0].plot(scores, _of_positive(loss, scores), label=f"{alpha:g}")
-    cells[0].set(title="HKR: alpha", ylim=(-4, 8))
-    for margin in (0.2, 1.0, 2.0):
-        loss = HKR(alpha=10.0, min_margin=margin, reduction=None)
-        cells[1].plot(scores, _of_positive(loss, scores), label=f"{margin:g}")
-    cells[1].set(title="HKR, alpha = 10: min_margin", ylim=(-4, 8))
-    for tau in (1.0, 5.0, 50.0):
-        loss = TauCategoricalCrossentropy(tau, reduction=None)
-        pairs = np.stack([scores, np.zeros_like(scores)], axis=1)
-        labels = np.tile([1.0, 0.0], (len(scores), 1))
-        cells[2].plot(scores, np.array(loss(labels, pairs)), label=f"{tau:g}")
-    cells[2].set(title="cross-entropy of two classes: tau")
-    for ax in cells:
+    infinity = float("inf")
+    knobs = {
+        "alpha": {
+            f"alpha = {value:g}": HKR(value, 1.0, reduction=None)
+            for value in (0.0, 1.0, 10.0, infinity)
+        },
+        "min_margin": {
+            f"min_margin = {value:g}": HKR(10.0, value, reduction=None)
+            for value in (0.2, 1.0, 2.0)
+        },
+        "tau": {
+            f"tau = {value:g}": TauCategoricalCrossentropy(
+                value, reduction=None
+            )
+            for value in (1.0, 5.0, 50.0)
+        },
+    }
+    for name, curves in knobs.items():
+        figure, ax = plt.subplots(figsize=(4.2, 3.6), layout="constrained")
+        for label, loss in curves.items():
+            ax.plot(scores, _of_positive(loss, scores), label=label)
         ax.axvline(0.0, color="k", linewidth=0.8)
-        ax.set(xlabel="score, or lead", ylabel="loss of a positive sample")
+        what = "lead" if name == "tau" else "score"
+        ax.set(xlabel=what, ylabel="loss of a positive sample")
+        if name != "tau":
+            ax.set(ylim=(-4, 8))
         ax.grid(alpha=0.3)
         ax.legend()
-    _save(figure, "losses")
+        _save(figure, f"loss_{name}")
 
 
 def cubic_step():
@@ -59,6 +66,10 @@ def cubic_step():
 
 
 def _of_positive(loss, scores):
+    if isinstance(loss, TauCategoricalCrossentropy):
+        pairs = np.stack([scores, np.zeros_like(scores)], axis=1)
+        return np.array(loss(np.tile([1.0, 0.0], (len(scores), 1)), pairs))
+    # Beside a fixed negative sample, since the KR term wants both classes.
     labels = np.array([[1.0], [0.0]])
     return [
         float(loss(labels, np.array([[score], [0.0]]))[0]) for score in scores
