@@ -6,18 +6,18 @@ Keras, certified, explained by its gradient and attacked: no adversarial image
 may be closer than the certificate of the original.
 
 One scale of the pixels goes with the other settings, and it is this: grey
-levels between 0 and 255, minus their mean, divided by 16. `min_margin` is a
-distance between scores, hence counted in these units like the certificates.
-Eleven convolutions weaken the image, and pixels in [0, 1] would leave scores
-far below that margin; besides, the first steps of the optimizer, which move a
-bias by 0.1, would drown such small values. A certificate times 16 is the
-distance in grey levels, and that divided by 255 the distance for pixels in
-[0, 1].
+levels between 0 and 255, minus their mean, times 16. Eleven convolutions weaken
+the image, and what reaches the scores has to be large against the biases, which
+the optimizer moves by the learning rate in each step, whatever the image: with
+smaller pixels, nothing is learned before the learning rate is small. On the
+other hand, only the scale counts that pixels and margin have together:
+`min_margin` is a distance between scores, hence in these units, like the
+certificates. A certificate divided by 16 is a distance in grey levels, and that
+divided by 255 a distance of images with pixels in [0, 1].
 
 The full network has 16.8 million parameters and wants a GPU. On a small
-machine, `--width 0.25 --epochs 15 --batch-size 16 --augmentation 0` gives an
-impression. Nothing is learned while the learning rate is above 0.01, so that a
-short training needs small batches to have enough steps after that.
+machine, `--width 0.25 --epochs 15 --batch-size 32 --augmentation 0
+--lr-end 1e-3` gives an impression.
 
 The attack is that of Carlini and Wagner from the package foolbox, which is
 not required otherwise (`pip install foolbox`).
@@ -67,8 +67,8 @@ BLOCKS = ((128, 128, 128, 128), (256, 256, 256, 256), (512, 512, 512))
 # The mean grey level of the training images, subtracted from each pixel. A
 # whole number, so that black and white stay exact in float32.
 MEAN = 121
-# Grey levels in one unit of the input of the network. A power of two: exact.
-UNIT = 16
+# Units of the input of the network in one grey level. A power of two: exact.
+SCALE = 16
 
 # What the export may differ by: the rounding of float32 sums.
 TOLERANCE = 1e-3
@@ -98,12 +98,12 @@ def prepare(data, train_size=None, seed=0):
 def network_input(x):
     """Returns grey levels as the network takes them."""
     # Bytes would wrap around.
-    return (x.astype("float32") - MEAN) / UNIT
+    return (x.astype("float32") - MEAN) * SCALE
 
 
 def as_pixels(x):
     """Returns inputs of the network as pixels in [0, 1], to be looked at."""
-    return np.clip((UNIT * x + MEAN) / 255.0, 0.0, 1.0)
+    return np.clip((x / SCALE + MEAN) / 255.0, 0.0, 1.0)
 
 
 class AugmentedImages(keras.utils.PyDataset):
@@ -305,7 +305,7 @@ def carlini_wagner(model, x, labels, steps=200, binary_search_steps=8):
     # A function and not the model: foolbox only has to call it.
     attacked = foolbox.TensorFlowModel(
         lambda images: model(images, training=False),
-        bounds=(-MEAN / UNIT, (255 - MEAN) / UNIT),
+        bounds=(-MEAN * SCALE, (255 - MEAN) * SCALE),
         device="/CPU:0" if not tf.config.list_physical_devices("GPU") else None,
     )
     attack = foolbox.attacks.L2CarliniWagnerAttack(
@@ -349,7 +349,7 @@ def draw_saliency(path, model, x, labels):
         # Green where more light speaks for the other class, red for less.
         colours = np.stack([-total, total, np.zeros_like(total)], axis=-1)
         # Far enough to be seen, which is far beyond the boundary.
-        length = 125.0 / max(np.linalg.norm(gradient), 1e-12)
+        length = 2000.0 * SCALE / max(np.linalg.norm(gradient), 1e-12)
         row[0].imshow(as_pixels(image))
         row[0].set_title(CLASS_NAMES[label], fontsize=9)
         row[1].imshow(np.clip(colours, 0.0, 1.0))
@@ -383,7 +383,8 @@ def draw_attack(path, model, x, found, radii, distances):
         row[1].set_title(CLASS_NAMES[after[index]], fontsize=9)
         row[2].imshow(difference / max(difference.max(), 1e-12))
         row[2].set_title(
-            f"certified {radii[index]:.2f}, found {distances[index]:.2f}",
+            f"certified {radii[index] / SCALE:.4f}, "
+            f"found {distances[index] / SCALE:.2f}",
             fontsize=9,
         )
     figure.savefig(path, dpi=100)
@@ -416,10 +417,11 @@ def pyplot():
 
 def print_attack(labels, radii, distances):
     """Prints certificates beside the distances of the attack."""
-    print(f"\nDistances in units of {UNIT} grey levels")
+    print("\nDistances in grey levels")
     print("  class         certified       found")
+    radii, distances = radii / SCALE, distances / SCALE
     for label, radius, distance in zip(labels, radii, distances, strict=True):
-        print(f"  {CLASS_NAMES[label]:<12}{radius:11.4f}{distance:12.4f}")
+        print(f"  {CLASS_NAMES[label]:<12}{radius:11.5f}{distance:12.3f}")
 
 
 def parse_arguments(argv=None):
@@ -461,7 +463,7 @@ def parse_arguments(argv=None):
         "--alpha", type=float, default=500.0, help="weight of the hinge"
     )
     parser.add_argument(
-        "--min-margin", type=float, default=0.01, help="least margin"
+        "--min-margin", type=float, default=0.16, help="least margin"
     )
     parser.add_argument(
         "--attack-steps", type=int, default=200, help="gradient steps in a run"
@@ -507,7 +509,7 @@ def main(argv=None):
 
     x, labels = one_of_each_class(vanilla_model, x_test, y_test)
     radii = certificates(vanilla_model.predict(x, verbose=0))
-    print(f"Certificates: {np.round(radii, 4)}")
+    print(f"Certificates in grey levels: {np.round(radii / SCALE, 5)}")
     attacked = carlini_wagner(vanilla_model, x, labels, args.attack_steps)
     results = {
         "history": history,

@@ -93,6 +93,42 @@ def gradient(function, *arrays):
     return [np.asarray(ops.convert_to_numpy(x)) for x in results]
 
 
+def update_of(layer):
+    """What a training call does to the kernel of a layer, compiled.
+
+    Eagerly, the dozens of small steps for a hostile kernel take the time of
+    dozens of calls.
+
+    Returns:
+        Function without arguments, after which `layer.wbar` is up to date.
+    """
+    backend = keras.backend.backend()
+    parametrization = layer.parametrization
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.function(lambda: parametrization.update(layer.kernel))
+    if backend == "torch":
+        return lambda: parametrization.update(layer.kernel)
+    import jax
+
+    state = [layer.kernel, *parametrization.variables]
+
+    @jax.jit
+    def updated(values):
+        mapping = list(zip(state, values, strict=True))
+        with keras.StatelessScope(state_mapping=mapping) as scope:
+            parametrization.update(layer.kernel)
+        return [scope.get_current_value(variable) for variable in state]
+
+    def update():
+        values = [variable.value for variable in state]
+        for variable, value in zip(state, updated(values), strict=True):
+            variable.assign(value)
+
+    return update
+
+
 def is_plain(config):
     """Whether a config holds plain Python values only."""
     if isinstance(config, dict):

@@ -79,14 +79,17 @@ def test_bound_holds_while_training_at_any_learning_rate(row):
 def test_bound_holds_for_hostile_kernels(row):
     layer = row.make()
     layer.build((None, *row.input_shape))
-    x = np.zeros((1, *row.input_shape), "float32")
     shape = tuple(layer.kernel.shape)
-    for kind, kernel in harness.hostile_matrices(shape, 60, seed=len(row.name)):
+    update = harness.update_of(layer)
+    kernels = harness.hostile_matrices(shape, 45, seed=len(row.name))
+    for index, (kind, kernel) in enumerate(kernels):
         layer.kernel.assign(kernel)
-        layer(x, training=True)
+        update()
         assert harness.expansion(layer) <= 1 + TOLERANCE, kind
-        layer.condense()
-        harness.assert_bounded(layer)
+        # Each kind once.
+        if index < 15:
+            layer.condense()
+            harness.assert_bounded(layer)
 
 
 @pytest.mark.parametrize(

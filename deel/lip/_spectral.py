@@ -7,6 +7,7 @@ from keras import ops
 from deel.lip import _orthogonal
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._control_flow import cond
+from deel.lip._control_flow import traced_once
 from deel.lip._gradient import custom_gradient
 from deel.lip._parametrization import Parametrization
 from deel.lip._validation import positive_int
@@ -81,6 +82,13 @@ def _mean_scale(matrix):
 
 def _nearest(matrix, tolerance, max_steps, groups):
     """The (semi-)orthogonal matrix nearest to each group of columns."""
+    # A tensor: one graph serves each tolerance.
+    tolerance = ops.convert_to_tensor(tolerance, dtype=matrix.dtype)
+    return _nearest_of(matrix, tolerance, max_steps=max_steps, groups=groups)
+
+
+@traced_once
+def _nearest_of(matrix, tolerance, max_steps, groups):
 
     def orthogonalized(block):
         # Without its scale, a matrix near s Q is near to an orthogonal one.

@@ -1,0 +1,221 @@
+"""What the constraint costs: our networks beside their stock twins.
+
+Time of a training step, time of inference (before and after export) and peak
+memory, as ratios to the same network of stock Keras layers.
+
+    python benchmarks/training.py
+    python benchmarks/training.py mlp-512 --width 2 --batch 512 --jit
+    KERAS_BACKEND=jax python benchmarks/training.py
+"""
+
+import argparse
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import measure
+import numpy as np
+from networks import NETWORKS
+from networks import compiled
+
+from deel.lip.model import vanillaModel
+
+_KINDS = ("ours", "stock")
+
+
+def data(network, batch_size):
+    """Random images and labels of one batch."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(size=(batch_size, *network.input_shape))
+    if network.outputs == 1:
+        y = rng.integers(0, 2, (batch_size, 1))
+    else:
+        y = np.eye(network.outputs)[
+            rng.integers(0, network.outputs, batch_size)
+        ]
+    return x.astype("float32"), y.astype("float32")
+
+
+def measure_network(name, args):
+    """Measures a pair of networks.
+
+    Returns:
+        Dictionary of times in milliseconds, and ratios.
+    """
+    network = NETWORKS[name]
+    width = args.width or network.width
+    batch_size = args.batch or network.batch_size
+    x, y = data(network, batch_size)
+    ours = compiled(network, True, width, args.jit)
+    stock = compiled(network, False, width, args.jit)
+    steps = measure.in_turns(
+        {
+            "ours": measure.training_task(ours, x, y),
+            "stock": measure.training_task(stock, x, y),
+        },
+        args.rounds,
+        args.seconds,
+    )
+    found = {
+        "batch_size": batch_size,
+        "width": width,
+        "parameters": stock.count_params(),
+        "step": {key: measure.summary(value) for key, value in steps.items()},
+        "step_ratio": measure.ratio(steps["ours"], steps["stock"]),
+    }
+    if not args.steps_only:
+        exported = vanillaModel(ours)
+        times = measure.in_turns(
+            {
+                "ours": measure.inference_task(ours, x),
+                "exported": measure.inference_task(exported, x),
+                "stock": measure.inference_task(stock, x),
+            },
+            args.rounds,
+            args.seconds,
+        )
+        found["inference"] = {
+            key: measure.summary(value) for key, value in times.items()
+        }
+        for key in ("ours", "exported"):
+            found[f"inference_{key}_ratio"] = measure.ratio(
+                times[key], times["stock"]
+            )
+        memory = {key: peak_memory(name, key, args) for key in _KINDS}
+        found["memory"] = memory
+        found["memory_ratio"] = memory["ours"] / memory["stock"]
+    return found
+
+
+def peak_memory(name, kind, args):
+    """Memory that training takes on top of what is there before, in MiB.
+
+    Measured in a process of its own, since a process cannot lower its peak.
+    """
+    command = [sys.executable, __file__, name, "--memory-of", kind]
+    for option in ("batch", "width"):
+        value = getattr(args, option)
+        command += [f"--{option}", str(value)] if value else []
+    command += ["--jit"] if args.jit else []
+    output = subprocess.run(
+        command, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return float(output.splitlines()[-1])
+
+
+def print_memory(name, kind, args):
+    """What the process of `peak_memory` does."""
+    network = NETWORKS[name]
+    x, y = data(network, args.batch or network.batch_size)
+    width = args.width or network.width
+    model = compiled(network, kind == "ours", width, args.jit)
+    before = resident_memory()
+    for _ in range(3):
+        model.train_on_batch(x, y)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(peak - before)
+
+
+def resident_memory():
+    """Memory of this process, in MiB (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def print_results(results):
+    """Prints a table of all networks."""
+
+    def milliseconds(times):
+        low, high = times["low"], times["high"]
+        return f"{times['median']:.1f} ({low:.1f}-{high:.1f})"
+
+    columns = ["network", "step, ms", "stock", "ratio"]
+    columns += ["inference", "exported", "memory"]
+    rows = []
+    for name, found in results.items():
+        row = [name, milliseconds(found["step"]["ours"])]
+        row += [milliseconds(found["step"]["stock"])]
+        ratios = ("step", "inference_ours", "inference_exported", "memory")
+        for key in ratios:
+            value = found.get(f"{key}_ratio")
+            row.append("" if value is None else f"{value:.2f}")
+        rows.append(row)
+    measure.print_table("Ratios to the stock network", columns, rows)
+
+
+def draw(path, results):
+    """Draws the ratios of the training steps."""
+    plt = measure.pyplot()
+    figure, axes = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    names = list(results)[::-1]
+    axes.barh(names, [results[name]["step_ratio"] for name in names])
+    axes.axvline(1.0, color="black", linewidth=1)
+    axes.set_xlabel("time of a training step, stock Keras = 1")
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def parse_arguments(argv=None):
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "networks",
+        nargs="*",
+        metavar="NETWORK",
+        help=f"some of {', '.join(NETWORKS)}; by default all",
+    )
+    parser.add_argument("--batch", type=int, help="images in a step")
+    parser.add_argument("--width", type=float, help="factor of the widths")
+    parser.add_argument(
+        "--jit", action="store_true", help="compile with XLA (or on torch)"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="measurements of each network"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=1.0, help="length of a measurement"
+    )
+    parser.add_argument(
+        "--steps-only", action="store_true", help="measure training steps only"
+    )
+    parser.add_argument("--json", metavar="FILE", help="write the figures")
+    parser.add_argument("--plot", metavar="FILE", help="draw the ratios")
+    parser.add_argument("--memory-of", choices=_KINDS, help=argparse.SUPPRESS)
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.networks if name not in NETWORKS]
+    if unknown:
+        parser.error(
+            f"networks must be among {', '.join(NETWORKS)}. "
+            f"Received: {', '.join(unknown)}"
+        )
+    return args
+
+
+def main(argv=None):
+    """Measures and prints."""
+    args = parse_arguments(argv)
+    if args.memory_of:
+        print_memory(args.networks[0], args.memory_of, args)
+        return
+    results = {}
+    for name in args.networks or NETWORKS:
+        results[name] = measure_network(name, args)
+        # As soon as it is known: the large networks take minutes.
+        print_results({name: results[name]})
+    if len(results) > 1:
+        print_results(results)
+    measure.write_json(args.json, results)
+    if args.plot:
+        draw(args.plot, results)
+
+
+if __name__ == "__main__":
+    main()
