@@ -1,12 +1,13 @@
 # Everything a checkout needs, from nothing but Python and make.
 #   make demo    train, certify, attack and export a classifier
 #   make test    the test suite (TensorFlow)
+#   make doc     the documentation, in doc/_build/html
 
 PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-jax test-torch lint format clean
+.PHONY: demo test test-jax test-torch doc doc-links notebooks lint format clean
 
 $(VENV)/ready: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -18,6 +19,25 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto
+
+# Sphinx shares the environment of the tests: it imports the library to read
+# its docstrings, and a second TensorFlow would only cost time.
+$(VENV)/ready-doc: setup.py $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --editable ".[docs]"
+	touch $@
+
+doc: $(VENV)/ready-doc
+	$(VENV)/bin/python -m sphinx -q -W --keep-going doc doc/_build/html
+	@echo "The site is in doc/_build/html/index.html"
+
+# Asks every address that the pages name, so it needs the network.
+doc-links: $(VENV)/ready-doc
+	$(VENV)/bin/python -m sphinx -q -b linkcheck doc doc/_build/linkcheck
+
+# Runs the notebooks and stores what they show. DEEL_LIP_DATA may name a folder
+# with mnist.npz and cifar10.npz; without it, Keras downloads the data.
+notebooks: $(VENV)/ready-doc
+	$(VENV)/bin/python doc/run_notebooks.py
 
 # The other backends, each in an environment without TensorFlow.
 .venv-%/ready: setup.py
@@ -39,4 +59,4 @@ format: $(VENV)/ready
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch build dist *.egg-info
+	rm -rf $(VENV) .venv-jax .venv-torch build dist doc/_build *.egg-info

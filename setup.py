@@ -35,7 +35,16 @@ setup(
             "ruff==0.17.*",
             "tensorboard>=2.16",
         ],
-        "docs": ["furo", "myst-nb", "sphinx>=7"],
+        "docs": [
+            "furo>=2024.8",
+            "matplotlib>=3.7",
+            "myst-nb>=1.1",
+            "scikit-learn>=1.3",
+            "sphinx>=7.3",
+            "sphinx-copybutton>=0.5",
+            "sphinx-design>=0.6",
+            "sphinx-mathjax-offline==0.0.2",
+        ],
     },
     classifiers=[
         "Development Status :: 4 - Beta",

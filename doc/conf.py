@@ -1,12 +1,158 @@
-"""Sphinx settings."""
+"""Sphinx settings.
 
-import deel.lip
+The site is built by `make doc`, where every warning is an error. Notebooks are
+shown with the outputs that are stored in them: `make notebooks` renews these.
+"""
+
+import importlib
+import inspect
+import re
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE.parent))
+
+from sphinx.util import logging  # noqa: E402
+from sphinx.util.nodes import make_refnode  # noqa: E402
+
+import deel.lip  # noqa: E402 (the checkout, not what may be installed)
 
 project = "deel.lip"
 author = "The deel.lip authors"
 release = deel.lip.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
-html_theme = "furo"
+version = ".".join(release.split(".")[:2])
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx_design",
+    # Formulas without a third party that sees who reads them.
+    "sphinx-mathjax-offline",
+]
 exclude_patterns = ["_build"]
+
+html_theme = "furo"
+# The default underlines names in programs as if they were links.
+pygments_dark_style = "github-dark"
+html_title = f"deel.lip {release}"
+html_static_path = ["_static"]
+html_css_files = ["style.css"]
+html_theme_options = {
+    "light_css_variables": {
+        "color-brand-primary": "#0b5fa5",
+        "color-brand-content": "#0b5fa5",
+    },
+    "dark_css_variables": {
+        "color-brand-primary": "#6cb6ff",
+        "color-brand-content": "#6cb6ff",
+    },
+}
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
 nb_execution_mode = "off"
-autodoc_default_options = {"members": True}
+# Some logs arrive in several pieces.
+nb_merge_streams = True
+
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+autodoc_inherit_docstrings = False
+autodoc_member_order = "groupwise"
+autodoc_preserve_defaults = True
+autosummary_generate = False
+add_module_names = False
+python_maximum_signature_line_length = 72
+toc_object_entries_show_parents = "hide"
+# A name in backticks is a link where it is a name of the library.
+default_role = "py:obj"
+
+napoleon_google_docstring = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_custom_sections = ["Input shape", "Output shape", "Reference"]
+
+linkcheck_timeout = 20
+linkcheck_anchors = False
+
+logger = logging.getLogger(__name__)
+
+_MARKDOWN_LINK = re.compile(r"\[([^\]]+)\]\((https?://[^)]+)\)")
+
+
+def _from_markdown(app, what, name, obj, options, lines):
+    """Docstrings have links and programs in Markdown, as Keras' own."""
+    converted, indent = [], ""
+    for line in lines:
+        if line.strip() == "```python":
+            converted += [line.replace("```python", ".. code-block:: python")]
+            converted += [""]
+            indent = "    "
+        elif line.strip() == "```":
+            indent = ""
+        else:
+            converted.append(indent + _MARKDOWN_LINK.sub(r"`\1 <\2>`__", line))
+    lines[:] = converted
+
+
+def _signature(app, what, name, obj, options, signature, returned):
+    """Arguments of `__init__`; Keras hides them behind its `__new__`."""
+    if what != "class" or obj.__init__ is object.__init__:
+        return None
+    arguments = list(inspect.signature(obj.__init__).parameters.values())
+    return str(inspect.Signature(arguments[1:])), returned
+
+
+def _elsewhere(app, env, node, content):
+    """Links names that stand on the page of another module."""
+    name = node.get("reftarget", "").removesuffix("()")
+    if node.get("refdomain") != "py" or name.islower():
+        return None
+    domain = env.get_domain("py")
+    for full_name, entry in domain.objects.items():
+        if full_name.endswith(f".{name}") and entry.objtype == "class":
+            return make_refnode(
+                app.builder,
+                node["refdoc"],
+                entry.docname,
+                entry.node_id,
+                content,
+                full_name,
+            )
+    return None
+
+
+def _check_names(app, env):
+    """Warns of public names that stand on no page."""
+    shown = env.get_domain("py").objects
+    # A class that two modules export is described once.
+    described = {_value(name) for name in shown} - {None}
+    for page in sorted((HERE / "api").glob("deel*.md")):
+        for name in importlib.import_module(page.stem).__all__:
+            full_name = f"{page.stem}.{name}"
+            value = _value(full_name)
+            if inspect.ismodule(value) or full_name in shown:
+                continue
+            if not callable(value) or value not in described:
+                logger.warning("%s is public, and on no page", full_name)
+
+
+def _value(full_name):
+    module, _, name = full_name.rpartition(".")
+    try:
+        value = getattr(importlib.import_module(module), name, None)
+    except ImportError:
+        return None
+    return value if callable(value) or inspect.ismodule(value) else None
+
+
+def setup(app):
+    app.connect("autodoc-process-docstring", _from_markdown)
+    app.connect("autodoc-process-signature", _signature)
+    app.connect("missing-reference", _elsewhere)
+    app.connect("env-check-consistency", _check_names)

@@ -60,6 +60,7 @@ ORDER = [
     "callbacks",
     "regularizers",
     "compute_layer_sv",
+    "plots",
     "_deprecated",
     "unconstrained_layers",
 ]

@@ -195,6 +195,15 @@ def test_parameters_can_be_assigned_while_training():
     assert loss.hingeloss.get_config()["min_margin"] == 2.0
 
 
+@pytest.mark.parametrize("label", [0, 1])
+def test_one_class_in_a_batch_stays_finite_when_compiled(label):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile(loss=losses.NegKR(), metrics=[losses.KR()])
+    x, y = np.ones((500, 2), "float32"), np.full((500, 1), label)
+    values = model.evaluate(x, y, batch_size=500, verbose=0)
+    assert np.all(np.isfinite(values))
+
+
 @pytest.mark.parametrize("loss", [KR(), HKR(10.0), MulticlassHKR()])
 def test_one_class_in_a_batch_stays_finite(loss):
     width = 3 if isinstance(loss, MulticlassHKR) else 1

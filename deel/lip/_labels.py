@@ -99,7 +99,10 @@ def kr_weights(positive, epsilon=EPSILON):
     """
     batch_size = ops.cast(ops.shape(positive)[0], positive.dtype)
     count = ops.sum(positive, axis=0)
+    others = batch_size - count
+    # Compilers may add epsilon to the batch size first, where it is lost to
+    # rounding: without the maximum, batches of one class would divide by zero.
     return batch_size * (
-        positive / (count + epsilon)
-        - (1 - positive) / (batch_size - count + epsilon)
+        positive / ops.maximum(count + epsilon, epsilon)
+        - (1 - positive) / ops.maximum(others + epsilon, epsilon)
     )

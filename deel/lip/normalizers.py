@@ -47,11 +47,17 @@ def __dir__():
     return __all__
 
 
+#: Size of a Björck step.
 DEFAULT_BETA_BJORCK = 0.5
+#: Threshold at which a power iteration stops.
 DEFAULT_EPS_SPECTRAL = 1e-3
+#: Threshold at which a Björck iteration stops.
 DEFAULT_EPS_BJORCK = 1e-3
+#: Limit of the steps of a Björck iteration.
 DEFAULT_MAXITER_BJORCK = 15
+#: Limit of the steps of a power iteration.
 DEFAULT_MAXITER_SPECTRAL = 10
+#: Whether the vector of a power iteration counts as a constant.
 STOP_GRAD_SPECTRAL = True
 
 

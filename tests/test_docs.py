@@ -1,0 +1,156 @@
+"""The programs of the pages run, the notebooks too, and no name is left out."""
+
+import json
+import re
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from test_surface import NAMES
+
+DOC = Path(__file__).parents[1] / "doc"
+QUICK_START = DOC / "quickstart.md"
+PAGES = sorted(
+    path
+    for path in DOC.rglob("*.md")
+    if "_build" not in path.parts
+    and "```python" in path.read_text()
+    and path != QUICK_START
+)
+NOTEBOOKS = sorted((DOC / "notebooks").glob("*.ipynb"))
+
+on_tensorflow = pytest.mark.skipif(
+    keras.backend.backend() != "tensorflow",
+    reason="The pages show the default backend.",
+)
+
+
+def program_of(page):
+    """The blocks of a page as one program, each line at its own number."""
+    lines, inside = [], False
+    for line in page.read_text().splitlines():
+        if line.startswith("```"):
+            inside = line == "```python"
+            line = "```"
+        lines.append(line if inside and line != "```" else "")
+    return "\n".join(lines)
+
+
+def run(program, path):
+    names = {"__name__": path.stem}
+    exec(compile(program, str(path), "exec"), names)
+    return names
+
+
+@on_tensorflow
+@pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
+def test_programs_of_the_page_run(page, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run(program_of(page), page)
+
+
+def test_programs_keep_their_line_numbers(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("text\n\n```python\nx = 1\n```\n\n```\nno program\n```\n")
+    assert program_of(page).splitlines()[3] == "x = 1"
+    assert "no program" not in program_of(page)
+    assert "text" not in program_of(page)
+
+
+@on_tensorflow
+def test_quick_start_certifies_and_exports(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    pytest.importorskip("sklearn")
+    names = run(program_of(QUICK_START), QUICK_START)
+    assert names["correct"].mean() > 0.85
+    assert (names["correct"] & (names["radii"] > 0.1)).mean() > 0.5
+    assert names["difference"] < 1e-5
+    assert "proven within 0.1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("module", [name for name in NAMES if "." in name[5:]])
+def test_every_public_module_has_a_page_of_the_reference(module):
+    page = (DOC / "api" / f"{module}.md").read_text()
+    assert f"\n{module}\n" in (DOC / "api" / "index.md").read_text()
+    if f"automodule:: {module}\n   :members:" in page:
+        return
+    listed = set(re.findall(r"\.\. auto(?:class|function):: (\w+)", page))
+    # Activations and modules inside have pages of their own.
+    elsewhere = set(NAMES["deel.lip.activations"].split()) | {"unconstrained"}
+    if module == "deel.lip.activations":
+        elsewhere = set()
+    assert listed == set(NAMES[module].split()) - elsewhere
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    """Files of the shapes of MNIST and CIFAR-10: a pattern for each class."""
+    folder = tmp_path_factory.mktemp("data")
+    random = np.random.default_rng(0)
+    for name, shape in (("mnist", (28, 28)), ("cifar10", (32, 32, 3))):
+        patterns = random.integers(0, 200, (10, *shape))
+        arrays = {}
+        for part, count in (("train", 200), ("test", 100)):
+            labels = np.arange(count) % 10
+            noise = random.integers(0, 56, (count, *shape))
+            arrays[f"x_{part}"] = (patterns[labels] + noise).astype("uint8")
+            arrays[f"y_{part}"] = labels.astype("uint8")
+        np.savez(folder / f"{name}.npz", **arrays)
+    return folder
+
+
+def cells_of(notebook):
+    return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+
+
+@on_tensorflow
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_from_top_to_bottom(
+    notebook, data_folder, tmp_path, monkeypatch
+):
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    # Fewer epochs; what they show is for `make notebooks` to say.
+    monkeypatch.setenv("DEEL_LIP_SHORT", "1")
+    monkeypatch.setenv("DEEL_LIP_DATA", str(data_folder))
+    monkeypatch.chdir(tmp_path)
+    names = {"__name__": notebook.stem}
+    for number, cell in enumerate(cells_of(notebook)):
+        if cell["cell_type"] != "code":
+            continue
+        if "install" in cell["metadata"].get("tags", []):
+            continue
+        source = "".join(cell["source"])
+        exec(compile(source, f"{notebook.name}[{number}]", "exec"), names)
+    pyplot.close("all")
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_opens_on_colab_and_installs_the_library(notebook):
+    first, second, *_ = cells_of(notebook)
+    badge = "".join(first["source"])
+    assert f"doc/notebooks/{notebook.name})" in badge
+    assert badge.startswith("# ")
+    assert second["metadata"]["tags"] == ["install"]
+    assert '%pip install -q "deel-lip>=2"' in "".join(second["source"])
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_shows_the_outputs_of_one_run(notebook):
+    code = [c for c in cells_of(notebook) if c["cell_type"] == "code"]
+    counts = [cell["execution_count"] for cell in code]
+    assert counts == list(range(1, len(code) + 1))
+    outputs = [output for cell in code for output in cell["outputs"]]
+    assert not [x for x in outputs if x["output_type"] == "error"]
+    assert [x for x in outputs if "image/png" in x.get("data", {})]
+    assert notebook.stat().st_size < 500_000
+
+
+def test_there_are_eight_notebooks_and_all_are_on_the_site():
+    index = (DOC / "notebooks" / "index.md").read_text()
+    assert len(NOTEBOOKS) == 8
+    for notebook in NOTEBOOKS:
+        assert f"\n{notebook.stem}\n" in index
