@@ -68,6 +68,8 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
 EXCEPTIONS = {
+    ("_control_flow", "tensorflow"),
+    ("_control_flow", "jax"),
     ("_variables", "jax"),
     ("callbacks", "tensorflow"),
     ("_differentiation", "tensorflow"),

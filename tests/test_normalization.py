@@ -276,7 +276,7 @@ def test_training_outside_of_fit_is_safe_when_compiled_by_the_user():
 @pytest.mark.parametrize("layer_class", BATCH_LAYERS)
 def test_export_is_a_scale_and_a_bias_with_the_same_output(layer_class):
     layer = layer_class(bias_initializer="ones", name="norm")
-    with pytest.raises(ValueError, match="Received: unbuilt .* 'norm'"):
+    with pytest.raises(ValueError, match=r"Received: unbuilt .* 'norm'"):
         layer.vanilla_export()
     _observe(layer)
     exported = layer.vanilla_export()
