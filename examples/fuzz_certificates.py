@@ -507,7 +507,7 @@ def attack_certificates(model, x, seed=0, steps=20, restarts=2):
     return {
         "samples": len(x),
         "beyond": int(np.sum(np.isfinite(distances))),
-        "broken": int(np.sum(distances <= radius)),
+        "broken": int(np.sum((distances <= radius) & (radius > 0))),
         "smaller": int(np.sum(radius[sure] < usual[sure] * (1 - 1e-3))),
         "gain": float(np.mean(radius[sure] / usual[sure])),
         "closest": float(np.min(distances / np.maximum(radius, 1e-9))),

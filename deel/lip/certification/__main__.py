@@ -47,7 +47,8 @@ def main(argv=None):
     except (OSError, TypeError, ValueError) as error:
         print(f"Nothing is proven: {error}", file=sys.stderr)
         return 2
-    if args.max is not None and bound > args.max * (1 + _TOLERANCE):
+    # Also false for a limit that is no number.
+    if args.max is not None and not bound <= args.max * (1 + _TOLERANCE):
         print(f"The bound exceeds --max {args.max:g}.", file=sys.stderr)
         return 1
     return int(broken > 0)
@@ -155,7 +156,7 @@ def _certify(model, args):
         certificates.prediction[:count],
         [radius, 1.5 * radius + 1e-3],
     )
-    broken = int(np.sum(distances <= radius))
+    broken = int(np.sum((distances <= radius) & (radius > 0)))
     found = int(np.sum(np.isfinite(distances)))
     print(
         f"Attacks: {count} samples, {found} adversarial within 1.5 times the "

@@ -35,6 +35,8 @@ class Bound:
         adds: Boolean. With `weights`, whether what the inputs contribute adds
             up, instead of standing side by side.
         terms: Integer, how many products are summed in an output.
+        shift: Float, the norm of what is subtracted, in the units of the
+            output, before something is added that may cancel it.
     """
 
     value: float
@@ -43,6 +45,7 @@ class Bound:
     weights: tuple | None = None
     adds: bool = False
     terms: int = 1
+    shift: float = 0.0
 
 
 _BOUNDS = {}
@@ -123,9 +126,16 @@ def layer_bound(layer, input_shapes, constants):
             return Bound(checked_constant(key, constants[key]), "given")
     if type(layer) not in _BOUNDS:
         raise ValueError(_unknown(layer))
+    if not keras.backend.is_float_dtype(layer.compute_dtype):
+        raise ValueError(
+            "Rounding to whole numbers has no Lipschitz constant. Received: "
+            f"layer '{layer.name}', which computes in {layer.compute_dtype}"
+        )
     bound = _BOUNDS[type(layer)](layer, input_shapes)
     if not isinstance(bound, Bound):
         bound = Bound(checked_constant(layer.name, bound), "registered")
+    for value in (bound.value, *(bound.weights or ())):
+        checked_constant(layer.name, value)
     is_registered = bound.method == "registered"
     if len(input_shapes) > 1 and bound.weights is None and not is_registered:
         raise ValueError(
@@ -141,7 +151,7 @@ def checked_constant(name, value):
     if not math.isfinite(value) or value < 0:
         raise ValueError(
             "A Lipschitz constant is a finite number, zero or greater. "
-            f"Received: {value} for {name}"
+            f"Received: {value} for '{name}'"
         )
     return value
 
@@ -240,6 +250,13 @@ def _used(layer, weight):
     # Half precision rounds, which can make a norm larger.
     weight = ops.cast(ops.convert_to_tensor(weight), layer.compute_dtype)
     return host(weight).astype("float64")
+
+
+def _factor(layer, value):
+    """Magnitude of constants as a layer uses them, which may round them up."""
+    rounded = ops.convert_to_tensor(value, dtype=layer.compute_dtype)
+    rounded = host(rounded).astype("float64")
+    return float(max(np.max(np.abs(value)), np.max(np.abs(rounded))))
 
 
 def inference_kernel(layer):
@@ -462,9 +479,9 @@ def _average_pooling(layer, input_shapes):
 def _average_norm(axis):
     """Norm of the matrix of means along one axis.
 
-    Borders divide by the values that are there. A backend that divided by the
-    size of the window would have smaller entries, all of one sign, and hence a
-    smaller norm.
+    At the borders, windows divide by the number of values that are there; on
+    the PyTorch backend of Keras, where the sides of some axis are not padded
+    alike, they read the border itself instead. A bound counts on every backend.
     """
     if axis.length is None:
         # sqrt(norm_1 norm_inf): rows sum to one, and so many of them overlap,
@@ -473,7 +490,16 @@ def _average_norm(axis):
         return math.sqrt(axis.overlap() / smallest), False
     reads = axis.selection()
     counts = np.sum(reads, axis=(1, 2), keepdims=True)
-    matrix = np.sum(reads / np.maximum(counts, 1), axis=1)
+    norm, exact = _mean_norm(reads / np.maximum(counts, 1))
+    if not any(axis.widths()):
+        return norm, exact
+    with_border, _ = _mean_norm(axis.selection(repeats_border=True) / axis.size)
+    return max(norm, with_border), False
+
+
+def _mean_norm(weights):
+    """Norm of a matrix of means, from its array `(windows, taps, length)`."""
+    matrix = np.sum(weights, axis=1)
     if min(matrix.shape) > 1024:
         sums = np.max(np.sum(matrix, axis=0)) * np.max(np.sum(matrix, axis=1))
         return math.sqrt(sums) * (1 + 1e-12), False
@@ -492,7 +518,7 @@ def _scaled_pooling(layer, input_shapes):
     # Windows do not overlap. The mean of p values is 1/sqrt(p)-Lipschitz, and
     # so is the root of the mean of their squares.
     size = math.prod(layer.pool_size)
-    value = abs(layer._get_coef()) / math.sqrt(size)
+    value = _factor(layer, layer._get_coef()) / math.sqrt(size)
     return Bound(value * (1 + 1e-12), "formula", True, terms=size)
 
 
@@ -510,7 +536,11 @@ def _scaled_global_pooling(layer, input_shapes):
     lengths = spatial_shape(input_shapes[0], layer.data_format)
     terms = 1 if None in lengths else math.prod(lengths)
     return Bound(
-        abs(layer.k_coef_lip) * (1 + 1e-12), "formula", True, terms=terms
+        # The root of the number of values is a factor, too.
+        _factor(layer, layer.k_coef_lip) * (1 + 1e-6),
+        "formula",
+        True,
+        terms=terms,
     )
 
 
@@ -583,7 +613,6 @@ def _up_sampling(layer, input_shapes):
 
 
 @_bound_of(
-    layers.BatchCentering,
     layers.FullSort,
     layers.GroupSort,
     layers.GroupSort2,
@@ -592,25 +621,54 @@ def _up_sampling(layer, input_shapes):
     layers.MaxMin,
 )
 def _scaled_isometry(layer, input_shapes):
-    return Bound(abs(layer.k_coef_lip), "formula", True)
+    return Bound(_factor(layer, layer.k_coef_lip), "formula", True)
+
+
+@_bound_of(layers.BatchCentering)
+def _batch_centering(layer, input_shapes):
+    factor = _factor(layer, layer.k_coef_lip)
+    shift = _shift(layer.mean, factor, input_shapes[0])
+    return Bound(factor, "formula", True, shift=shift)
+
+
+def _shift(mean, factors, input_shape):
+    """Norm of the means of all channels, at each position; see `Bound`."""
+    means = host(mean).astype("float64")
+    size = math.prod(n for n in input_shape[1:] if n is not None)
+    return float(np.linalg.norm(means * factors) * math.sqrt(size / means.size))
 
 
 @_bound_of(layers.BatchLipNorm)
 def _batch_lip_norm(layer, input_shapes):
     factor = float(ops.convert_to_numpy(layer.scaling_factor(training=False)))
+    shift = _shift(layer.mean, factor, input_shapes[0])
     # The factor is a float32 root.
-    return Bound(abs(factor) * (1 + 1e-6), "scaling factor", True)
+    value = abs(factor) * (1 + 1e-6)
+    return Bound(value, "scaling factor", True, shift=shift)
 
 
 @_bound_of(layers.ScaleBiasLayer)
 def _scale_bias(layer, input_shapes):
-    return Bound(abs(layer.scalar) * (1 + 1e-12), "formula", True)
+    return Bound(_factor(layer, layer.scalar), "formula", True)
 
 
 @_bound_of(keras.layers.Rescaling)
 def _rescaling(layer, input_shapes):
-    scale = np.max(np.abs(np.asarray(layer.scale, "float64")))
-    return Bound(float(scale), "formula", True)
+    scale = np.asarray(layer.scale, "float64")
+    (shape,) = input_shapes
+    for values in (scale, np.asarray(layer.offset)):
+        # The batch axis counts as one value.
+        kept = (1, *shape[1:])[len(shape) - values.ndim :]
+        if values.ndim > len(shape) or any(
+            n not in (1, size)
+            for n, size in zip(values.shape, kept, strict=True)
+        ):
+            raise ValueError(
+                f"Layer '{layer.name}' repeats its input to fit its scale or "
+                "offset, or may do so. Expected shapes that fit an input of "
+                f"shape {shape}. Received: shape={values.shape}"
+            )
+    return Bound(_factor(layer, scale), "formula", True)
 
 
 @_bound_of(keras.layers.Normalization)
@@ -633,7 +691,9 @@ def _batch_normalization(layer, input_shapes):
     if layer.scale:
         factors = factors * np.abs(host(layer.gamma).astype("float64"))
     # Float32 roots are wrong by less.
-    return Bound(float(np.max(factors)) * (1 + 1e-6), "largest factor", True)
+    value = float(np.max(factors)) * (1 + 1e-6)
+    shift = _shift(layer.moving_mean, factors, input_shapes[0])
+    return Bound(value, "largest factor", True, shift=shift)
 
 
 @_bound_of(keras.layers.Activation)
@@ -648,17 +708,17 @@ def _relu(layer, input_shapes):
             f"Layer '{layer.name}' jumps at its threshold. Expected "
             f"`threshold=0`. Received: threshold={layer.threshold}"
         )
-    return Bound(max(1.0, abs(float(layer.negative_slope))), "slopes", True)
+    return Bound(max(1.0, _factor(layer, layer.negative_slope)), "slopes", True)
 
 
 @_bound_of(keras.layers.LeakyReLU)
 def _leaky_relu(layer, input_shapes):
-    return Bound(max(1.0, abs(float(layer.negative_slope))), "slopes", True)
+    return Bound(max(1.0, _factor(layer, layer.negative_slope)), "slopes", True)
 
 
 @_bound_of(keras.layers.ELU)
 def _elu(layer, input_shapes):
-    return Bound(max(1.0, abs(float(layer.alpha))), "slopes", True)
+    return Bound(max(1.0, _factor(layer, layer.alpha)), "slopes", True)
 
 
 @_bound_of(keras.layers.PReLU, layers.LipschitzPReLU)

@@ -20,8 +20,11 @@ blocks are K(w) = sum_t K[t] exp(2 pi i w t d / N), one for each of the N
 frequencies w. With stride s, the s frequencies w + j N / s fall together and
 the block is [K(w), K(w + N / s), ...] / sqrt(s). Kernels are real, so w and -w
 have conjugate blocks, of which one is enough. Padding the image with itself
-("circular") is the operator of N = n exactly; the other paddings are zero
-padding of a larger image, times the norm of the map that makes it larger.
+("circular") is the operator of N = n exactly, unless the size of the kernel is
+even: then there are d more outputs than places, of which some come twice, and
+sqrt(2) times the norm of the operator bounds that of the layer. The other
+paddings are zero padding of a larger image, times the norm of the map that
+makes it larger.
 
 Note [Coarse grids]
 
@@ -231,21 +234,28 @@ class Axis:
             return total // 2, total - total // 2
         return (same_padding(self.size, self.dilation),) * 2
 
-    def reads(self):
-        """Array `(windows, taps)` of positions, -1 for what is padded."""
+    def reads(self, repeats_border=False):
+        """Array `(windows, taps)` of positions, -1 for what is padded.
+
+        Args:
+            repeats_border: Boolean. True for the border instead of -1.
+        """
         before, after = self.widths()
         positions = np.arange(self.length)
         if self.pads_with_image:
             mode = NUMPY_MODES[self.padding]
             padded = np.pad(positions, before, mode=mode)
+        elif repeats_border:
+            padded = np.pad(positions, (before, after), mode="edge")
         else:
             padded = np.pad(positions, (before, after), constant_values=-1)
         starts = np.arange(0, len(padded) - self.span + 1, self.stride)
         return padded[starts[:, None] + self.dilation * np.arange(self.size)]
 
-    def selection(self):
+    def selection(self, repeats_border=False):
         """Array `(windows, taps, length)` of zeros and ones: what is read."""
-        return (self.reads()[..., None] == np.arange(self.length)) * 1.0
+        reads = self.reads(repeats_border)
+        return (reads[..., None] == np.arange(self.length)) * 1.0
 
     def overlap(self):
         """Upper bound of how often the windows read one value."""
@@ -278,7 +288,7 @@ class Axis:
             # Without the stride, the outputs contain those of the layer.
             folds = self.length % self.stride == 0
             stride = self.stride if folds else 1
-            return self.length, stride, self.dilation, 1.0
+            return self.length, stride, self.dilation, self._repetition()
         length = self.length
         factor = 1.0
         before, after = self.widths()
@@ -293,6 +303,10 @@ class Axis:
         steps = -(-(length + max(before, after)) // self.stride)
         length = max(steps, len(self.reads())) * self.stride
         return length, self.stride, self.dilation, factor
+
+    def _repetition(self):
+        """Root of how often an output of circular padding may come."""
+        return 1.0 if self.size % 2 else math.sqrt(2)
 
     def coarse(self, excess, known_image):
         """A grid of frequencies that holds for an axis of any length.
@@ -310,6 +324,8 @@ class Axis:
             if not known_image or self.length is None:
                 return None
             factor = self.torus()[-1]
+        elif self.padding == "circular":
+            factor = self._repetition()
         # All multiples of a frequency are taken, so that the distance of the
         # taps does not matter, but for where a stride folds them.
         stride = 1 if self.padding == "circular" else self.stride

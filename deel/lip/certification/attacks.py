@@ -1,12 +1,11 @@
 """Attacks that look for what certificates exclude."""
 
-import keras
 import numpy as np
 from keras import ops
 
 from deel.lip._differentiation import compiled
 from deel.lip._validation import positive_int
-from deel.lip._validation import require_built
+from deel.lip.certification.certificates import check_classifier
 from deel.lip.certification.certificates import checked_epsilons
 from deel.lip.certification.certificates import checked_labels
 from deel.lip.certification.certificates import share_beyond
@@ -98,8 +97,9 @@ def attack_distances(
         its label, infinity where nothing was found.
 
     Raises:
-        ValueError: If the model is not built, for empty data or labels out of
-            range, or if samples are out of the bounds.
+        ValueError: If the model is not built or has several inputs or outputs,
+            for empty data or labels out of range, or if samples are out of the
+            bounds.
 
     Example:
 
@@ -113,12 +113,7 @@ def attack_distances(
     >>> [round(float(d), 1) for d in attack_distances(model, x, y, [1.5])]
     [1.4]
     """
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "Expected a Keras model. "
-            f"Received: model={model} (of type {type(model).__name__})"
-        )
-    require_built(model, "attack_distances")
+    check_classifier(model, "attack_distances")
     x = np.asarray(ops.convert_to_numpy(x)).astype("float32")
     if len(x) == 0 or len(y) != len(x):
         raise ValueError(

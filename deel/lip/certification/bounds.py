@@ -168,7 +168,13 @@ class Flow:
 
 def joint_gain(flows):
     """Bound of all tensors together, as a function of all inputs."""
-    return _norm(np.concatenate([flow.gain for flow in flows]))
+    bound = _norm(np.concatenate([flow.gain for flow in flows]))
+    if not math.isfinite(bound):
+        raise ValueError(
+            "The product of the constants of the layers is too large for a "
+            f"float. Received: {bound}"
+        )
+    return bound
 
 
 def final_dense(model, walk):
@@ -274,6 +280,17 @@ def _require_graph(model):
         )
 
 
+def _require_float_inputs(model):
+    """Raises ValueError if a model inside of another one rounds its inputs."""
+    for tensor in model.inputs:
+        if not keras.backend.is_float_dtype(tensor.dtype):
+            raise ValueError(
+                "Rounding to whole numbers has no Lipschitz constant. "
+                f"Received: model '{model.name}', inside of another one, with "
+                f"an input of dtype {tensor.dtype}"
+            )
+
+
 class Walk:
     """Follows the graph of a model; see the notes of this module.
 
@@ -307,6 +324,8 @@ class Walk:
         if not isinstance(layer, keras.Model) or is_given:
             return self._through_layer(layer, inputs, prefix)
         _require_graph(layer)
+        if prefix:
+            _require_float_inputs(layer)
         if not isinstance(layer, keras.Sequential):
             return self._through_graph(layer, inputs, prefix)
         for inner in layer.layers:
@@ -344,10 +363,12 @@ class Walk:
         if bound.method != "given":
             self.entering[id(layer)] = inputs
         weights = bound.weights or (bound.value,) * len(inputs)
-        parts = [
-            weight * flow.gain
-            for weight, flow in zip(weights, inputs, strict=True)
-        ]
+        # An overflow is an error at the end, in `joint_gain`.
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = [
+                weight * flow.gain
+                for weight, flow in zip(weights, inputs, strict=True)
+            ]
         if bound.adds:
             columns = [np.linalg.norm(part, axis=0) for part in parts]
             gain = np.sum(columns, axis=0)[None]
@@ -379,7 +400,8 @@ class Walk:
         )
         magnitude = through([flow.magnitude() for flow in inputs])
         magnitude = magnitude + np.array([0.0, offset])
-        own = (8 + math.sqrt(bound.terms)) * self._unit * magnitude
+        rounded = magnitude + np.array([0.0, bound.shift])
+        own = (8 + math.sqrt(bound.terms)) * self._unit * rounded
         error = through([flow.error for flow in inputs]) + own
         return float(magnitude[1]), error
 
@@ -411,17 +433,34 @@ def _require_plain_call(node):
             f"{type(layer).__name__}"
         )
     further = list(node.arguments.args[1:])
+    further += [
+        value
+        for value in keras.tree.flatten(node.arguments.args[:1])
+        if not isinstance(value, keras.KerasTensor)
+    ]
     # Inference calls everything with `training=False`.
     further += [
         value
         for name, value in node.arguments.kwargs.items()
         if name != "training"
     ]
-    if any(value is not None for value in further):
+    # Inputs without a mask have the mask None.
+    if any(value is not None for value in keras.tree.flatten(further)):
         raise ValueError(
             "Bounds are known for layers that are called with their input "
             f"alone. Received: further arguments of layer '{layer.name}': "
             f"{further}"
+        )
+    # A model with a list of inputs takes those of a dictionary by name.
+    has_names = isinstance(layer, keras.Model) and any(
+        isinstance(value, dict) for value in node.arguments.args[:1]
+    )
+    is_single = isinstance(layer, keras.Sequential)
+    if has_names and not is_single and not isinstance(layer.input, dict):
+        raise ValueError(
+            "Bounds are known for models that are called with the structure of "
+            "inputs that they were made with. Expected a tensor or a list. "
+            f"Received: a dictionary, for model '{layer.name}'"
         )
 
 

@@ -51,7 +51,8 @@ class Certificates:
         margin: Array `(samples,)`, the lead of the best score over the second;
             with a single score, its magnitude.
         label: Integer array `(samples,)`, or None if no labels were given.
-        lipschitz_constant: Float, the proven bound of the network.
+        lipschitz_constant: Float, the proven bound of the network; with images
+            of several sizes, the largest.
         rounding: Array `(samples,)`, what the margin may be wrong by.
     """
 
@@ -183,7 +184,8 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
     Args:
         model: A built model with one input and one output `(batch, classes)`,
             or `(batch, 1)` for two classes. The outputs should be scores: after
-            a softmax, certificates hold and are small.
+            a softmax, certificates hold and are small. The sign of a single
+            score decides, so a sigmoid at the end is refused.
         x: Array of samples, or a `tf.data.Dataset`, `keras.utils.PyDataset` or
             another iterable of batches `(x, y)` or `x`.
         y: Labels of an array `x`: class numbers, or one-hot. With one score, 0
@@ -198,7 +200,8 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
 
     Raises:
         ValueError: As `lipschitz_bound`; and for half precision, several
-            inputs or outputs, empty data, or labels out of range.
+            inputs or outputs, empty data, labels out of range, or samples or
+            scores that are not finite.
 
     Example:
 
@@ -212,18 +215,21 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
     >>> [round(float(r), 3) for r in certificates.radius]
     [1.414]
     """
-    _check_model(model)
+    check_classifier(model, "certify")
+    _check_precision(model)
     batch_size = positive_int("batch_size", batch_size)
     batches, count = _batches(x, y, batch_size)
     shows = verbose == 1 or (verbose == "auto" and (count or 0) >= _MANY)
     bar = keras.utils.Progbar(count) if shows else None
-    network = None
+    # Images of another size have another bound.
+    networks = {}
     parts = []
     for x_batch, y_batch in batches:
         x_batch = _floats(x_batch)
-        if network is None:
-            network = _Network(model, x_batch.shape[1:], constants)
-        parts.append(network.certify(x_batch, y_batch))
+        shape = x_batch.shape[1:]
+        if shape not in networks:
+            networks[shape] = _Network(model, shape, constants)
+        parts.append(networks[shape].certify(x_batch, y_batch))
         if bar is not None:
             bar.add(len(x_batch))
     if not parts:
@@ -236,7 +242,7 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
         prediction=np.concatenate(prediction),
         margin=np.concatenate(margin),
         label=None if label is None else np.concatenate(label),
-        lipschitz_constant=network.constant,
+        lipschitz_constant=max(n.constant for n in networks.values()),
         rounding=np.concatenate(rounding),
     )
 
@@ -310,8 +316,12 @@ def checked_labels(y, classes):
             one-hot; with one score, 0 or -1 and 1.
         classes: Integer, the number of scores.
     """
-    labels = np.asarray(ops.convert_to_numpy(y))
+    labels = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
     received = f"Received: labels of shape {labels.shape}"
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Labels must be numbers. {received}, of dtype {labels.dtype}"
+        )
     if labels.ndim == 2 and labels.shape[1] == classes > 1:
         is_one_hot = np.isin(labels, (0, 1)).all() and np.all(
             labels.sum(axis=1) == 1
@@ -344,13 +354,7 @@ def checked_labels(y, classes):
     return numbers.astype("int64")
 
 
-def _check_model(model):
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "Expected a Keras model. "
-            f"Received: model={model} (of type {type(model).__name__})"
-        )
-    require_built(model, "certify")
+def _check_precision(model):
     for layer in model._flatten_layers():
         dtype = layer.compute_dtype
         if dtype not in ("float32", "float64", None):
@@ -359,6 +363,35 @@ def _check_model(model):
                 "the weights in a model with the dtype policy 'float32'. "
                 f"Received: layer '{layer.name}', which computes in {dtype}"
             )
+
+
+# Functions that are never negative: the sign of their value says nothing.
+_ONE_SIGN = {
+    getattr(keras.activations, name)
+    for name in (
+        "hard_sigmoid",
+        "relu",
+        "relu6",
+        "sigmoid",
+        "softmax",
+        "softplus",
+    )
+}
+
+
+def check_classifier(model, name):
+    """Raises ValueError if a model is not one of scores of one real input.
+
+    Args:
+        model: What a user passed as a model.
+        name: String, the name of the function that it was passed to.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Expected a Keras model. "
+            f"Received: model={model} (of type {type(model).__name__})"
+        )
+    require_built(model, name)
     try:
         shapes = [tuple(x.shape) for x in model.inputs], model.output_shape
     except (AttributeError, ValueError, TypeError):
@@ -366,12 +399,37 @@ def _check_model(model):
         start(model)
         raise
     inputs, output = shapes
-    is_vector = isinstance(output, tuple) and len(output) == 2
+    is_tensor = isinstance(model, keras.Sequential) or isinstance(
+        model.output, keras.KerasTensor
+    )
+    is_vector = is_tensor and isinstance(output, tuple) and len(output) == 2
     if len(inputs) != 1 or not is_vector or not isinstance(output[1], int):
         raise ValueError(
-            "Certificates need one input, and one output `(batch, classes)`. "
+            f"`{name}` needs one input, and one output `(batch, classes)`. "
             f"Received: inputs of shapes {inputs}, outputs of shapes {output}"
         )
+    (dtype,) = (x.dtype for x in model.inputs)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(
+            "Inputs must not be rounded. Expected an input of dtype float32. "
+            f"Received: dtype={dtype}"
+        )
+    last = _last_layer(model)
+    if output[1] == 1 and getattr(last, "activation", None) in _ONE_SIGN:
+        raise ValueError(
+            "The sign of a single score is the prediction, so it must take "
+            "both signs. Expected a last layer without activation. "
+            f"Received: layer '{last.name}' with "
+            f"activation={last.activation.__name__}"
+        )
+
+
+def _last_layer(model):
+    """The layer, also inside of nested models, that makes the only output."""
+    while isinstance(model, keras.Model):
+        # Keras has no public name for where a tensor comes from.
+        model = model.outputs[0]._keras_history.operation
+    return model
 
 
 def _floats(x):
@@ -399,11 +457,11 @@ def _batches(x, y, batch_size):
             f"Received: x of shape {x.shape}, without samples"
         )
     if y is not None:
-        y = np.asarray(ops.convert_to_numpy(y))
-        if len(y) != len(x):
+        y = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
+        if y.ndim == 0 or len(y) != len(x):
             raise ValueError(
                 "Each sample needs one label. "
-                f"Received: {len(x)} samples and {len(y)} labels"
+                f"Received: {len(x)} samples and labels of shape {y.shape}"
             )
     return (
         (
@@ -457,6 +515,12 @@ class _Network:
                 "Samples must be finite. Received: NaN or infinite values"
             )
         scores = np.asarray(self.model.predict_on_batch(x), "float64")
+        if not np.all(np.isfinite(scores)):
+            raise ValueError(
+                "Scores must be finite to be certified. Received: "
+                f"{int(np.sum(~np.isfinite(scores)))} NaN or infinite scores "
+                f"out of {scores.size}"
+            )
         classes = scores.shape[1]
         label = None if y is None else checked_labels(y, classes)
         if label is not None and len(label) != len(x):
