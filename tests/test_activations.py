@@ -9,6 +9,7 @@ from keras import ops
 from deel.lip import activations
 from deel.lip import layers
 from deel.lip import vanillaModel
+from deel.lip._differentiation import compiled
 from deel.lip.activations import FullSort
 from deel.lip.activations import GroupSort
 from deel.lip.activations import GroupSort2
@@ -231,3 +232,32 @@ def test_clipped_prelu_counts_as_1_lipschitz_up_to_slope_one():
     # PyTorch replaces the message, which asks to build the layer first.
     with pytest.raises(AttributeError, match="alpha"):
         _ = LipschitzPReLU().alpha
+
+
+@pytest.mark.parametrize("channels", [2, 6, 16, 34])
+def test_pairs_are_sorted_the_same_in_training_and_inference(channels):
+    random = np.random.default_rng(channels)
+    # Few values, so that many pairs are tied; zeros of both signs among them.
+    x = random.integers(-2, 3, (4, 5, 3, channels)).astype("float32")
+    x *= random.choice([-1.0, 1.0], x.shape).astype("float32")
+    factors = random.standard_normal(x.shape).astype("float32")
+    layer = activations.GroupSort2()
+    outputs, gradients = [], []
+    for training in (True, False):
+
+        def sort(x, factors, training=training):
+            return layer(x, training=training)
+
+        def weighted(x, factors, sort=sort):
+            return ops.sum(sort(x, factors) * factors, axis=(1, 2, 3))
+
+        outputs.append(compiled(sort)[0](x, factors))
+        gradients.append(compiled(weighted)[1](x, factors))
+    pairs = x.reshape(-1, 2)
+    np.testing.assert_array_equal(outputs[0], np.sort(pairs).reshape(x.shape))
+    np.testing.assert_array_equal(outputs[1], outputs[0])
+    np.testing.assert_array_equal(gradients[1], gradients[0])
+    swapped = pairs[:, :1] > pairs[:, 1:]
+    factors = factors.reshape(-1, 2)
+    expected = np.where(swapped, factors[:, ::-1], factors)
+    np.testing.assert_array_equal(gradients[0], expected.reshape(x.shape))

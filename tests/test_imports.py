@@ -18,6 +18,7 @@ ORDER = [
     "_validation",
     "_variables",
     "_control_flow",
+    "_compilation",
     "_gradient",
     "_padding",
     "_differentiation",
@@ -68,8 +69,8 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
 EXCEPTIONS = {
-    ("_control_flow", "tensorflow"),
-    ("_control_flow", "jax"),
+    ("_compilation", "tensorflow"),
+    ("_compilation", "jax"),
     ("_variables", "jax"),
     ("callbacks", "tensorflow"),
     ("_differentiation", "tensorflow"),

@@ -7,6 +7,7 @@ import pytest
 from keras import ops
 
 from deel.lip import layers
+from deel.lip._differentiation import compiled
 from deel.lip.layers import ScaledAdaptiveAveragePooling2D
 from deel.lip.layers import ScaledAdaptiveL2NormPooling2D
 from deel.lip.layers import ScaledAveragePooling2D
@@ -59,6 +60,44 @@ def test_gradient_of_the_norm_is_right_and_finite_at_zero(epsilon):
     np.testing.assert_allclose(
         found[:, :, :4], expected.reshape(2, 4, 4, 3), atol=1e-6
     )
+
+
+@pytest.mark.parametrize("epsilon", [0.0, 1e-6])
+@pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
+@pytest.mark.parametrize(
+    ("rank", "shape", "size"),
+    [
+        (1, (12, 3), 4),
+        (2, (4, 6, 3), (2, 3)),
+        (2, (4, 7, 2), 2),
+        (3, (2, 4, 6, 2), (1, 2, 3)),
+    ],
+)
+def test_norms_are_the_same_in_training_and_inference(
+    rank, shape, size, data_format, epsilon
+):
+    backend = keras.backend.backend()
+    if backend == "tensorflow" and data_format == "channels_first":
+        pytest.skip("TensorFlow pools channels last on a CPU")
+    layer_class = getattr(layers, f"ScaledL2NormPooling{rank}D")
+    layer = layer_class(size, data_format=data_format, eps_grad_sqrt=epsilon)
+    x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
+    x[0] = 0.0
+    if data_format == "channels_first":
+        x = np.moveaxis(x, -1, 1)
+    results = []
+    for training in (True, False):
+
+        def norms(x, training=training):
+            return layer(x, training=training)
+
+        def sums(x, norms=norms):
+            return ops.sum(norms(x), axis=tuple(range(1, len(x.shape))))
+
+        results.append((compiled(norms)[0](x), compiled(sums)[1](x)))
+    for trained, inferred in zip(*results, strict=True):
+        np.testing.assert_allclose(trained, inferred, rtol=1e-6, atol=1e-6)
+    assert np.all(results[0][1][0] == 0)
 
 
 @pytest.mark.parametrize(

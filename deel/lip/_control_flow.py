@@ -6,9 +6,6 @@ a second for what takes a millisecond. Where the condition is a known value,
 plain Python decides instead.
 """
 
-import functools
-
-import keras
 from keras import ops
 
 
@@ -40,50 +37,3 @@ def known(predicate):
 def is_known(tensor):
     """Whether a tensor has values by now: False while a graph is traced."""
     return known(ops.any(ops.isfinite(tensor))) is not None
-
-
-def traced_once(function):
-    """Decorator: layers of equal shapes share one graph of a pure function.
-
-    Tracing takes far longer than the kernels of small layers take to run.
-    Compiled steps of Keras contain a call of the shared graph; what computes
-    eagerly calls the function itself.
-
-    Args:
-        function: Takes tensors by position and settings, which are hashable,
-            by keyword. Not differentiated.
-    """
-    graph_of = functools.lru_cache(
-        lambda **settings: _graph(functools.partial(function, **settings))
-    )
-
-    @functools.wraps(function)
-    def called(*tensors, **settings):
-        if _is_traced(tensors[0]):
-            return graph_of(**settings)(*tensors)
-        return function(*tensors, **settings)
-
-    return called
-
-
-def _graph(function):
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.function(function, autograph=False)
-    import jax
-
-    return jax.jit(function)
-
-
-def _is_traced(tensor):
-    """Whether a graph is being traced, on the backends that trace graphs."""
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
-
-        return tf.inside_function()
-    if keras.backend.backend() == "jax":
-        import jax
-
-        return isinstance(tensor, jax.core.Tracer)
-    return False

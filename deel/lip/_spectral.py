@@ -5,9 +5,9 @@ import numpy as np
 from keras import ops
 
 from deel.lip import _orthogonal
+from deel.lip._compilation import traced_once
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._control_flow import cond
-from deel.lip._control_flow import traced_once
 from deel.lip._gradient import custom_gradient
 from deel.lip._parametrization import Parametrization
 from deel.lip._validation import positive_int

@@ -6,6 +6,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._compilation import fused
+from deel.lip._compilation import has_fast_strides
 from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
@@ -13,7 +15,7 @@ from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.constraints import WeightClipConstraint
 
-# Most channels that one small matrix product sorts; see `_sort_pairs`.
+# Most channels that one small matrix product sorts; see `_sort_by_products`.
 _BLOCK = 16
 
 
@@ -97,12 +99,12 @@ class GroupSort(_Activation):
     def build(self, input_shape):
         self._group_size(input_shape[-1])
 
-    def call(self, inputs):
+    def call(self, inputs, training=False):
         size = self._group_size(inputs.shape[-1])
         if size == 1:
             return self._scaled(inputs)
         if size == 2:
-            return self._scaled(_sort_pairs(inputs))
+            return self._scaled(_sort_pairs(inputs, training))
         return self._scaled(_sort_groups(inputs, size))
 
     def _group_size(self, channels):
@@ -411,16 +413,55 @@ def _sort_groups(inputs, size):
     return ops.reshape(ops.sort(groups, axis=-1), shape)
 
 
-@custom_gradient
-def _sort_pairs(inputs):
+def _sort_pairs(inputs, training):
     """Sorts pairs of neighbours on the last axis, exactly.
 
-    The difference within each pair and the exchange of its two values are
-    products with small constant matrices, which run at the speed of memory
-    where strided access to every other channel does not. Both are exact: each
-    entry is a sum with at most two terms, and one with a factor 1 for the
-    exchange. The gradient takes the same exchange, so nothing but one Boolean
-    for each value is kept for it. A tie is left as it is. Values must be
+    The gradient takes the same exchange as the values, so nothing but Booleans
+    is kept for it. A tie is left as it is.
+    """
+    if has_fast_strides(training):
+        return _sort_by_halves(inputs)
+    return _sort_by_products(inputs)
+
+
+@custom_gradient
+def _sort_by_halves(inputs):
+    """The first values of all pairs against the second ones."""
+    swap = _descending(inputs)
+
+    def gradient(upstream):
+        return _exchange(upstream, swap)
+
+    return _exchange(inputs, swap), gradient
+
+
+@fused
+def _descending(x):
+    first, second = _halves(x)
+    return first > second
+
+
+@fused
+def _exchange(x, swap):
+    first, second = _halves(x)
+    pairs = [ops.where(swap, second, first), ops.where(swap, first, second)]
+    return ops.reshape(ops.stack(pairs, axis=-1), ops.shape(x))
+
+
+def _halves(x):
+    """First and second values of the pairs, each `(pixels, channels / 2)`."""
+    pairs = ops.reshape(x, (-1, x.shape[-1] // 2, 2))
+    return pairs[..., 0], pairs[..., 1]
+
+
+@custom_gradient
+def _sort_by_products(inputs):
+    """The same from operations that all run at the speed of memory.
+
+    For TensorFlow alone, where access to every other channel is slow. The
+    difference within each pair and the exchange of its two values are products
+    with small constant matrices. Both are exact: each entry is a sum with at
+    most two terms, and one with a factor 1 for the exchange. Values must be
     finite, since the products multiply the other channels by 0.
     """
     exchange, difference = _pair_matrices(inputs.shape[-1], inputs.dtype)

@@ -6,6 +6,8 @@ import numbers
 import keras
 from keras import ops
 
+from deel.lip._compilation import fused
+from deel.lip._compilation import has_fast_strides
 from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
@@ -73,9 +75,28 @@ class _WindowL2Norm(_WindowPooling):
         super().__init__(*args, **kwargs)
         self.eps_grad_sqrt = _checked_epsilon(eps_grad_sqrt)
 
-    def call(self, inputs):
-        mean_square = super().call(ops.square(inputs))
-        return _root(mean_square + self.eps_grad_sqrt) * self._get_coef()
+    def call(self, inputs, training=False):
+        windows = self._windows(inputs.shape)
+        if windows is not None and has_fast_strides(training):
+            norms = _norms_of_windows(inputs, *windows, self.eps_grad_sqrt)
+        else:
+            mean_square = super().call(ops.square(inputs))
+            norms = _root(mean_square + self.eps_grad_sqrt)
+        return norms * self._get_coef()
+
+    def _windows(self, shape):
+        """The shape of inputs whose spatial axes are split, and the new axes.
+
+        None if windows do not fill the image, or if its size is not known.
+        """
+        first = first_spatial_axis(self.data_format)
+        split, axes = [-1, *shape[1:first]], []
+        for length, size in zip(shape[first:], self.pool_size, strict=False):
+            if length is None or length % size:
+                return None
+            axes.append(len(split) + 1)
+            split += [length // size, size]
+        return (*split, *shape[first + self._spatial_rank :]), tuple(axes)
 
     def get_config(self):
         return {**super().get_config(), "eps_grad_sqrt": self.eps_grad_sqrt}
@@ -834,8 +855,47 @@ def _checked_epsilon(eps_grad_sqrt):
     return float(eps_grad_sqrt)
 
 
-@custom_gradient
-def _root(x):
+def _norms_of_windows(inputs, shape, axes, epsilon):
+    """Root of the mean square of each window, and of `epsilon`.
+
+    With a gradient that reads and writes the image once.
+
+    Args:
+        inputs: Tensor.
+        shape: Tuple, the shape of `inputs` with its spatial axes split.
+        axes: Tuple of integers, the axes within windows.
+        epsilon: Float.
+    """
+
+    @custom_gradient
+    def pooled(inputs):
+        squares = _mean_squares(inputs, shape=shape, axes=axes)
+        norms, slope_of = _root_and_slope(squares + epsilon)
+
+        def gradient(upstream):
+            size = math.prod(shape[axis] for axis in axes)
+            factors = slope_of(upstream) * (2.0 / size)
+            return _times_windows(inputs, factors, shape=shape, axes=axes)
+
+        return norms, gradient
+
+    return pooled(inputs)
+
+
+@fused
+def _mean_squares(inputs, shape, axes):
+    return ops.mean(ops.square(ops.reshape(inputs, shape)), axis=axes)
+
+
+@fused
+def _times_windows(inputs, factors, shape, axes):
+    """Multiplies each window by its factor."""
+    ones = [1 if axis in axes else n for axis, n in enumerate(shape)]
+    product = ops.reshape(inputs, shape) * ops.reshape(factors, ones)
+    return ops.reshape(product, ops.shape(inputs))
+
+
+def _root_and_slope(x):
     """Square root whose gradient at zero is zero instead of infinite."""
     root = ops.sqrt(x)
 
@@ -845,3 +905,6 @@ def _root(x):
         return upstream * slope
 
     return root, gradient
+
+
+_root = custom_gradient(_root_and_slope)
