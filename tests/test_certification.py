@@ -671,7 +671,7 @@ def test_rounding_counts_what_is_subtracted_and_added_again(name):
     model = with_layers(normalize, keras.layers.Dense(1), shape=(1,))
     values = {"mean": 1e6, "moving_mean": 1e6, "beta": 1e6, "bias": 1e6}
     for weight in normalize.weights:
-        weight.assign([values.get(weight.name, 1.0)] if weight.shape else 1.0)
+        weight.assign(np.full(weight.shape, values.get(weight.name, 1.0)))
     model.layers[-1].set_weights([np.ones((1, 1)), np.zeros(1)])
     # Numbers near a million are 1/16 apart in float32.
     certificates = certify(model, [[0.05]])

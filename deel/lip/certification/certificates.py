@@ -558,24 +558,33 @@ def _rounding_unit():
     """How far products of this backend and device are from exact ones.
 
     At least the rounding unit of float32. Some devices round the factors of
-    float32 products to fewer digits; a product and a convolution show it.
+    float32 products to fewer digits, and fast algorithms for convolutions add
+    errors of their own; one product and two convolutions show it.
     """
-    unit = float(np.finfo("float32").eps) / 2
     generator = np.random.default_rng(0)
-    left = generator.standard_normal((64, 64)).astype("float32")
-    right = generator.standard_normal((64, 64)).astype("float32")
-    exact = left.astype("float64") @ right.astype("float64")
+    image = generator.standard_normal((1, 8, 8, 64)).astype("float32")
+    kernel = generator.standard_normal((3, 3, 64, 64)).astype("float32")
+    pixels, matrix = image.reshape(64, 64), kernel[0, 0]
+    exact = image.astype("float64")
+    windows = np.lib.stride_tricks.sliding_window_view(exact, (3, 3), (1, 2))
     product = ops.matmul(
-        ops.convert_to_tensor(left), ops.convert_to_tensor(right)
+        ops.convert_to_tensor(pixels), ops.convert_to_tensor(matrix)
     )
-    convolution = ops.conv(
-        ops.convert_to_tensor(left.reshape(1, 8, 8, 64)),
-        ops.convert_to_tensor(right.reshape(1, 1, 64, 64)),
-        data_format="channels_last",
-    )
-    for found in (product, convolution):
-        found = ops.convert_to_numpy(found).reshape(64, 64)
-        error = np.linalg.norm(found - exact) / np.linalg.norm(exact)
-        # Sums of 64 terms are wrong by less than eight units.
+    pairs = [(product, exact.reshape(64, 64) @ matrix.astype("float64"))]
+    for taps, expected in (
+        (kernel[:1, :1], exact @ matrix.astype("float64")),
+        (kernel, np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
+    ):
+        found = ops.conv(
+            ops.convert_to_tensor(image),
+            ops.convert_to_tensor(taps),
+            data_format="channels_last",
+        )
+        pairs.append((found, expected))
+    unit = float(np.finfo("float32").eps) / 2
+    for found, expected in pairs:
+        found = ops.convert_to_numpy(found)
+        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
+        # Sums of 64 terms and more are wrong by less than eight units.
         unit = max(unit, float(error) / 8)
     return unit
