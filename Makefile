@@ -1,13 +1,14 @@
 # Everything a checkout needs, from nothing but Python and make.
 #   make demo    train, certify, attack and export a classifier
 #   make test    the test suite (TensorFlow)
+#   make bench   what the constraint costs, in two minutes
 #   make doc     the documentation, in doc/_build/html
 
 PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-jax test-torch doc doc-links notebooks lint format clean
+.PHONY: demo test bench test-jax test-torch doc doc-links notebooks lint format clean
 
 $(VENV)/ready: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,11 @@ doc-links: $(VENV)/ready-doc
 # with mnist.npz and cifar10.npz; without it, Keras downloads the data.
 notebooks: $(VENV)/ready-doc
 	$(VENV)/bin/python doc/run_notebooks.py
+
+# The long form, with memory and the large networks, is without these options.
+bench: $(VENV)/ready
+	$(VENV)/bin/python benchmarks/training.py mnist-conv mnist-mlp mlp-512 \
+	    --steps-only --seconds 0.5
 
 # The other backends, each in an environment without TensorFlow.
 .venv-%/ready: setup.py

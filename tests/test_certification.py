@@ -942,6 +942,22 @@ def test_command_catches_planted_violations(tmp_path, plant, capsys):
         assert "'planted'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("option", ["--limit", "--attack"])
+def test_command_refuses_negative_counts(option, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        run_command(tmp_path, small_network(), option, -1)
+    assert "expected zero or more" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("dtype", "factor"), [("uint8", 255), ("int64", 1)])
+def test_command_divides_pixels_and_no_other_integers(dtype, factor, tmp_path):
+    command = importlib.import_module("deel.lip.certification.__main__")
+    x = np.arange(12).reshape(3, 4).astype(dtype)
+    np.savez(tmp_path / "data.npz", x=x, y=np.zeros(3))
+    found, _ = command._read(tmp_path / "data.npz", (None, 4))
+    np.testing.assert_allclose(found, x / factor, rtol=1e-6)
+
+
 def test_command_says_what_is_wrong_with_its_files(tmp_path, capsys):
     command = importlib.import_module("deel.lip.certification.__main__")
     assert command.main([str(tmp_path / "absent.keras")]) == 2

@@ -86,10 +86,13 @@ def _parse_arguments(argv):
         "--data",
         metavar="FILE.npz",
         help="samples and labels to certify: arrays x_test and y_test, or x "
-        "and y. Integer images are divided by 255",
+        "and y. Bytes (uint8) are pixels, and divided by 255",
     )
     parser.add_argument(
-        "--limit", type=int, metavar="N", help="use the first samples only"
+        "--limit",
+        type=_count,
+        metavar="N",
+        help="use the first samples only",
     )
     parser.add_argument(
         "--epsilons",
@@ -100,12 +103,19 @@ def _parse_arguments(argv):
     )
     parser.add_argument(
         "--attack",
-        type=int,
+        type=_count,
         default=0,
         metavar="N",
         help="attack the first samples, within and beyond their certificates",
     )
     return parser.parse_args(argv)
+
+
+def _count(text):
+    count = int(text)
+    if count < 0:
+        raise argparse.ArgumentTypeError(f"expected zero or more, not {text}")
+    return count
 
 
 def _numbers(text):
@@ -178,7 +188,8 @@ def _read(path, input_shape):
                 f"Expected arrays x_test and y_test, or x and y, in '{path}'. "
                 f"Received: {file.files}"
             )
-    if np.issubdtype(x.dtype, np.integer):
+    if x.dtype == np.uint8:
+        print("Pixels are divided by 255.")
         x = x / 255.0
     # Gray images may come without an axis for their only channel.
     if x.ndim + 1 == len(input_shape) and input_shape[-1] == 1:
