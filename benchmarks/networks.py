@@ -142,7 +142,12 @@ def _cifar_conv_stock(width):
     inputs = x = keras.Input((32, 32, 3))
     for index, block in enumerate(BLOCKS):
         for filters in block:
-            x = layers.Conv2D(_even(filters, width), 3, padding="same")(x)
+            x = layers.Conv2D(
+                _even(filters, width),
+                3,
+                padding="same",
+                kernel_initializer="orthogonal",
+            )(x)
             x = layers.ReLU()(x)
         if index < len(BLOCKS) - 1:
             x = layers.AveragePooling2D(2)(x)

@@ -1,7 +1,7 @@
 """What the constraint costs: our networks beside their stock twins.
 
-Time of a training step, time of inference (before and after export) and peak
-memory, as ratios to the same network of stock Keras layers.
+Time of a training step, of inference (before and after export) and of building,
+and peak memory, as ratios to the same network of stock Keras layers.
 
     python benchmarks/training.py
     python benchmarks/training.py mlp-512 --width 2 --batch 512 --jit
@@ -86,10 +86,31 @@ def measure_network(name, args):
             found[f"inference_{key}_ratio"] = measure.ratio(
                 times[key], times["stock"]
             )
+        builds = measure.in_turns(
+            {
+                "ours": building_task(network.ours, width),
+                "stock": building_task(network.stock, width),
+            },
+            3,
+        )
+        found["build"] = {
+            key: measure.summary(value) for key, value in builds.items()
+        }
+        found["build_ratio"] = measure.ratio(builds["ours"], builds["stock"])
         memory = {key: peak_memory(name, key, args) for key in _KINDS}
         found["memory"] = memory
         found["memory_ratio"] = memory["ours"] / memory["stock"]
     return found
+
+
+def building_task(build, width):
+    """A task that builds a network, with its weights."""
+
+    def built():
+        build(width)
+        return ()
+
+    return measure.repeated(built)
 
 
 def peak_memory(name, kind, args):
@@ -135,12 +156,13 @@ def print_results(results):
         return f"{times['median']:.1f} ({low:.1f}-{high:.1f})"
 
     columns = ["network", "step, ms", "stock", "ratio"]
-    columns += ["inference", "exported", "memory"]
+    columns += ["inference", "exported", "build", "memory"]
     rows = []
     for name, found in results.items():
         row = [name, milliseconds(found["step"]["ours"])]
         row += [milliseconds(found["step"]["stock"])]
-        ratios = ("step", "inference_ours", "inference_exported", "memory")
+        ratios = ("step", "inference_ours", "inference_exported")
+        ratios += ("build", "memory")
         for key in ratios:
             value = found.get(f"{key}_ratio")
             row.append("" if value is None else f"{value:.2f}")
