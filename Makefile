@@ -53,6 +53,12 @@ bench: $(VENV)/ready
 	.venv-$*/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
+# JAX compiles hundreds of small functions; each is compiled once for both
+# processes, and not again in the next run.
+test-jax: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv-jax/compiled
+test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
+
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto
 
