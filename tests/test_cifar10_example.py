@@ -84,11 +84,6 @@ def test_full_network_has_the_known_number_of_parameters():
         assert shape in shapes
 
 
-def test_certificate_is_half_the_lead_of_the_first_score():
-    scores = np.array([[1.0, 5.0, 2.0], [-1.0, -4.0, -1.5]])
-    np.testing.assert_allclose(program.certificates(scores), [1.5, 0.25])
-
-
 def test_batches_drop_what_is_left_over_and_are_centred():
     x, labels = images(50)
     y = keras.utils.to_categorical(labels, 10)

@@ -19,6 +19,7 @@ from deel.lip.losses import HingeMargin
 # The examples import their shared module by its bare name, as scripts do.
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 common = importlib.import_module("common")
+attack_exported = importlib.import_module("attack_exported")
 demo = importlib.import_module("demo")
 keras_walkthrough = importlib.import_module("keras_walkthrough")
 mnist_binary = importlib.import_module("mnist_binary")
@@ -296,3 +297,39 @@ def test_walkthrough_scales_flattens_and_selects(mnist_like):
     assert train[1].shape == (30, 10)
     assert test[0].shape == (50, 784)
     assert 0.9 < train[0].max() <= 1.0
+
+
+def test_foreign_attacks_are_compared_with_certificates(
+    tmp_path, monkeypatch, capsys
+):
+    if keras.backend.backend() != "torch":
+        pytest.skip("the packages attack torch modules")
+    random = np.random.default_rng(0)
+    model = keras.Sequential(
+        [
+            keras.Input((4, 4, 1)),
+            keras.layers.Flatten(),
+            SpectralDense(10),
+        ]
+    )
+    model.save(tmp_path / "model.keras")
+    x = random.uniform(size=(12, 4, 4))
+    y = np.argmax(model.predict(x[..., None], verbose=0), axis=-1)
+    path = tmp_path / "data.npz"
+    np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+
+    def nothing_found(module, images, labels, epsilon, steps):
+        assert images.shape == (12, 1, 4, 4)
+        return np.ones(len(labels), bool)
+
+    def all_found(module, images, labels, epsilon, steps):
+        return np.zeros(len(labels), bool)
+
+    words = [str(tmp_path / "model.keras"), "--data", str(path)]
+    words += ["--epsilon", "0.001"]
+    for attack, status in ((nothing_found, 0), (all_found, 1)):
+        monkeypatch.setattr(attack_exported, "ATTACKS", {"one": attack})
+        assert attack_exported.main(words) == status
+    printed = capsys.readouterr().out
+    assert "Accuracy on 12 images: 1.0000" in printed
+    assert "0 certificates broken" in printed
