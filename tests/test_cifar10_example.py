@@ -84,6 +84,12 @@ def test_full_network_has_the_known_number_of_parameters():
         assert shape in shapes
 
 
+def test_certificate_is_half_the_lead_divided_by_the_constant():
+    scores = np.array([[1.0, 5.0, 2.0], [-1.0, -4.0, -1.5]])
+    np.testing.assert_allclose(program.certificates(scores, 1.0), [1.5, 0.25])
+    np.testing.assert_allclose(program.certificates(scores, 0.5), [3.0, 0.5])
+
+
 def test_batches_drop_what_is_left_over_and_are_centred():
     x, labels = images(50)
     y = keras.utils.to_categorical(labels, 10)
