@@ -3,9 +3,9 @@
 The network is functional, the loss learns one margin for each class along with
 the weights (`LossVariableModel`). What is trained is then exported to plain
 Keras, certified, explained by its gradient and attacked: no adversarial image
-may be closer than the certificate of the original. Eleven convolutions promise
-a constant of one and keep far below it, so that the constant is computed anew
-from the weights, which makes certificates many times larger.
+may be closer than the certificate of the original. Certificates take
+the constant that the weights prove, which may lie below the one that the layers
+promise.
 
 One scale of the pixels goes with the other settings, and it is this: grey
 levels between 0 and 255, minus their mean, times 16. Eleven convolutions weaken
