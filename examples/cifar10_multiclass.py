@@ -392,7 +392,7 @@ def draw_attack(path, model, x, found, radii, distances):
         row[1].set_title(CLASS_NAMES[after[index]], fontsize=9)
         row[2].imshow(difference / max(difference.max(), 1e-12))
         row[2].set_title(
-            f"certified {radii[index] / SCALE:.2f}, "
+            f"certified {radii[index] / SCALE:.4f}, "
             f"found {distances[index] / SCALE:.2f}",
             fontsize=9,
         )
@@ -430,7 +430,7 @@ def print_attack(labels, radii, distances):
     print("  class         certified       found")
     radii, distances = radii / SCALE, distances / SCALE
     for label, radius, distance in zip(labels, radii, distances, strict=True):
-        print(f"  {CLASS_NAMES[label]:<12}{radius:11.3f}{distance:12.3f}")
+        print(f"  {CLASS_NAMES[label]:<12}{radius:11.5f}{distance:12.3f}")
 
 
 def parse_arguments(argv=None):
@@ -520,7 +520,7 @@ def main(argv=None):
     constant = lipschitz_bound(vanilla_model, by_output=True)
     print(f"Proven Lipschitz constant of each score: {constant:.5f}")
     radii = certificates(vanilla_model.predict(x, verbose=0), constant)
-    print(f"Certificates in grey levels: {np.round(radii / SCALE, 3)}")
+    print(f"Certificates in grey levels: {np.round(radii / SCALE, 5)}")
     attacked = carlini_wagner(vanilla_model, x, labels, args.attack_steps)
     results = {
         "history": history,
