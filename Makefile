@@ -59,6 +59,10 @@ test-jax: export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.venv-jax/compiled
 test-jax: export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
 test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 
+# One thread for each process of the tests: threads of PyTorch wait for each
+# other by spinning, which is slow where processes share the cores.
+test-torch: export OMP_NUM_THREADS := 1
+
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto
 
