@@ -83,7 +83,10 @@ def unit_scale(w, axis=None):
     """
     scale = ops.stop_gradient(ops.max(ops.abs(w), axis=axis, keepdims=True))
     scale = ops.where(scale > 0, scale, ops.ones_like(scale))
-    return w / scale, scale
+    # Compilers divide by multiplying with the reciprocal, which is lost below
+    # the smallest normal number if the scale is near the largest one.
+    root = 1.0 / ops.sqrt(scale)
+    return w * root * root, scale
 
 
 def gram_bound(gram):
