@@ -158,6 +158,9 @@ def _norm(x, axis=None):
     Scaled before it is squared, so that squares neither overflow nor vanish.
     The scale cancels, also from the derivative.
     """
+    if axis is None:
+        # Written out: Keras' max and sum drop all axes on PyTorch otherwise.
+        axis = tuple(range(len(x.shape)))
     scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
     is_zero = scale == 0
     scale = ops.where(is_zero, ops.ones_like(scale), scale)
