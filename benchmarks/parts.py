@@ -23,7 +23,7 @@ from keras import ops
 from deel.lip import layers
 from deel.lip import losses
 from deel.lip._orthogonal import divide_by_norm
-from deel.lip._orthogonal import orthogonalize
+from deel.lip._orthogonal import polar
 from deel.lip._orthogonal import project_on_tangent
 
 # Matrices of dense layers and of 3x3 convolutions.
@@ -39,9 +39,9 @@ def normalisations(rng):
         moved = q + 1e-3 * rng.standard_normal(w.shape)
         cases = {
             "one product": (lambda x: ops.matmul(ops.transpose(x), x), moved),
-            "retraction": (lambda x: orthogonalize(x, 1e-3, 15), moved),
-            "exact": (lambda x: orthogonalize(x, 1e-7, 15), moved),
-            "from scratch": (lambda x: orthogonalize(x, 1e-7, 15), w),
+            "retraction": (lambda x: polar(x, 1e-3, 15), moved),
+            "exact": (lambda x: polar(x, 1e-7, 15), moved),
+            "from scratch": (lambda x: polar(x, 1e-7, 15), w),
             "norm only": (divide_by_norm, w),
             "tangent": (lambda x: project_on_tangent(x, x), moved),
         }

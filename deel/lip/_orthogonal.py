@@ -52,6 +52,9 @@ _BLOCK = 64
 
 _TINY = float(np.finfo(np.float32).tiny)
 
+# Below this mean square, products of entries may lose digits to underflow.
+_LEAST_SQUARE = 1e-10
+
 # Squarings of the Gram iteration: the bound is within m^(1/2^(t+1)) of sigma.
 _SQUARINGS = 6
 
@@ -103,10 +106,8 @@ def gram_bound(gram):
     Returns:
         A scalar tensor, greater than zero also for a zero matrix.
     """
-    size = gram.shape[-1]
-    identity = ops.eye(size, dtype=gram.dtype)
-    mean = ops.sum(gram * identity) / size
-    spread = mean + _norm(gram - mean * identity)
+    mean = _trace(gram) / gram.shape[-1]
+    spread = mean + _norm(gram - mean * _identity(gram))
 
     power = gram
     log_scale = 0.0
@@ -138,7 +139,7 @@ def divide_by_norm(w):
     return w / ops.sqrt(bound)
 
 
-def orthogonalize(w, tolerance, max_steps):
+def polar(w, tolerance, max_steps):
     """Semi-orthogonal factor of the polar decomposition, never expanding.
 
     Not meant to be differentiated: pair it with `project_on_tangent`.
@@ -150,39 +151,59 @@ def orthogonalize(w, tolerance, max_steps):
             cost closeness to 1, never soundness.
 
     Returns:
-        Tensor of shape `(n, m)` with the singular vectors of `w`; singular
+        A tensor of shape `(n, m)` with the singular vectors of `w`; singular
         values are at most 1, and within `tolerance` of 1 unless they were
-        below about a thousandth of the largest one.
+        below about a thousandth of the largest one. And the scale of `w`, a
+        tensor `(1, 1)`: the root mean square of its singular values, 1 if they
+        are all zero.
     """
     if w.shape[0] < w.shape[1]:
-        return ops.transpose(
-            orthogonalize(ops.transpose(w), tolerance, max_steps)
-        )
-    defect = _defect(w)
+        factor, scale = polar(ops.transpose(w), tolerance, max_steps)
+        return ops.transpose(factor), scale
+    # The common case first, with nothing but its Gram matrix: a multiple of a
+    # nearly orthogonal one. What overflows is NaN or infinite, hence not near.
+    gram = _gram(w)
+    mean_square = _trace(gram) / w.shape[1]
+    defect = _identity(gram) - gram / mean_square
     residual = _norm(defect)
+    near = ops.logical_and(mean_square > _LEAST_SQUARE, residual < NEAR)
     predicted = _predicted(defect, residual)
 
     def one_step():
-        return _cubic_step(w, defect)
+        scale = ops.sqrt(mean_square)
+        return _cubic_step(w / scale, defect), scale
 
     def many_steps():
-        return _iterate(w, residual, tolerance, max_steps)
+        # In two steps, since the scale of finite entries may be infinite.
+        unit, _ = unit_scale(w)
+        scale = _mean_scale(w)
+        start = cond(
+            near,
+            lambda: unit / _mean_scale(unit),
+            lambda: _approach(unit, max_steps - 1),
+        )
+        return _iterate(start, tolerance, max_steps), scale
 
-    return cond(
-        ops.logical_and(residual < NEAR, predicted <= tolerance),
-        one_step,
-        many_steps,
+    factor, scale = cond(
+        ops.logical_and(near, predicted <= tolerance), one_step, many_steps
     )
+    return factor, ops.reshape(scale, (1, 1))
 
 
-def _iterate(w, residual, tolerance, max_steps):
-    w = cond(residual < NEAR, lambda: w, lambda: _approach(w, max_steps - 1))
+def _mean_scale(w):
+    """Root mean square of the singular values, a scalar; 1 for zeros."""
+    unit, largest = unit_scale(w)
+    mean = ops.sqrt(ops.sum(ops.square(unit)) / min(w.shape))
+    mean = ops.squeeze(mean * largest)
+    return ops.where(mean > 0, mean, ops.ones_like(mean))
 
+
+def _iterate(w, tolerance, max_steps):
     def unfinished(w, predicted, step):
         return ops.logical_and(predicted > tolerance, step < max_steps)
 
     def improve(w, predicted, step):
-        defect = _defect(w)
+        defect = _identity(w) - _gram(w)
         predicted = _predicted(defect, _norm(defect))
         return _cubic_step(w, defect), predicted, step + 1
 
@@ -205,8 +226,13 @@ def _cubic_step(w, defect):
     return w + 0.5 * ops.matmul(w, defect)
 
 
-def _defect(w):
-    return ops.eye(w.shape[1], dtype=w.dtype) - _gram(w)
+def _identity(w):
+    """Identity matrix of the columns of `w`."""
+    return ops.eye(w.shape[1], dtype=w.dtype)
+
+
+def _trace(gram):
+    return ops.sum(gram * _identity(gram))
 
 
 def _gram(w):

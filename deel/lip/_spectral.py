@@ -53,7 +53,7 @@ def spectral_constraint(
     matrix = _orthogonal.as_matrix(kernel)
     if orthogonal:
         known = ops.stop_gradient(matrix)
-        nearest = _nearest(known, _EXACT, max_steps, groups)
+        nearest, _ = _nearest(known, _EXACT, max_steps, groups)
         constrained = _with_tangent_gradient(matrix, nearest, groups)
     else:
         constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
@@ -64,24 +64,21 @@ def _by_group(function, groups, *matrices):
     """Applies a function of matrices to each block of their columns."""
     if groups == 1:
         return function(*matrices)
-    blocks = zip(*(ops.split(x, groups, axis=1) for x in matrices), strict=True)
+    blocks = zip(*(_blocks(groups, x) for x in matrices), strict=True)
     return ops.concatenate([function(*block) for block in blocks], axis=1)
 
 
-def _mean_scale(matrix):
-    """Root mean square of the singular values, `(1, 1)`; 1 for zeros.
-
-    The scale s of a matrix s Q with Q (semi-)orthogonal.
-    """
-    unit, largest = _orthogonal.unit_scale(matrix)
-    mean = ops.sqrt(ops.sum(ops.square(unit)) / min(matrix.shape)) * largest
-    # Torch keeps no axes where the maximum of all entries is asked for.
-    mean = ops.reshape(mean, (1, 1))
-    return ops.where(mean > 0, mean, ops.ones_like(mean))
+def _blocks(groups, matrix):
+    return [matrix] if groups == 1 else ops.split(matrix, groups, axis=1)
 
 
 def _nearest(matrix, tolerance, max_steps, groups):
-    """The (semi-)orthogonal matrix nearest to each group of columns."""
+    """The (semi-)orthogonal matrix nearest to each group of columns.
+
+    Returns:
+        A tensor like `matrix`, and the scale of `matrix`, `(1, 1)`; see
+        `_orthogonal.polar`.
+    """
     # A tensor: one graph serves each tolerance.
     tolerance = ops.convert_to_tensor(tolerance, dtype=matrix.dtype)
     return _nearest_of(matrix, tolerance, max_steps=max_steps, groups=groups)
@@ -89,15 +86,16 @@ def _nearest(matrix, tolerance, max_steps, groups):
 
 @traced_once
 def _nearest_of(matrix, tolerance, max_steps, groups):
-
-    def orthogonalized(block):
-        # Without its scale, a matrix near s Q is near to an orthogonal one.
-        # In two steps, since the scale of finite entries may be infinite.
-        block, _ = _orthogonal.unit_scale(block)
-        block = block / _mean_scale(block)
-        return _orthogonal.orthogonalize(block, tolerance, max_steps)
-
-    return _by_group(orthogonalized, groups, matrix)
+    parts = [
+        _orthogonal.polar(block, tolerance, max_steps)
+        for block in _blocks(groups, matrix)
+    ]
+    if groups == 1:
+        return parts[0]
+    factors, scales = zip(*parts, strict=True)
+    # A common scale, only to be of their size: the mean cannot overflow.
+    scale = ops.mean(ops.concatenate(scales), axis=0, keepdims=True)
+    return ops.concatenate(factors, axis=1), scale
 
 
 def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):
@@ -116,13 +114,13 @@ def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):
     @custom_gradient
     def pass_on(matrix, value):
         def gradient(upstream):
+            factor = value if coefficient == 1.0 else value / coefficient
             tangent = _by_group(
-                _orthogonal.project_on_tangent,
-                groups,
-                value / coefficient,
-                upstream,
+                _orthogonal.project_on_tangent, groups, factor, upstream
             )
-            return tangent * coefficient, ops.zeros_like(value)
+            if coefficient != 1.0:
+                tangent = coefficient * tangent
+            return tangent, ops.zeros_like(value)
 
         return ops.multiply(value, 1.0), gradient
 
@@ -215,7 +213,7 @@ class Spectral(Parametrization):
             return stored, vector, sigma
 
         def renew():
-            nearest = self._nearest(known, _FORWARD)
+            nearest, _ = self._nearest(known, _FORWARD)
             return self._scaled(nearest), *measured()
 
         # A copy: on torch a tensor shares the memory of its variable, which
@@ -251,9 +249,9 @@ class Spectral(Parametrization):
             return super().retract(kernel)
         moved = full(kernel)
         matrix = _orthogonal.as_matrix(moved)
-        nearest = self._nearest(matrix, self.eps_bjorck)
+        nearest, scale = self._nearest(matrix, self.eps_bjorck)
         # It has no effect, so it is kept where every dtype has its digits.
-        sigma = ops.clip(_mean_scale(matrix), *_SCALES)
+        sigma = ops.clip(scale, *_SCALES)
         stored = self._scaled(nearest)
         store(self.wbar, ops.reshape(stored, moved.shape))
         store(self.sigma, sigma)
@@ -273,7 +271,10 @@ class Spectral(Parametrization):
         An exact comparison, not a tolerance: it says that the proof made when
         `wbar` was written holds for the kernel at hand.
         """
-        return ops.all(ops.equal(self._multiple(stored, sigma), matrix))
+        # Equal without comparing each entry, which is not vectorised on CPUs.
+        # NaN propagates through sums, and is not zero.
+        difference = self._multiple(stored, sigma) - matrix
+        return ops.sum(ops.abs(difference)) == 0
 
     def _power_step(self, matrix, vector):
         """One step of the power iteration, from the vector of the last call."""
