@@ -10,6 +10,7 @@ from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._validation import require_built
 from deel.lip._variables import host
+from deel.lip._variables import retracting
 
 
 class _KernelsInUse(threading.local):
@@ -123,13 +124,14 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             del _in_use.by_layer[id(self)]
 
     def _after_update(self, kernel):
-        if self.kernel_constraint is None:
-            return self.parametrization.retract(kernel)
-        # A retraction would undo what the user asked for; soundness does not
-        # depend on it.
-        kernel = self.kernel_constraint(kernel)
-        self.parametrization.refresh(kernel)
-        return kernel
+        with retracting():
+            if self.kernel_constraint is None:
+                return self.parametrization.retract(kernel)
+            # A retraction would undo what the user asked for; soundness does
+            # not depend on it.
+            kernel = self.kernel_constraint(kernel)
+            self.parametrization.refresh(kernel)
+            return kernel
 
     def _linear_output_shape(self, input_shape):
         """Shape of the output of the stock layer, before the activation."""

@@ -1,4 +1,7 @@
-"""Reading the value of a variable."""
+"""Reading and writing the values of variables."""
+
+import contextlib
+import threading
 
 import keras
 from keras import ops
@@ -17,6 +20,45 @@ def host(variable):
     return ops.convert_to_numpy(ops.copy(variable))
 
 
+class _Retractions(threading.local):
+    """What is stored after the update of an optimizer, by id of variable.
+
+    Attributes:
+        values: Dictionary to add to; None where nobody asks for it.
+        running: Whether an optimizer has just moved the kernel at hand.
+    """
+
+    values = None
+    running = False
+
+
+_retractions = _Retractions()
+
+
+@contextlib.contextmanager
+def gathered_retractions():
+    """Gathers what retractions store, in a dictionary by id of the variable.
+
+    On JAX an optimizer is a function of the trained variables alone, which
+    drops all other state.
+    """
+    _retractions.values = {}
+    try:
+        yield _retractions.values
+    finally:
+        _retractions.values = None
+
+
+@contextlib.contextmanager
+def retracting():
+    """Surrounds what a layer does after an optimizer has moved its kernel."""
+    _retractions.running = True
+    try:
+        yield
+    finally:
+        _retractions.running = False
+
+
 def store(variable, value):
     """Assigns a tensor to a variable that belongs to this library.
 
@@ -27,6 +69,9 @@ def store(variable, value):
     donated to a compiled step.
     """
     if keras.backend.backend() == "jax":
+        if _retractions.running and _retractions.values is not None:
+            copied = ops.copy(ops.cast(value, variable.dtype))
+            _retractions.values[id(variable)] = copied
         if _leaks(variable, value):
             return
         value = ops.copy(value)

@@ -13,6 +13,7 @@ from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip._validation import require_built
+from deel.lip._variables import gathered_retractions
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import FrobeniusDense
@@ -51,6 +52,23 @@ class _LipschitzModel(Condensable):
         self.compile(**keras.saving.deserialize_keras_object(config))
         if self.built and self.optimizer is not None:
             self.optimizer.build(self.trainable_variables)
+
+    def train_step(self, *args):
+        if keras.backend.backend() != "jax" or isinstance(
+            # Its update is a branch, whose values must not leave it.
+            self.optimizer,
+            keras.optimizers.LossScaleOptimizer,
+        ):
+            return super().train_step(*args)
+        with gathered_retractions() as retracted:
+            logs, (trainable, others, *rest) = super().train_step(*args)
+        others = [
+            retracted.get(id(variable), value)
+            for variable, value in zip(
+                self.non_trainable_variables, others, strict=True
+            )
+        ]
+        return logs, (trainable, others, *rest)
 
     def condense(self):
         """Overwrites the free kernels with the constrained ones, everywhere."""
