@@ -31,10 +31,9 @@ def part_of(array, batch_size, distribution):
         distribution: The `keras.distribution.Distribution` in use.
     """
     processes = distribution.num_processes
-    parts = array.reshape(
-        -1, processes, batch_size // processes, *array.shape[1:]
-    )
-    return parts[:, distribution.data_shard_id].reshape(-1, *array.shape[1:])
+    shape = array.shape[1:]
+    parts = array.reshape(-1, processes, batch_size // processes, *shape)
+    return parts[:, distribution.data_shard_id].reshape(-1, *shape)
 
 
 def main():

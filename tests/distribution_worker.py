@@ -8,7 +8,6 @@
 
 import functools
 import importlib
-import os
 import sys
 from pathlib import Path
 
@@ -150,13 +149,11 @@ def processes(rank, address):
 
 def _fit_on_jax(case, distribution, part=None):
     run = split_batches.fit(case, distribution.scope(), part)
-    shapes = [
-        variable.value.sharding.shard_shape(variable.shape)
+    sharded = [
+        variable.value.sharding.shard_shape(variable.shape) != variable.shape
         for variable in run[0].trainable_weights
     ]
-    whole = [tuple(variable.shape) for variable in run[0].trainable_weights]
-    found = split_batches.results(*run, _copies_of)
-    return {**found, "sharded": [a != b for a, b in zip(shapes, whole)]}
+    return {**split_batches.results(*run, _copies_of), "sharded": sharded}
 
 
 def _copies_of(variable):
@@ -170,30 +167,36 @@ def _copies_of(variable):
 
 def ranks(rank, address):
     """Two processes with PyTorch, with the example's loop."""
-    import torch
     import torch.distributed as dist
 
-    host, port = address.split(":")
-    os.environ.update(MASTER_ADDR=host, MASTER_PORT=port)
-    dist.init_process_group("gloo", rank=rank, world_size=2)
-    example = importlib.import_module("distributed_torch")
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://{address}", rank=rank, world_size=2
+    )
     for case in split_batches.CLASSES:
-        model = split_batches.network(case)
-        # One optimizer that retracts kernels, and one that does not.
-        parameters = [v.value for v in model.trainable_weights]
-        optimizer = {
-            "binary": keras.optimizers.Adam(0.01),
-            "multiclass": torch.optim.Adam(parameters, 0.01),
-        }[case]
-        values = example.train(
-            model,
-            split_batches.loss_of(case, multi_gpu=True),
-            optimizer,
-            *split_batches.batches(case),
-            split_batches.BATCH_SIZE,
-        )
-        yield case, split_batches.results(model, values, _own_copy_of)
+        yield case, train_on_torch(case)
     dist.destroy_process_group()
+
+
+def train_on_torch(case):
+    """Trains with the example's loop, in the process group that there is."""
+    import torch
+
+    example = importlib.import_module("distributed_torch")
+    model = split_batches.network(case)
+    if case == "binary":
+        optimizer = keras.optimizers.Adam(0.01)
+    else:
+        # It knows nothing of constraints, and retracts no kernel.
+        parameters = [weight.value for weight in model.trainable_weights]
+        optimizer = torch.optim.Adam(parameters, 0.01)
+    losses = example.train(
+        model,
+        split_batches.loss_of(case, multi_gpu=True),
+        optimizer,
+        *split_batches.batches(case),
+        split_batches.BATCH_SIZE,
+    )
+    return split_batches.results(model, losses, _own_copy_of)
 
 
 def _own_copy_of(variable):

@@ -4,7 +4,7 @@ import keras
 
 
 def summed_over_replicas(*tensors):
-    """Sums over the replicas that a strategy of TensorFlow gives parts of a batch.
+    """Sums over the replicas of TensorFlow that have parts of one batch.
 
     Each of them calls this in each step, so none waits for the others in vain.
     Elsewhere it returns what it is given: with `keras.distribution` a tensor is
