@@ -70,7 +70,7 @@ def update(optimizer, model):
 def main():
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
     if torch.cuda.is_available():
-        keras.device(f"cuda:{os.environ['LOCAL_RANK']}").__enter__()
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [

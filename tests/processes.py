@@ -13,8 +13,8 @@ import keras
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
 
-# Seconds; they take a tenth of it, unless the machine is busy.
-TIMEOUT = 300
+# Seconds; they take a twentieth of it where the machine is not busy.
+TIMEOUT = 600
 
 
 def addresses(count):
