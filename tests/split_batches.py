@@ -67,7 +67,6 @@ def network(case):
         ]
     else:
         layers = [
-            SpectralDense(8, activation=GroupSort2()),
             SpectralDense(8, activation=GroupSort2(), k_coef_lip=2.0),
             SpectralDense(1),
         ]
