@@ -90,6 +90,9 @@ def kr_losses():
     classes = np.array([0, 0, 1, 0, 1, 2, 2, 2])
     binary = (classes > 1).astype("float32")[:, None]
     several = np.eye(3, dtype="float32")[classes]
+    learned = losses.MulticlassHKRauto(5.0, 0.5)
+    learned.create_margins(3)
+    learned.hinge_margins.assign([0.5, 1.0, 3.0])
     return [
         (loss, labels, random.normal(size=labels.shape).astype("float32"))
         for loss, labels in (
@@ -99,7 +102,7 @@ def kr_losses():
             (losses.HKRauto(5.0, 0.5), binary),
             (losses.MulticlassKR(), several),
             (losses.MulticlassHKR(5.0, 0.5), several),
-            (losses.MulticlassHKRauto(5.0, 0.5), several),
+            (learned, several),
             (losses.MulticlassSoftHKR(5.0, 0.5, alpha_mean=0.5), several),
         )
     ]
