@@ -151,3 +151,20 @@ def input_gradient(function):
         return ops.convert_to_numpy(gradient(*tensors))
 
     return on_arrays
+
+
+def two_classes(samples, features=32):
+    """Noisy samples around two points, one of them rare.
+
+    Args:
+        samples: Integer.
+        features: Integer.
+
+    Returns:
+        Arrays `(samples, features)` and `(samples, 1)`, float32.
+    """
+    random = np.random.default_rng(0)
+    labels = random.random(samples) < 0.2
+    centres = random.normal(size=(2, features))
+    x = centres[labels.astype(int)] + random.normal(size=(samples, features))
+    return x.astype("float32"), labels[:, None].astype("float32")

@@ -22,6 +22,7 @@ ORDER = [
     "_gradient",
     "_padding",
     "_differentiation",
+    "_replicas",
     "_labels",
     "utils",
     "normalizers",
@@ -71,6 +72,7 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 EXCEPTIONS = {
     ("_compilation", "tensorflow"),
     ("_compilation", "jax"),
+    ("_replicas", "tensorflow"),
     ("_variables", "jax"),
     ("callbacks", "tensorflow"),
     ("_differentiation", "tensorflow"),

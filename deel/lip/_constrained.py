@@ -100,6 +100,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         # normalised; the result is cast instead, in `call`.
         if name == "kernel":
             kwargs["autocast"] = False
+            # Replicas that retract one kernel each would drift apart by the
+            # rounding of each step, which no gradient brings back.
+            kwargs["aggregation"] = "only_first_replica"
         return super().add_weight(*args, name=name, **kwargs)
 
     def build(self, input_shape):

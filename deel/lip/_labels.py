@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from deel.lip._replicas import summed_over_replicas
+
 EPSILON = 1e-7
 
 
@@ -88,6 +90,9 @@ def signs(y_true):
 def kr_weights(positive, epsilon=EPSILON):
     """Weights of the samples of a whole batch in the KR term.
 
+    Replicas of a strategy of TensorFlow hold a part of the batch each, and the
+    weights are those that the samples have in the whole.
+
     Args:
         positive: Float tensor `(batch_size, outputs)`: 1 for the positive
             samples of each output and 0 for the others.
@@ -97,8 +102,10 @@ def kr_weights(positive, epsilon=EPSILON):
         Tensor of the same shape: `batch_size / positives` for positive samples,
         `-batch_size / others` for the others.
     """
-    batch_size = ops.cast(ops.shape(positive)[0], positive.dtype)
-    count = ops.sum(positive, axis=0)
+    batch_size, count = summed_over_replicas(
+        ops.cast(ops.shape(positive)[0], positive.dtype),
+        ops.sum(positive, axis=0),
+    )
     others = batch_size - count
     # Compilers may add epsilon to the batch size first, where it is lost to
     # rounding: without the maximum, batches of one class would divide by zero.

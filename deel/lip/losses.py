@@ -26,6 +26,7 @@ from deel.lip._labels import kr_weights
 from deel.lip._labels import lead
 from deel.lip._labels import signs
 from deel.lip._register import register
+from deel.lip._replicas import summed_over_replicas
 from deel.lip._validation import positive_float
 from deel.lip._variables import host
 from deel.lip._variables import store
@@ -586,7 +587,9 @@ class MulticlassHingeAuto(_LearnedMargins):
         is_true = ops.cast(y_true > 0, y_pred.dtype)
         own = ops.sum(is_true * margins, axis=-1, keepdims=True)
         hinge = multiclass_soft_hinge(y_true, y_pred, own, self.soft_hinge_tau)
-        present = ops.max(is_true, axis=0)
+        # In the whole batch, where replicas see a part of it each.
+        (number,) = summed_over_replicas(ops.sum(is_true, axis=0))
+        present = ops.cast(number > 0, y_pred.dtype)
         count = ops.maximum(ops.sum(present), 1.0)
         mean_margin = ops.sum(present * margins) / count
         return hinge - self.alpha_margin * mean_margin
@@ -986,9 +989,11 @@ class MulticlassSoftHKR(_LipschitzLoss):
         """Moves m by a batch of scores; returns T, without gradient."""
         scores = ops.cast(ops.stop_gradient(y_pred), "float32")
         margin = ops.convert_to_tensor(self.min_margin)
+        size = ops.cast(ops.size(scores), "float32")
+        total, size = summed_over_replicas(ops.sum(ops.abs(scores)), size)
         magnitude = self.alpha_mean * ops.convert_to_tensor(self.m) + (
             1 - self.alpha_mean
-        ) * ops.mean(ops.abs(scores))
+        ) * (total / size)
         store(self.m, ops.clip(magnitude, 0.005, 1000.0))
         magnitude = ops.minimum(ops.maximum(magnitude, margin), 20000.0)
         temperature = ops.convert_to_tensor(self.temperature)

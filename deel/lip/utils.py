@@ -362,7 +362,8 @@ def process_labels_for_multi_gpu(labels):
     Devices that share a batch see a part of it each, in which the two classes
     have other frequencies. Process the labels of the whole batch first, and
     use the losses with `multi_gpu=True`. The sign of a result is its class, so
-    that hinge losses accept it as it is.
+    that hinge losses accept it as it is. Under `tf.distribute` and
+    `keras.distribution` the losses count the whole batch without this.
 
     Args:
         labels: Tensor `(batch_size, outputs)`; positive are those greater

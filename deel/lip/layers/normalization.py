@@ -231,6 +231,8 @@ class _BatchStatistics(Condensable, _ChannelBias):
             trainable=False,
             autocast=False,
             dtype="float32",
+            # Replicas that see parts of a batch agree on the mean of all.
+            aggregation="mean",
         )
 
     def _accumulate(self, pairs):
