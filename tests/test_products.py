@@ -22,7 +22,7 @@ DIGITS = [11, 8]
 
 
 def only(backend):
-    return pytest.mark.skipif(BACKEND != backend, reason=f"about {backend}")
+    return pytest.mark.skipif(backend != BACKEND, reason=f"about {backend}")
 
 
 def rounded(x, digits):
@@ -206,7 +206,6 @@ def test_sorted_pairs_are_the_values_themselves(training, monkeypatch):
 def test_nothing_changes_on_this_processor():
     x = ops.ones((2, 2), "float32")
     assert _products.digits_of_products(x) is None
-
 
 
 @only("tensorflow")
