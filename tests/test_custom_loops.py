@@ -39,9 +39,7 @@ def test_loop_prints_its_accuracy_and_the_proven_constant(
     loop, optimizer, capsys
 ):
     pytest.importorskip("sklearn")
-    rate = "0.1" if optimizer == "sgd" else "0.01"
-    words = ["--optimizer", optimizer, "--epochs", "2"]
-    assert loop.main([*words, "--learning-rate", rate]) == 0
+    assert loop.main(["--optimizer", optimizer, "--epochs", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].startswith("Epoch 2: loss ")
     figures = {}
