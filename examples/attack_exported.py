@@ -5,9 +5,9 @@
 
 An exported model is stock Keras. Under the PyTorch backend it is a
 `torch.nn.Module`, too, which is what most of these packages want: foolbox
-(Carlini and Wagner) and torchattacks (AutoAttack). Neither is required
-otherwise: `pip install foolbox torchattacks`. Those that are missing are left
-out.
+(Carlini and Wagner), torchattacks (AutoAttack) and ART (projected gradient
+descent). None is required otherwise: `pip install foolbox torchattacks
+adversarial-robustness-toolbox`. Those that are missing are left out.
 
 The accuracy that an attack leaves within a radius may not be below the
 certified one. The exit status is 1 if it is.
@@ -79,9 +79,41 @@ def auto_attack(model, x, y, epsilon, steps):
     return ~(changed & (shift <= epsilon * (1 + 1e-6))).cpu().numpy()
 
 
+def projected_gradient(model, x, y, epsilon, steps):
+    """Runs ART; returns which images keep their class within `epsilon`."""
+    import torch
+    from art.attacks.evasion import ProjectedGradientDescent
+    from art.estimators.classification import PyTorchClassifier
+
+    with torch.no_grad():
+        classes = model(torch.tensor(x[:1])).shape[-1]
+    classifier = PyTorchClassifier(
+        model,
+        loss=torch.nn.CrossEntropyLoss(),
+        input_shape=x.shape[1:],
+        nb_classes=classes,
+        clip_values=(0.0, 1.0),
+    )
+    attack = ProjectedGradientDescent(
+        classifier,
+        norm=2,
+        eps=epsilon,
+        eps_step=epsilon / 4,
+        max_iter=steps,
+        num_random_init=1,
+        verbose=False,
+    )
+    found = attack.generate(x, y)
+    shift = np.linalg.norm((found - x).reshape(len(x), -1), axis=1)
+    changed = np.argmax(classifier.predict(found), axis=-1) != y
+    # What the attack rounds outside of the ball does not count.
+    return ~(changed & (shift <= epsilon * (1 + 1e-6)))
+
+
 ATTACKS = {
     "Carlini-Wagner (foolbox)": carlini_wagner,
     "AutoAttack (torchattacks)": auto_attack,
+    "Projected gradient (ART)": projected_gradient,
 }
 
 
@@ -106,7 +138,10 @@ def parse_arguments(argv=None):
         "--count", type=int, default=100, help="number of images"
     )
     parser.add_argument(
-        "--steps", type=int, default=100, help="steps of Carlini and Wagner"
+        "--steps",
+        type=int,
+        default=100,
+        help="steps of Carlini and Wagner, and of projected gradient",
     )
     return parser.parse_args(argv)
 

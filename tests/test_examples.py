@@ -333,3 +333,19 @@ def test_foreign_attacks_are_compared_with_certificates(
     printed = capsys.readouterr().out
     assert "Accuracy on 12 images: 1.0000" in printed
     assert "0 certificates broken" in printed
+
+
+def test_attack_of_art_finds_what_there_is_and_nothing_else():
+    pytest.importorskip("art")
+    if keras.backend.backend() != "torch":
+        pytest.skip("the package attacks torch modules")
+    # Two scores that differ by `sqrt(2)` times the distance to a plane.
+    direction = np.array([1.0, -1.0, 1.0, -1.0]) / 2
+    model = linear_model(np.stack([direction, -direction], 1), np.zeros(2))
+    module = attack_exported.channels_first(model)
+    distances = np.array([-0.4, -0.1, 0.1, 0.4])
+    x = 0.5 + distances[:, None] * direction
+    x = x.reshape(4, 1, 2, 2).astype("float32")
+    y = np.array([1, 1, 0, 0])
+    kept = attack_exported.projected_gradient(module, x, y, 0.2, 10)
+    np.testing.assert_array_equal(kept, [True, False, False, True])

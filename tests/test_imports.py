@@ -18,6 +18,7 @@ ORDER = [
     "_validation",
     "_variables",
     "_control_flow",
+    "_products",
     "_compilation",
     "_gradient",
     "_padding",
@@ -70,6 +71,9 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
 EXCEPTIONS = {
+    ("_products", "tensorflow"),
+    ("_products", "jax"),
+    ("_products", "torch"),
     ("_compilation", "tensorflow"),
     ("_compilation", "jax"),
     ("_replicas", "tensorflow"),

@@ -8,6 +8,8 @@ import functools
 
 import keras
 
+from deel.lip._products import digits_of_products
+
 
 def traced_once(function):
     """Decorator: layers of equal shapes share one graph of a pure function.
@@ -76,8 +78,10 @@ def _has_xla():
 def _shared(function, applies, **options):
     """`function`, as a graph made once for each shape where that `applies`."""
 
+    # A graph keeps the digits of products that it was traced with.
     @functools.lru_cache
-    def graph(**settings):
+    def graph(digits, **settings):
+        del digits
         chosen = functools.partial(function, **settings)
         if keras.backend.backend() == "tensorflow":
             import tensorflow as tf
@@ -90,7 +94,8 @@ def _shared(function, applies, **options):
     @functools.wraps(function)
     def called(*tensors, **settings):
         if applies(tensors[0]):
-            return graph(**settings)(*tensors)
+            digits = digits_of_products(tensors[0])
+            return graph(digits, **settings)(*tensors)
         return function(*tensors, **settings)
 
     return called

@@ -166,6 +166,10 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         Stock layers take for granted that an activation keeps the shape. Where
         it does not (`MaxMin`), it follows the stock layer in a
         `keras.Sequential` of the same name.
+
+        Where variables have half precision (the policies `"bfloat16"` and
+        `"float16"`), the exported kernel is smaller by what rounding could add
+        to its norm.
         """
         require_built(self, "vanilla_export")
         self._require_finite("wbar", self.wbar)
@@ -177,7 +181,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             config["activation"] = "linear"
         exported = stock_class.from_config(config)
         exported.build(input_shape)
-        exported.kernel.assign(host(self.wbar))
+        dtype = keras.backend.standardize_dtype(exported.kernel.dtype)
+        exported.kernel.assign(self.parametrization.exported(dtype))
         if self.bias is not None:
             exported.bias.assign(host(self.bias))
         if not isinstance(self.activation, keras.layers.Layer):

@@ -38,6 +38,8 @@ from keras import ops
 
 from deel.lip._control_flow import cond
 from deel.lip._control_flow import while_loop
+from deel.lip._products import digits_of_products
+from deel.lip._products import product
 
 # Below this residual no division is needed; see the first note.
 NEAR = 0.75
@@ -114,7 +116,7 @@ def gram_bound(gram):
     for _ in range(_SQUARINGS):
         norm = _norm(power)
         power = power / norm
-        power = ops.matmul(power, power)
+        power = product(power, power)
         log_scale = 2.0 * (log_scale + ops.log(norm))
     log_bound = log_scale + ops.log(_norm(power))
     iterated = ops.exp(log_bound / 2.0**_SQUARINGS)
@@ -217,13 +219,13 @@ def _approach(w, max_steps):
     for a, b, c in _MINIMAX[: max(0, max_steps)]:
         w = w / _CUSHION
         gram = _gram(w)
-        factor = b * gram + c * ops.matmul(gram, gram)
-        w = a * w + ops.matmul(w, factor)
+        factor = b * gram + c * product(gram, gram)
+        w = a * w + product(w, factor)
     return w
 
 
 def _cubic_step(w, defect):
-    return w + 0.5 * ops.matmul(w, defect)
+    return w + 0.5 * product(w, defect)
 
 
 def _identity(w):
@@ -241,12 +243,18 @@ def _gram(w):
     Products with few columns add their terms one after the other, which is
     wrong by 3e-4 for a hundred thousand terms of one sign. Summing blocks, and
     the sums of blocks, keeps the error at that of a single block.
+
+    So do all products of the units that multiply fewer digits: what does not
+    fit into their sums is cut off, not rounded. There, blocks are longer, since
+    each takes as much memory as the result.
     """
     rows, columns = w.shape
-    if rows <= _LONG or columns > _BLOCK:
-        return ops.matmul(ops.transpose(w), w)
-    blocks = _in_blocks(w)
-    products = ops.matmul(ops.transpose(blocks, (0, 2, 1)), blocks)
+    size = _BLOCK if columns <= _BLOCK else _LONG
+    exact = columns > _BLOCK and digits_of_products(w) is None
+    if rows <= _LONG or exact:
+        return product(ops.transpose(w), w)
+    blocks = _in_blocks(w, size)
+    products = product(ops.transpose(blocks, (0, 2, 1)), blocks)
     return accurate_sum(products)
 
 
@@ -257,11 +265,11 @@ def accurate_sum(x):
     return ops.sum(x, axis=0)
 
 
-def _in_blocks(x):
+def _in_blocks(x, size=_BLOCK):
     """Splits the first axis in blocks, filled up with zeros."""
-    missing = -x.shape[0] % _BLOCK
+    missing = -x.shape[0] % size
     x = ops.pad(x, [[0, missing]] + [[0, 0]] * (len(x.shape) - 1))
-    return ops.reshape(x, (-1, _BLOCK, *x.shape[1:]))
+    return ops.reshape(x, (-1, size, *x.shape[1:]))
 
 
 def _norm(x):
@@ -286,8 +294,8 @@ def _deviation(defect, residual):
         return residual
     angles = np.outer(np.arange(1, size + 1), np.arange(1, 9)) * 2.399963
     block = ops.convert_to_tensor(np.cos(angles), dtype=defect.dtype)
-    once = ops.matmul(defect, block)
-    twice = ops.matmul(defect, once)
+    once = product(defect, block)
+    twice = product(defect, once)
     ratios = ops.sum(ops.square(twice), axis=0) / ops.maximum(
         ops.sum(ops.square(once), axis=0), _TINY
     )
@@ -312,9 +320,9 @@ def project_on_tangent(q, gradient):
         Tensor of shape `(n, m)`.
     """
     if q.shape[0] >= q.shape[1]:
-        product = ops.matmul(ops.transpose(q), gradient)
-        symmetric = 0.5 * (product + ops.transpose(product))
+        mixed = ops.matmul(ops.transpose(q), gradient)
+        symmetric = 0.5 * (mixed + ops.transpose(mixed))
         return gradient - ops.matmul(q, symmetric)
-    product = ops.matmul(gradient, ops.transpose(q))
-    symmetric = 0.5 * (product + ops.transpose(product))
+    mixed = ops.matmul(gradient, ops.transpose(q))
+    symmetric = 0.5 * (mixed + ops.transpose(mixed))
     return gradient - ops.matmul(symmetric, q)

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._variables import full
+from deel.lip._variables import host
 from deel.lip._variables import store
 
 # Relative slack under which a kernel from outside counts as within its bound.
@@ -113,6 +114,27 @@ class Parametrization(keras.layers.Layer):
         """
         self.refresh(kernel)
         return kernel
+
+    def exported(self, dtype):
+        """The constrained kernel as an array that keeps its bound in a dtype.
+
+        Half precision rounds, which may make a norm larger by a few
+        thousandths. The kernel is made as much smaller before.
+
+        Args:
+            dtype: String, the dtype of the variable that takes the values.
+        """
+        value = host(self.wbar)
+        if keras.backend.result_type(dtype, "float32") == dtype:
+            return value
+        bound = self.coefficient * (1.0 + SLACK)
+        factor, excess = 1.0, np.inf
+        while excess > 1.0:
+            tensor = ops.convert_to_tensor(factor * value)
+            rounded = host(ops.cast(tensor, dtype)).astype("float32")
+            excess = self.expansion(rounded) / bound
+            factor /= excess
+        return rounded
 
     def rescale(self, coefficient):
         """Changes the coefficient; `wbar` follows."""

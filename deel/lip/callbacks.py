@@ -29,7 +29,9 @@ class CondenseCallback(keras.callbacks.Callback):
 
     The layers of this library keep their kernels on the constraint by
     themselves when a Keras optimizer trains them; this is for layers whose
-    kernel drifts away from it, such as those with a `kernel_constraint`.
+    kernel drifts away from it, such as those with a `kernel_constraint`. And
+    for stock Keras models that are trained with `use_ema`: the averages that
+    Keras puts in place when training ends are condensed, too.
 
     Args:
         on_epoch: Boolean, whether to condense at the end of each epoch.
@@ -53,6 +55,11 @@ class CondenseCallback(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch, logs=None):
         if self.on_epoch:
+            condense_layers(self.model)
+
+    def on_train_end(self, logs=None):
+        # An optimizer with `use_ema` has replaced the kernels once more.
+        if self.model.optimizer.use_ema:
             condense_layers(self.model)
 
     def get_config(self):

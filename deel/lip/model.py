@@ -7,6 +7,7 @@ import warnings
 
 import keras
 
+from deel.lip._constrained import ConstrainedKernel
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._loss_parameters import hand_over_loss_parameters
@@ -69,6 +70,13 @@ class _LipschitzModel(Condensable):
             )
         ]
         return logs, (trainable, others, *rest)
+
+    def fit(self, *args, **kwargs):
+        history = super().fit(*args, **kwargs)
+        # Keras has replaced the free kernels by their averages at the end.
+        if self.optimizer.use_ema:
+            _refresh_layers(self)
+        return history
 
     def condense(self):
         """Overwrites the free kernels with the constrained ones, everywhere."""
@@ -510,6 +518,13 @@ def condense_layers(model):
         layer._check_condensable()
     for layer in layers:
         layer.condense()
+
+
+def _refresh_layers(model):
+    """Makes inference use the free kernels as they are now."""
+    for layer in _condensable_layers(model):
+        if isinstance(layer, ConstrainedKernel):
+            layer.parametrization.refresh(layer.kernel)
 
 
 def _condensable_layers(model):

@@ -24,6 +24,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._control_flow import known
+from deel.lip._products import product
 from deel.lip.utils import _maybe_transpose_kernel
 from deel.lip.utils import _zero_upscale2D
 
@@ -105,10 +106,10 @@ def spectral_normalization(
         u = keras.random.uniform((1, kernel.shape[-1]), dtype=kernel.dtype)
 
     def linear(u):
-        return ops.matmul(u, ops.transpose(kernel))
+        return product(u, ops.transpose(kernel))
 
     def adjoint(v):
-        return ops.matmul(v, kernel)
+        return product(v, kernel)
 
     u = _power_iteration(linear, adjoint, u, eps, maxiter)
     sigma = _norm(linear(u))
@@ -215,9 +216,9 @@ def bjorck_normalization(
         transposed = ops.transpose(w)
         # The smaller of the two Gram matrices.
         if is_wide:
-            cubic = ops.matmul(ops.matmul(w, transposed), w)
+            cubic = product(product(w, transposed), w)
         else:
-            cubic = ops.matmul(w, ops.matmul(transposed, w))
+            cubic = product(w, product(transposed, w))
         renewed = ops.where(done, w, (1 + beta) * w - beta * cubic)
         change = ops.squeeze(_norm(ops.stop_gradient(renewed - w)))
         done = ops.logical_or(done, change < eps)

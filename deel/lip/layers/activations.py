@@ -10,6 +10,7 @@ from deel.lip._compilation import fused
 from deel.lip._compilation import has_fast_strides
 from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._products import digits_of_products
 from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
@@ -420,28 +421,32 @@ def _sort_pairs(inputs, training):
     is kept for it. A tie is left as it is.
     """
     if has_fast_strides(training):
+        return _sort_by_fused_halves(inputs)
+    if digits_of_products(inputs):
         return _sort_by_halves(inputs)
     return _sort_by_products(inputs)
 
 
-@custom_gradient
-def _sort_by_halves(inputs):
+def _sorting(descending, exchange):
     """The first values of all pairs against the second ones."""
-    swap = _descending(inputs)
 
-    def gradient(upstream):
-        return _exchange(upstream, swap)
+    @custom_gradient
+    def sort(inputs):
+        swap = descending(inputs)
 
-    return _exchange(inputs, swap), gradient
+        def gradient(upstream):
+            return exchange(upstream, swap)
+
+        return exchange(inputs, swap), gradient
+
+    return sort
 
 
-@fused
 def _descending(x):
     first, second = _halves(x)
     return first > second
 
 
-@fused
 def _exchange(x, swap):
     first, second = _halves(x)
     pairs = [ops.where(swap, second, first), ops.where(swap, first, second)]
@@ -454,6 +459,10 @@ def _halves(x):
     return pairs[..., 0], pairs[..., 1]
 
 
+_sort_by_halves = _sorting(_descending, _exchange)
+_sort_by_fused_halves = _sorting(fused(_descending), fused(_exchange))
+
+
 @custom_gradient
 def _sort_by_products(inputs):
     """The same from operations that all run at the speed of memory.
@@ -462,7 +471,8 @@ def _sort_by_products(inputs):
     difference within each pair and the exchange of its two values are products
     with small constant matrices. Both are exact: each entry is a sum with at
     most two terms, and one with a factor 1 for the exchange. Values must be
-    finite, since the products multiply the other channels by 0.
+    finite, since the products multiply the other channels by 0; and products
+    must not round their factors.
     """
     exchange, difference = _pair_matrices(inputs.shape[-1], inputs.dtype)
     swap = _by_blocks(inputs, difference) > 0

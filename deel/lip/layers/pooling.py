@@ -12,6 +12,7 @@ from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
+from deel.lip._variables import full
 from deel.lip.layers.conv_factor import first_spatial_axis
 from deel.lip.layers.conv_factor import spatial_shape
 
@@ -77,12 +78,14 @@ class _WindowL2Norm(_WindowPooling):
 
     def call(self, inputs, training=False):
         windows = self._windows(inputs.shape)
+        # In float16 the square of 256 is infinite.
+        values = full(inputs)
         if windows is not None and has_fast_strides(training):
-            norms = _norms_of_windows(inputs, *windows, self.eps_grad_sqrt)
+            norms = _norms_of_windows(values, *windows, self.eps_grad_sqrt)
         else:
-            mean_square = super().call(ops.square(inputs))
+            mean_square = super().call(ops.square(values))
             norms = _root(mean_square + self.eps_grad_sqrt)
-        return norms * self._get_coef()
+        return ops.cast(norms * self._get_coef(), inputs.dtype)
 
     def _windows(self, shape):
         """The shape of inputs whose spatial axes are split, and the new axes.
@@ -151,8 +154,11 @@ class _GlobalL2Norm(_GlobalPooling):
     def call(self, inputs):
         first = first_spatial_axis(self.data_format)
         axes = list(range(first, first + len(inputs.shape) - 2))
-        squares = ops.sum(ops.square(inputs), axis=axes, keepdims=self.keepdims)
-        return _root(squares + self.eps_grad_sqrt) * self.k_coef_lip
+        # In float16 the square of 256 is infinite.
+        values = full(inputs)
+        squares = ops.sum(ops.square(values), axis=axes, keepdims=self.keepdims)
+        norms = _root(squares + self.eps_grad_sqrt) * self.k_coef_lip
+        return ops.cast(norms, inputs.dtype)
 
     def get_config(self):
         return {**super().get_config(), "eps_grad_sqrt": self.eps_grad_sqrt}

@@ -1,0 +1,162 @@
+"""However a model is compiled and optimized, it trains and keeps its bound."""
+
+import json
+
+import harness
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip import layers
+from deel.lip.activations import GroupSort2
+from deel.lip.callbacks import CondenseCallback
+from deel.lip.losses import MulticlassHKR
+from deel.lip.model import LossVariableSequential
+from deel.lip.model import Sequential
+
+BACKEND = keras.backend.backend()
+
+# XLA takes most of its time to compile: only where it is what is tested.
+FAST = {"jit_compile": False}
+
+
+def network(container=Sequential):
+    return container(
+        [
+            keras.Input((6, 6, 1)),
+            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
+            layers.ScaledL2NormPooling2D(),
+            keras.layers.Flatten(),
+            layers.SpectralDense(8, activation=GroupSort2()),
+            layers.FrobeniusDense(3, disjoint_neurons=False),
+        ]
+    )
+
+
+def data():
+    """Three noisy patterns."""
+    random = np.random.default_rng(0)
+    labels = np.arange(24) % 3
+    x = random.standard_normal((3, 6, 6, 1))[labels]
+    return x + 0.1 * random.standard_normal(x.shape), np.eye(3)[labels]
+
+
+class CheckBound(keras.callbacks.Callback):
+    """Checks the exact norm of every constrained kernel after each epoch."""
+
+    def on_epoch_end(self, epoch, logs=None):
+        for layer in harness.constrained_layers(self.model):
+            harness.assert_bounded(layer)
+
+
+def train(model, optimizer, epochs=4, **options):
+    """Trains, asserts that it learns within the bound; returns the model."""
+    loss = MulticlassHKR(alpha=10.0, min_margin=0.5)
+    model.compile(optimizer, loss, **{**FAST, **options})
+    x, y = data()
+    history = model.fit(
+        x, y, batch_size=8, epochs=epochs, verbose=0, callbacks=[CheckBound()]
+    )
+    losses = history.history["loss"]
+    assert np.all(np.isfinite(losses))
+    assert losses[-1] < losses[0]
+    for layer in harness.constrained_layers(model):
+        harness.assert_bounded(layer)
+    return model
+
+
+@pytest.mark.parametrize(
+    "mode",
+    [
+        {"jit_compile": True},
+        {"jit_compile": "auto"},
+        {"run_eagerly": True},
+        {"steps_per_execution": 3},
+    ],
+    ids=json.dumps,
+)
+def test_bound_holds_however_the_step_is_compiled(mode):
+    if BACKEND == "torch" and mode.get("jit_compile") is True:
+        pytest.skip("torch.compile needs a C++ toolchain of its own")
+    if BACKEND == "torch" and "steps_per_execution" in mode:
+        pytest.skip("Keras has no steps_per_execution on torch")
+    train(network(), keras.optimizers.Adam(0.02), **mode)
+
+
+OPTIMIZERS = {
+    "accumulated": lambda: keras.optimizers.Adam(
+        0.02, gradient_accumulation_steps=3
+    ),
+    "averaged": lambda: keras.optimizers.Adam(
+        0.02, use_ema=True, ema_momentum=0.9, ema_overwrite_frequency=2
+    ),
+    "decayed": lambda: keras.optimizers.AdamW(0.02, weight_decay=0.1),
+    "clipped norms": lambda: keras.optimizers.SGD(0.05, clipnorm=0.1),
+    "clipped norm": lambda: keras.optimizers.SGD(0.05, global_clipnorm=0.1),
+    "clipped values": lambda: keras.optimizers.SGD(0.05, clipvalue=0.01),
+    "scaled loss": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.02), dynamic_growth_steps=2
+    ),
+    "scaled loss, averaged": lambda: keras.optimizers.LossScaleOptimizer(
+        keras.optimizers.Adam(0.02, use_ema=True, ema_momentum=0.9)
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_bound_holds_whatever_the_optimizer_does_to_gradients(name):
+    train(network(), OPTIMIZERS[name](), epochs=6)
+
+
+def _averaged(container, callbacks=()):
+    model = network(container)
+    # The averages lag far behind the weights that were trained last.
+    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.99)
+    model.compile(optimizer, MulticlassHKR(10.0, 0.5), **FAST)
+    x, y = data()
+    model.fit(
+        x, y, batch_size=8, epochs=3, verbose=0, callbacks=list(callbacks)
+    )
+    return model
+
+
+def _assert_uses_its_kernels(model):
+    for layer in harness.constrained_layers(model):
+        harness.assert_bounded(layer)
+        expected = layer._get_coef() * ops.convert_to_numpy(
+            layer.parametrization.constrain(ops.convert_to_tensor(layer.kernel))
+        )
+        found = ops.convert_to_numpy(layer.wbar)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:LossVariableSequential trains")
+@pytest.mark.parametrize("container", [Sequential, LossVariableSequential])
+def test_inference_after_fit_uses_the_averaged_kernels(container):
+    model = _averaged(container)
+    _assert_uses_its_kernels(model)
+    # One figure, whatever computes it.
+    x, y = data()
+    exported = model.vanilla_export()
+    exported.compile(loss=MulticlassHKR(10.0, 0.5), **FAST)
+    expected = model.evaluate(x, y, verbose=0)
+    assert exported.evaluate(x, y, verbose=0) == pytest.approx(
+        expected, rel=1e-4, abs=1e-5
+    )
+    model.condense()
+    assert model.evaluate(x, y, verbose=0) == pytest.approx(
+        expected, rel=1e-3, abs=1e-4
+    )
+
+
+def test_a_stock_model_uses_averaged_kernels_with_a_callback():
+    model = _averaged(keras.Sequential, [CondenseCallback(on_epoch=False)])
+    _assert_uses_its_kernels(model)
+
+
+def test_training_goes_on_from_averaged_kernels():
+    model = _averaged(Sequential)
+    x, y = data()
+    model.fit(x, y, batch_size=8, verbose=0)
+    _assert_uses_its_kernels(model)
