@@ -72,6 +72,7 @@ EXCEPTIONS = {
     ("_compilation", "tensorflow"),
     ("_compilation", "jax"),
     ("_variables", "jax"),
+    ("_gradient", "torch"),
     ("callbacks", "tensorflow"),
     ("_differentiation", "tensorflow"),
     ("_differentiation", "jax"),
