@@ -86,9 +86,7 @@ def test_keras_tuner_searches_the_constant_and_the_weight_of_the_loss(tmp_path):
         directory=tmp_path,
         project_name="constant",
     )
-    search.search(
-        x, labels, validation_data=(x, labels), epochs=2, verbose=0
-    )
+    search.search(x, labels, validation_data=(x, labels), epochs=2, verbose=0)
     tried = {
         (t.hyperparameters.get("k_coef_lip"), t.hyperparameters.get("alpha"))
         for t in search.oracle.trials.values()

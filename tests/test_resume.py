@@ -81,7 +81,9 @@ def test_the_training_that_is_killed_changes_all_of_its_state(undisturbed):
     assert {"wbar", "sn", "sigma", "count", "iteration"} <= names
     losses = undisturbed["losses"]
     assert losses[-1] < losses[0]
-    (margins,) = (v for k, v in undisturbed.items() if k.endswith("margin_loss"))
+    (margins,) = (
+        v for k, v in undisturbed.items() if k.endswith("margin_loss")
+    )
     assert np.all(margins != np.float32(0.1))
 
 

@@ -518,7 +518,9 @@ def _signature(model):
     """What `keras.Model.export` needs to know of the inputs of a model."""
     return [
         keras.tree.map_structure(
-            lambda x: keras.InputSpec(shape=x.shape, dtype=x.dtype, name=x.name),
+            lambda x: keras.InputSpec(
+                shape=x.shape, dtype=x.dtype, name=x.name
+            ),
             model.input,
         )
     ]
