@@ -8,8 +8,10 @@ what it finds in FOLDER; at the end, it writes its figures to OUTPUT.
 
 import json
 import pathlib
+import shutil
 import sys
 
+import h5py
 import keras
 import numpy as np
 
@@ -95,8 +97,20 @@ def newest(files, load):
     return 0, None
 
 
+def _forget_half_of_a_first_backup(folder):
+    """Where Keras has no backup before the broken one, it cannot begin."""
+    if list(folder.glob("*.weights.h5.bkp")):
+        return
+    try:
+        h5py.File(folder / "latest.weights.h5").close()
+        json.loads((folder / "training_metadata.json").read_text())
+    except (OSError, ValueError):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def backup(folder):
     """Nothing to load: the callback does so when training begins."""
+    _forget_half_of_a_first_backup(folder / "backup")
     callback = keras.callbacks.BackupAndRestore(
         folder / "backup", double_checkpoint=True, delete_checkpoint=False
     )

@@ -34,7 +34,7 @@ def _model(k_coef_lip=1.0, alpha=10.0):
     return model
 
 
-def _for_sklearn(X, y, k_coef_lip=1.0):  # noqa: N803 (scikit-learn's names)
+def _for_sklearn(X, y, k_coef_lip=1.0):
     assert y.shape[1] == CLASSES
     return _model(k_coef_lip)
 
