@@ -49,8 +49,15 @@ def _classifier(**arguments):
 
 def test_scikit_learn_validates_the_model_by_its_own_folds():
     model_selection = pytest.importorskip("sklearn.model_selection")
-    x, y = _samples()
-    scores = model_selection.cross_val_score(_classifier(), x, y, cv=2)
+    x, y = _samples(120)
+    # A clone of the classifier was seen to forget its own `fit_kwargs`.
+    scores = model_selection.cross_val_score(
+        _classifier(),
+        x,
+        y,
+        cv=2,
+        params={"epochs": 10, "batch_size": 10, "verbose": 0},
+    )
     assert scores.shape == (2,)
     assert np.all(scores > 0.5)
 
