@@ -17,9 +17,11 @@ from deel.lip.model import LossVariableModel
 GAIN = {"k_coef_lip": 3.0}
 
 
-def _image_branch(x):
+def _image_branch(x, groups):
     x = layers.SpectralConv2D(8, 3, activation=layers.GroupSort2(), **GAIN)(x)
-    x = layers.SpectralGroupedConv2D(8, 3, groups=2, dilation_rate=2, **GAIN)(x)
+    x = layers.SpectralGroupedConv2D(
+        8, 3, groups=groups, dilation_rate=2, **GAIN
+    )(x)
     x = layers.GroupSort(4)(x)
     x = layers.FrobeniusConv2D(8, 3, padding_mode="circular", **GAIN)(x)
     x = layers.SpectralDepthwiseConv2D(3, activation=layers.FullSort(), **GAIN)(
@@ -42,9 +44,21 @@ def _image_branch(x):
     return layers.ScaledAveragePooling2D()(x)
 
 
-def _network():
+def _solid_branch(x):
+    x = layers.SpectralConv3D(2, 3, **GAIN)(x)
+    x = unconstrained.PadConv3D(2, 3, padding="circular")(x)
+    return [
+        layers.ScaledGlobalAveragePooling3D()(x),
+        layers.ScaledGlobalL2NormPooling3D()(x),
+        keras.layers.Flatten()(layers.ScaledAveragePooling3D()(x)),
+        keras.layers.Flatten()(layers.ScaledL2NormPooling3D()(x)),
+    ]
+
+
+def network(groups=2, solid=True):
+    """The network; some formats have no grouped or no solid layers."""
     inputs = keras.Input((8, 8, 3))
-    x = _image_branch(inputs)
+    x = _image_branch(inputs, groups)
     flat = keras.layers.Flatten()
     heads = [
         layers.ScaledGlobalAveragePooling2D()(x),
@@ -61,15 +75,8 @@ def _network():
         keras.layers.Flatten()(layers.ScaledAveragePooling1D(4)(line)),
         keras.layers.Flatten()(layers.ScaledL2NormPooling1D(4)(line)),
     ]
-    solid = keras.layers.Reshape((4, 4, 4, 1))(x)
-    solid = layers.SpectralConv3D(2, 3, **GAIN)(solid)
-    solid = unconstrained.PadConv3D(2, 3, padding="circular")(solid)
-    heads += [
-        layers.ScaledGlobalAveragePooling3D()(solid),
-        layers.ScaledGlobalL2NormPooling3D()(solid),
-        keras.layers.Flatten()(layers.ScaledAveragePooling3D()(solid)),
-        keras.layers.Flatten()(layers.ScaledL2NormPooling3D()(solid)),
-    ]
+    if solid:
+        heads += _solid_branch(keras.layers.Reshape((4, 4, 4, 1))(x))
     x = keras.layers.Concatenate()(heads)
     x = layers.SpectralDense(16, activation=layers.Householder())(x)
     outputs = layers.FrobeniusDense(3, use_bias=False)(x)
@@ -92,7 +99,7 @@ def trained():
     # A ramp, since centering takes away what is the same everywhere.
     slopes = (labels - 1.0)[:, None, None, None]
     x += 2.0 * slopes * np.linspace(-1, 1, 8)[:, None].astype("float32")
-    model = _network()
+    model = network()
     model.compile(
         keras.optimizers.Adam(3e-3),
         MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1),
@@ -115,7 +122,7 @@ def test_no_layer_is_missing():
         if isinstance(value := getattr(module, name), type)
         and name not in protocols
     }
-    assert wanted - set(_parts(_network())) == set()
+    assert wanted - set(_parts(network())) == set()
 
 
 def test_it_learns(trained):
@@ -142,7 +149,7 @@ def test_it_is_saved_and_loaded_bit_for_bit(trained, tmp_path):
     assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
     loaded.fit(x, y, verbose=0)
     model.save_weights(tmp_path / "model.weights.h5")
-    fresh = _network()
+    fresh = network()
     fresh.load_weights(tmp_path / "model.weights.h5")
     np.testing.assert_array_equal(
         fresh.predict(x, verbose=0), model.predict(x, verbose=0)

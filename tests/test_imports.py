@@ -78,6 +78,7 @@ EXCEPTIONS = {
     ("_compilation", "jax"),
     ("_replicas", "tensorflow"),
     ("_variables", "jax"),
+    ("_gradient", "torch"),
     ("callbacks", "tensorflow"),
     ("_differentiation", "tensorflow"),
     ("_differentiation", "jax"),

@@ -2,6 +2,7 @@
 
 import functools
 
+import keras
 from keras import ops
 
 
@@ -9,7 +10,8 @@ def custom_gradient(function):
     """Decorator: a function of tensors that comes with its own gradient.
 
     Backends differ in how `keras.ops.custom_gradient` calls the gradient: some
-    pass the incoming gradient alone, torch passes the inputs before it.
+    pass the incoming gradient alone, torch passes the inputs before it. And
+    torch cannot trace it into other formats, where nothing is differentiated.
 
     Args:
         function: Takes tensors, and returns its value and a function that maps
@@ -18,7 +20,6 @@ def custom_gradient(function):
     """
 
     @ops.custom_gradient
-    @functools.wraps(function)
     def differentiable(*tensors):
         value, pull_back = function(*tensors)
 
@@ -27,4 +28,18 @@ def custom_gradient(function):
 
         return value, gradient
 
-    return differentiable
+    @functools.wraps(function)
+    def called(*tensors):
+        if _is_traced_by_torch():
+            return function(*tensors)[0]
+        return differentiable(*tensors)
+
+    return called
+
+
+def _is_traced_by_torch():
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return torch.jit.is_tracing()

@@ -102,6 +102,25 @@ class _LipschitzModel(Condensable):
             _verify(self, exported, verify)
         return exported
 
+    def export(self, filepath, *args, **kwargs):
+        """Writes inference for serving: a SavedModel, ONNX, LiteRT and others.
+
+        As `keras.Model.export`, of the stock model of `vanilla_export`: no
+        file holds anything of the constraints.
+
+        Args:
+            filepath: String or path, the file or folder to write.
+            *args: As for `keras.Model.export`, `format` first.
+            **kwargs: As for `keras.Model.export`.
+
+        Raises:
+            ValueError: As `vanillaModel`.
+        """
+        exported = vanillaModel(self)
+        # Of a model that was never called, some formats ask for it.
+        kwargs.setdefault("input_signature", _signature(exported))
+        return exported.export(filepath, *args, **kwargs)
+
     def lipschitz_constant(self, **kwargs):
         """Returns the proven bound of the constant, from the weights.
 
@@ -416,15 +435,24 @@ def vanillaModel(model):
     require_built(model, "vanilla_export")
     # Copied weights are assigned last: copies are built by the new graph.
     copies = []
+    converted = []
 
     def convert(layer):
         if isinstance(layer, keras.Model):
             return vanillaModel(layer)
         if isinstance(layer, Condensable):
-            return layer.vanilla_export()
+            converted.append(layer.vanilla_export())
+            return converted[-1]
         copy = type(layer).from_config(layer.get_config())
         copies.append((layer, copy))
         return copy
+
+    def call(layer, *args, **kwargs):
+        # The graph remembers the default of a constrained layer, training. A
+        # stock layer has no use for it, and would hand it to all that follow.
+        if any(layer is one for one in converted):
+            kwargs.pop("training", None)
+        return layer(*args, **kwargs)
 
     if isinstance(model, keras.Sequential):
         _require_call_of(keras.Sequential, model)
@@ -440,6 +468,7 @@ def vanillaModel(model):
             functional,
             input_tensors=_renewed_inputs(model),
             clone_function=convert,
+            call_function=call,
         )
         exported = _as_functional(clone, name=model.name)
     else:
@@ -509,6 +538,18 @@ def _renewed_inputs(model):
         ),
         model.input,
     )
+
+
+def _signature(model):
+    """What `keras.Model.export` needs to know of the inputs of a model."""
+    return [
+        keras.tree.map_structure(
+            lambda x: keras.InputSpec(
+                shape=x.shape, dtype=x.dtype, name=x.name
+            ),
+            model.input,
+        )
+    ]
 
 
 def condense_layers(model):

@@ -407,11 +407,13 @@ class LipschitzPReLU(keras.layers.PReLU):
 
 def _sort_groups(inputs, size):
     """Sorts groups of `size` neighbours on the last axis."""
-    shape = (-1, *inputs.shape[1:])
-    if None in inputs.shape[1:]:
-        shape = ops.shape(inputs)
     groups = ops.reshape(inputs, (-1, inputs.shape[-1] // size, size))
-    return ops.reshape(ops.sort(groups, axis=-1), shape)
+    return ops.reshape(ops.sort(groups, axis=-1), _shape(inputs))
+
+
+def _shape(x):
+    """The shape to give to a tensor like `x`, of any number of samples."""
+    return ops.shape(x) if None in x.shape[1:] else (-1, *x.shape[1:])
 
 
 def _sort_pairs(inputs, training):
@@ -450,12 +452,13 @@ def _descending(x):
 def _exchange(x, swap):
     first, second = _halves(x)
     pairs = [ops.where(swap, second, first), ops.where(swap, first, second)]
-    return ops.reshape(ops.stack(pairs, axis=-1), ops.shape(x))
+    return ops.reshape(ops.stack(pairs, axis=-1), _shape(x))
 
 
 def _halves(x):
-    """First and second values of the pairs, each `(pixels, channels / 2)`."""
-    pairs = ops.reshape(x, (-1, x.shape[-1] // 2, 2))
+    """First and second values of the pairs, half as many channels each."""
+    # Converters follow an unknown batch size through axes that stay.
+    pairs = ops.reshape(x, (*_shape(x)[:-1], x.shape[-1] // 2, 2))
     return pairs[..., 0], pairs[..., 1]
 
 
