@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test bench test-jax test-torch doc doc-links notebooks lint format clean
+.PHONY: demo test bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
 
 $(VENV)/ready: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -20,6 +20,14 @@ demo: $(VENV)/ready
 
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto
+
+# Files of other formats, and neighbours of Keras, which users need not have.
+$(VENV)/ready-formats: setup.py $(VENV)/ready
+	$(VENV)/bin/python -m pip install --quiet --editable ".[formats]"
+	touch $@
+
+test-formats: $(VENV)/ready-formats
+	$(VENV)/bin/python -m pytest tests/test_export.py tests/test_ecosystem.py
 
 # Sphinx shares the environment of the tests: it imports the library to read
 # its docstrings, and a second TensorFlow would only cost time.
@@ -45,11 +53,16 @@ bench: $(VENV)/ready
 	$(VENV)/bin/python benchmarks/training.py mnist-conv mnist-mlp mlp-512 \
 	    --steps-only --seconds 0.5
 
-# The other backends, each in an environment without TensorFlow.
+# The other backends, each in an environment without TensorFlow, with what their
+# users combine them with.
+NEIGHBOURS_jax = optax orbax-checkpoint
+NEIGHBOURS_torch = adversarial-robustness-toolbox onnx onnxruntime onnxscript
+
 .venv-%/ready: setup.py
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet "$(or $(BACKEND_PACKAGE),$*)" \
-	    keras hypothesis matplotlib pytest pytest-xdist scikit-learn
+	    keras hypothesis matplotlib pytest pytest-xdist scikit-learn \
+	    $(NEIGHBOURS_$*)
 	.venv-$*/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 

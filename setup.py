@@ -28,6 +28,14 @@ setup(
     extras_require={
         "jax": ["jax>=0.4.26"],
         "torch": ["torch>=2.2"],
+        # Converters and neighbours that the tests show once, where installed.
+        "formats": [
+            "ai-edge-litert>=1.0",
+            "keras-tuner>=1.4",
+            "onnx>=1.16",
+            "onnxruntime>=1.18",
+            "tf2onnx>=1.16",
+        ],
         "demo": ["matplotlib>=3.7", "scikit-learn>=1.3"],
         "test": [
             *TEST,

@@ -76,6 +76,8 @@ def test_model_is_the_last_step_of_a_pipeline_of_scikit_learn():
     assert steps.score(x, y) > 0.6
 
 
+# The tuner reads weights before there is an optimizer to take its state.
+@pytest.mark.filterwarnings("ignore:Skipping variable loading:UserWarning")
 def test_keras_tuner_searches_the_constant_and_the_weight_of_the_loss(tmp_path):
     tuner = pytest.importorskip("keras_tuner")
     x, y = _samples()

@@ -22,9 +22,14 @@ WITHIN = {"rtol": 0, "atol": 1e-5}
 # On TensorFlow, Keras compiles grouped convolutions with XLA on the CPU, which
 # tf2onnx cannot read, and pooling of three axes is not among the operations of
 # LiteRT itself. On PyTorch, Keras orders the memory of kernels of three axes in
-# a way that ONNX has no word for.
+# a way that ONNX has no word for, and jax2onnx does not know such kernels.
 LIMITS = {"groups": 1, "solid": False}
-LIMITED = {("tensorflow", "onnx"), ("tensorflow", "litert"), ("torch", "onnx")}
+LIMITED = {
+    ("tensorflow", "onnx"),
+    ("tensorflow", "litert"),
+    ("jax", "onnx"),
+    ("torch", "onnx"),
+}
 
 pytestmark = [
     # Of the converters, about what they import or will change.
