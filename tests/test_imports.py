@@ -14,6 +14,7 @@ PACKAGE = Path(deel.lip.__file__).parent
 
 # A module may import those before it, and none after it.
 ORDER = [
+    "_compatible",
     "_register",
     "_validation",
     "_variables",
@@ -132,3 +133,14 @@ def test_import_loads_the_chosen_backend_only():
 
 def test_package_is_a_namespace():
     assert not (PACKAGE.parent / "__init__.py").exists()
+
+
+def test_keras_that_is_too_old_is_named():
+    program = "import keras; keras.__version__ = '3.3.3'; import deel.lip"
+    found = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True
+    )
+    assert found.returncode == 1
+    last = found.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: deel.lip needs Keras 3.4")
+    assert last.endswith("keras.__version__=3.3.3")

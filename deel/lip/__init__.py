@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from deel.lip import _compatible  # noqa: F401, first: it checks Keras
 from deel.lip import _deprecated
 from deel.lip import activations
 from deel.lip import callbacks
