@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from deel.lip import _compatible  # noqa: F401, first: it checks Keras
+from deel.lip import _compatible  # First: it checks the version of Keras.
 from deel.lip import _deprecated
 from deel.lip import activations
 from deel.lip import callbacks
