@@ -169,26 +169,20 @@ def polar(w, tolerance, max_steps):
     defect = _identity(gram) - gram / mean_square
     residual = _norm(defect)
     near = ops.logical_and(mean_square > _LEAST_SQUARE, residual < NEAR)
-    predicted = _predicted(defect, residual)
 
-    def one_step():
+    def nearby():
         scale = ops.sqrt(mean_square)
-        return _cubic_step(w / scale, defect), scale
+        predicted = _predicted(defect, residual)
+        return _cubic_step(w / scale, defect), scale, predicted
 
-    def many_steps():
+    def distant():
         # In two steps, since the scale of finite entries may be infinite.
         unit, _ = unit_scale(w)
-        scale = _mean_scale(w)
-        start = cond(
-            near,
-            lambda: unit / _mean_scale(unit),
-            lambda: _approach(unit, max_steps - 1),
-        )
-        return _iterate(start, tolerance, max_steps), scale
+        start = _approach(unit, max_steps - 1)
+        return start, _mean_scale(w), ops.full((), np.inf, dtype=w.dtype)
 
-    factor, scale = cond(
-        ops.logical_and(near, predicted <= tolerance), one_step, many_steps
-    )
+    start, scale, predicted = cond(near, nearby, distant)
+    factor = _iterate(start, predicted, tolerance, max_steps)
     return factor, ops.reshape(scale, (1, 1))
 
 
@@ -200,7 +194,13 @@ def _mean_scale(w):
     return ops.where(mean > 0, mean, ops.ones_like(mean))
 
 
-def _iterate(w, tolerance, max_steps):
+def _iterate(w, predicted, tolerance, max_steps):
+    """Cubic steps until the last is predicted to be close enough to 1.
+
+    A matrix that was near has made one. Others make at least one here, which
+    their bound rests on.
+    """
+
     def unfinished(w, predicted, step):
         return ops.logical_and(predicted > tolerance, step < max_steps)
 
@@ -209,7 +209,7 @@ def _iterate(w, tolerance, max_steps):
         predicted = _predicted(defect, _norm(defect))
         return _cubic_step(w, defect), predicted, step + 1
 
-    start = (w, ops.full((), np.inf, dtype=w.dtype), ops.full((), 0, "int32"))
+    start = (w, predicted, ops.full((), 0, "int32"))
     return while_loop(unfinished, improve, start)[0]
 
 
