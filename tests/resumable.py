@@ -19,8 +19,10 @@ from deel.lip.activations import GroupSort2
 from deel.lip.layers import BatchCentering
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
+from deel.lip.losses import MulticlassHKR
 from deel.lip.losses import MulticlassHKRauto
 from deel.lip.model import LossVariableSequential
+from deel.lip.model import Sequential
 
 EPOCHS = 3
 STEPS = 6
@@ -71,9 +73,9 @@ class Progress(keras.callbacks.Callback):
         fresh.replace(self.path)
 
 
-def compiled_model():
+def compiled_model(container=LossVariableSequential):
     keras.utils.set_random_seed(0)
-    model = LossVariableSequential(
+    model = container(
         [
             keras.Input((5,)),
             SpectralDense(8, activation=GroupSort2()),
@@ -81,7 +83,9 @@ def compiled_model():
             FrobeniusDense(3, use_bias=False),
         ]
     )
-    loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.5)
+    loss = MulticlassHKR(10.0, 0.1)
+    if container is LossVariableSequential:
+        loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.5)
     model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
     return model
 
@@ -126,8 +130,11 @@ def whole(folder):
 
 
 def weights(folder):
-    """The newest weights of `ModelCheckpoint`, in a model made anew."""
-    model = compiled_model()
+    """The newest weights of `ModelCheckpoint`, in a model made anew.
+
+    Learned margins are no weights of a model, so this one has none.
+    """
+    model = compiled_model(Sequential)
     # Without its variables, the state of the optimizer would be left out.
     model.optimizer.build(model.trainable_variables)
     epoch, _ = newest(folder.glob("*.weights.h5"), model.load_weights)
@@ -166,14 +173,14 @@ def main(way, folder, output):
         "losses": [progress.losses[str(epoch)] for epoch in range(EPOCHS)],
         "evaluated": model.evaluate(batches, verbose=0),
     }
-    variables = [
-        *model.variables,
-        *model.loss.get_trainable_variables(),
-        *model.optimizer.variables,
-    ]
+    margins = getattr(model.loss, "get_trainable_variables", list)()
+    names = [v.name for v in (*model.variables, *margins)]
+    # Names of these depend on whether the model was loaded.
+    names += ["optimizer"] * len(model.optimizer.variables)
+    variables = [*model.variables, *margins, *model.optimizer.variables]
     for number, variable in enumerate(variables):
         value = keras.ops.convert_to_numpy(keras.ops.copy(variable))
-        figures[f"{number} {variable.name}"] = value
+        figures[f"{number} {names[number]}"] = value
     with open(output, "wb") as file:
         np.savez(file, **figures)
 
