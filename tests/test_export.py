@@ -200,6 +200,19 @@ def test_exported_model_infers_where_nothing_says_how_it_runs():
         np.testing.assert_array_equal(a, b)
 
 
+@only_on("tensorflow")
+def test_a_list_of_layers_is_exported_before_any_call(tmp_path):
+    import tensorflow as tf
+
+    model = Sequential([keras.Input((4,)), layers.SpectralDense(3)])
+    model.export(tmp_path / "served", verbose=False)
+    x = np.ones((2, 4), "float32")
+    served = tf.saved_model.load(tmp_path / "served")
+    np.testing.assert_allclose(
+        served.serve(x), model.predict(x, verbose=0), **WITHIN
+    )
+
+
 def test_a_mode_that_the_user_chose_stays_in_the_exported_model():
     inputs = keras.Input((4,))
     x = layers.SpectralDense(4)(inputs)

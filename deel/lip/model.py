@@ -542,12 +542,15 @@ def _renewed_inputs(model):
 
 def _signature(model):
     """What `keras.Model.export` needs to know of the inputs of a model."""
+    # A list of layers that was never called has no `input`.
+    sequential = isinstance(model, keras.Sequential)
+    inputs = model.inputs[0] if sequential else model.input
     return [
         keras.tree.map_structure(
             lambda x: keras.InputSpec(
                 shape=x.shape, dtype=x.dtype, name=x.name
             ),
-            model.input,
+            inputs,
         )
     ]
 
