@@ -211,6 +211,18 @@ def test_singular_values_are_one_with_orthogonalisation():
     assert found[-1] >= 1 - 1e-3
 
 
+@pytest.mark.parametrize("eps_bjorck", [1e-3, 1e6, float("inf")])
+@pytest.mark.parametrize("maxiter_bjorck", [1, 15])
+def test_bound_holds_for_any_tolerance(eps_bjorck, maxiter_bjorck):
+    layer = layers.SpectralDense(
+        6, eps_bjorck=eps_bjorck, maxiter_bjorck=maxiter_bjorck
+    )
+    layer.build((None, 9))
+    for kind, kernel in harness.hostile_matrices((9, 6), 15):
+        layer._after_update(ops.convert_to_tensor(kernel))
+        assert harness.expansion(layer) <= 1 + harness.TOLERANCE, kind
+
+
 def test_optimizer_leaves_the_kernel_on_the_manifold():
     model = _network()
     model.compile("adam", MulticlassHKR(10.0), **FAST)

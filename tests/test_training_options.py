@@ -109,10 +109,12 @@ def test_bound_holds_whatever_the_optimizer_does_to_gradients(name):
     train(network(), OPTIMIZERS[name](), epochs=6)
 
 
-def _averaged(container, callbacks=()):
+def _averaged(container, callbacks=(), wrapper=lambda optimizer: optimizer):
     model = network(container)
     # The averages lag far behind the weights that were trained last.
-    optimizer = keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.99)
+    optimizer = wrapper(
+        keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.99)
+    )
     model.compile(optimizer, MulticlassHKR(10.0, 0.5), **FAST)
     x, y = data()
     model.fit(
@@ -153,6 +155,11 @@ def test_inference_after_fit_uses_the_averaged_kernels(container):
 def test_a_stock_model_uses_averaged_kernels_with_a_callback():
     model = _averaged(keras.Sequential, [CondenseCallback(on_epoch=False)])
     _assert_uses_its_kernels(model)
+
+
+def test_averages_within_a_scaled_loss_are_used_too():
+    scaled = keras.optimizers.LossScaleOptimizer
+    _assert_uses_its_kernels(_averaged(Sequential, wrapper=scaled))
 
 
 def test_training_goes_on_from_averaged_kernels():

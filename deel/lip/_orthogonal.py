@@ -178,9 +178,10 @@ def polar(w, tolerance, max_steps):
     def distant():
         # In two steps, since the scale of finite entries may be infinite.
         unit, _ = unit_scale(w)
-        start = _approach(unit, max_steps - 1)
-        return start, _mean_scale(w), ops.full((), np.inf, dtype=w.dtype)
+        start, predicted = _improved(_approach(unit, max_steps - 1))
+        return start, _mean_scale(w), predicted
 
+    # Both end with a cubic step, so any tolerance at all is sound.
     start, scale, predicted = cond(near, nearby, distant)
     factor = _iterate(start, predicted, tolerance, max_steps)
     return factor, ops.reshape(scale, (1, 1))
@@ -195,22 +196,23 @@ def _mean_scale(w):
 
 
 def _iterate(w, predicted, tolerance, max_steps):
-    """Cubic steps until the last is predicted to be close enough to 1.
-
-    A matrix that was near has made one. Others make at least one here, which
-    their bound rests on.
-    """
+    """More cubic steps, until the last is predicted to be close enough to 1."""
 
     def unfinished(w, predicted, step):
         return ops.logical_and(predicted > tolerance, step < max_steps)
 
     def improve(w, predicted, step):
-        defect = _identity(w) - _gram(w)
-        predicted = _predicted(defect, _norm(defect))
-        return _cubic_step(w, defect), predicted, step + 1
+        return *_improved(w), step + 1
 
-    start = (w, predicted, ops.full((), 0, "int32"))
+    start = (w, predicted, ops.full((), 1, "int32"))
     return while_loop(unfinished, improve, start)[0]
+
+
+def _improved(w):
+    """A cubic step, and the predicted distance of its result from 1."""
+    defect = _identity(w) - _gram(w)
+    predicted = _predicted(defect, _norm(defect))
+    return _cubic_step(w, defect), predicted
 
 
 def _approach(w, max_steps):

@@ -133,7 +133,8 @@ class Parametrization(keras.layers.Layer):
             tensor = ops.convert_to_tensor(factor * value)
             rounded = host(ops.cast(tensor, dtype)).astype("float32")
             excess = self.expansion(rounded) / bound
-            factor /= excess
+            # By no less than this: steps in proportion might never end.
+            factor /= max(excess, 1.0 + SLACK)
         return rounded
 
     def rescale(self, coefficient):

@@ -29,9 +29,10 @@ _EXACT = 1e-7
 # normalised at another moment, then gives the same values within 1e-4.
 _FORWARD = 1e-5
 
-# Relative difference of entries that are the same but for the order in which
-# three float32 numbers were multiplied; and what counts as zero besides.
-_ROUNDING = 5e-7
+# Relative difference, in units of the last digit, of entries that are the same
+# but for the order in which three numbers were multiplied; and what counts as
+# zero besides.
+_ROUNDING = 4
 _NOTHING = 1e-30
 
 # Least and largest multiple of an orthogonal matrix that a retraction leaves.
@@ -109,7 +110,9 @@ def _is_multiple(matrix, stored, factor):
     """Whether `matrix` is `factor * stored`, up to the rounding of each."""
     expected = factor * stored
     error = ops.abs(matrix - expected)
-    return ops.all(error <= _ROUNDING * ops.abs(expected) + _NOTHING)
+    dtype = keras.backend.standardize_dtype(matrix.dtype)
+    rounding = _ROUNDING * float(np.finfo(dtype).eps)
+    return ops.all(error <= rounding * ops.abs(expected) + _NOTHING)
 
 
 def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):

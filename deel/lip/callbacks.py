@@ -9,6 +9,7 @@ from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip._variables import host
+from deel.lip.model import averages_weights
 from deel.lip.model import condense_layers
 
 __all__ = [
@@ -59,7 +60,7 @@ class CondenseCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         # An optimizer with `use_ema` has replaced the kernels once more.
-        if self.model.optimizer.use_ema:
+        if averages_weights(self.model.optimizer):
             condense_layers(self.model)
 
     def get_config(self):

@@ -2,6 +2,7 @@
 
 import contextvars
 import functools
+import inspect
 import math
 import warnings
 
@@ -74,7 +75,7 @@ class _LipschitzModel(Condensable):
     def fit(self, *args, **kwargs):
         history = super().fit(*args, **kwargs)
         # Keras has replaced the free kernels by their averages at the end.
-        if self.optimizer.use_ema:
+        if averages_weights(self.optimizer):
             _refresh_layers(self)
         return history
 
@@ -117,8 +118,11 @@ class _LipschitzModel(Condensable):
             ValueError: As `vanillaModel`.
         """
         exported = vanillaModel(self)
-        # Of a model that was never called, some formats ask for it.
-        kwargs.setdefault("input_signature", _signature(exported))
+        # Of a model that was never called, some formats ask for it. The oldest
+        # Keras has one format, and no such argument.
+        known = inspect.signature(exported.export).parameters
+        if "input_signature" in known and len(args) < 3:
+            kwargs.setdefault("input_signature", _signature(exported))
         return exported.export(filepath, *args, **kwargs)
 
     def lipschitz_constant(self, **kwargs):
@@ -562,6 +566,12 @@ def condense_layers(model):
         layer._check_condensable()
     for layer in layers:
         layer.condense()
+
+
+def averages_weights(optimizer):
+    """Whether Keras replaces weights by their averages when `fit` ends."""
+    # A `LossScaleOptimizer` leaves that to the one within.
+    return getattr(optimizer, "inner_optimizer", optimizer).use_ema
 
 
 def _refresh_layers(model):

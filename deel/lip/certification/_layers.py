@@ -225,6 +225,8 @@ _SLOPES = [
         "softsign": 1.0,
         "tanh": 1.0,
     }.items()
+    # Not all are in the oldest Keras.
+    if hasattr(keras.activations, name)
 ]
 
 
