@@ -17,14 +17,15 @@ from rich.console import Console
 from rich.table import Table
 
 
-def in_turns(tasks, rounds, seconds=0.3):
+def in_turns(tasks, rounds, seconds=0.3, warm_up=2):
     """Measures functions in alternation.
 
     Args:
         tasks: Dictionary of functions of a number of repetitions, which return
-            the seconds that one took. Each is called once before, to warm up.
+            the seconds that one took.
         rounds: Integer, the number of times that each is measured.
         seconds: Float, how long a measurement lasts at least.
+        warm_up: Integer, repetitions of each before it is measured.
 
     Returns:
         Dictionary of lists of seconds, one for each round.
@@ -32,7 +33,7 @@ def in_turns(tasks, rounds, seconds=0.3):
     repetitions = {}
     for name, task in tasks.items():
         # The first call traces and compiles.
-        task(2)
+        task(warm_up)
         once = task(2)
         repetitions[name] = max(2, round(seconds / max(once, 1e-6)))
     found = {name: [] for name in tasks}

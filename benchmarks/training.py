@@ -60,9 +60,11 @@ def measure_network(name, args):
         },
         args.rounds,
         args.seconds,
+        args.warm_up,
     )
     found = {
         "batch_size": batch_size,
+        "warm_up": args.warm_up,
         "width": width,
         "parameters": stock.count_params(),
         "step": {key: measure.summary(value) for key, value in steps.items()},
@@ -204,6 +206,13 @@ def parse_arguments(argv=None):
     )
     parser.add_argument(
         "--seconds", type=float, default=1.0, help="length of a measurement"
+    )
+    parser.add_argument(
+        "--warm-up",
+        type=int,
+        default=50,
+        help="steps that are trained before any is measured (the first ones "
+        "normalise more, since kernels still turn much)",
     )
     parser.add_argument(
         "--steps-only", action="store_true", help="measure training steps only"

@@ -27,7 +27,8 @@ class Frobenius(Parametrization):
         unit, _ = _orthogonal.unit_scale(columns, axis=0)
         squares = _orthogonal.accurate_sum(ops.square(unit))
         squares = ops.where(squares > 0, squares, ops.ones_like(squares))
-        return ops.reshape(unit / ops.sqrt(squares), kernel.shape)
+        constrained = unit / ops.sqrt(squares)
+        return _orthogonal.reshaped(constrained, kernel.shape)
 
     def expansion(self, kernel):
         axis = tuple(range(kernel.ndim - 1)) if self.by_column else None

@@ -33,6 +33,8 @@ References:
       arXiv:2505.16932.
 """
 
+import math
+
 import numpy as np
 from keras import ops
 
@@ -76,7 +78,15 @@ _MINIMAX = (
 
 def as_matrix(kernel):
     """Reshapes a kernel to the matrix that multiplies the input patches."""
-    return ops.reshape(kernel, (-1, kernel.shape[-1]))
+    columns = kernel.shape[-1]
+    return reshaped(kernel, (math.prod(kernel.shape[:-1]), columns))
+
+
+def reshaped(x, shape):
+    """Reshapes what does not have the shape, since that costs time on torch."""
+    if tuple(x.shape) == tuple(shape):
+        return x
+    return ops.reshape(x, shape)
 
 
 def unit_scale(w, axis=None):

@@ -38,6 +38,9 @@ _NOTHING = 1e-30
 # Least and largest multiple of an orthogonal matrix that a retraction leaves.
 _SCALES = (1e-2, 1e4)
 
+# Sides from which on a matrix has a cheaper gradient for small batches.
+_LARGE = 256
+
 
 def spectral_constraint(
     kernel, orthogonal=True, max_steps=DEFAULT_MAXITER_BJORCK, groups=1
@@ -64,7 +67,7 @@ def spectral_constraint(
         constrained = _with_tangent_gradient(matrix, nearest, groups)
     else:
         constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
-    return ops.reshape(constrained, kernel.shape)
+    return _orthogonal.reshaped(constrained, kernel.shape)
 
 
 def _by_group(function, groups, *matrices):
@@ -144,6 +147,42 @@ def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):
     return pass_on(matrix, value)
 
 
+def _product_of_few(inputs, matrix, value, coefficient):
+    """`inputs @ value`, its gradient sent to `matrix`, for a small batch.
+
+    The gradient is that of `_with_tangent_gradient`. With X for the inputs, Y
+    for the outputs, D for their gradient, V = c Q for the value, and Q tall,
+
+        c (X^T D - Q sym(Q^T X^T D))
+            = c ((X - Y V^T / 2c^2)^T D - (D V^T)^T Y / 2c^2).
+
+    Its products have a row for each input, where those on the left have one
+    for each column of Q; and D V^T is what the layer before needs anyway. A
+    wide Q has D - D V^T V / 2c^2 in place of D, and X as it is.
+    """
+
+    @custom_gradient
+    def multiply(inputs, matrix, value):
+        outputs = ops.matmul(inputs, value)
+
+        def gradient(upstream):
+            transposed = ops.transpose(value)
+            before = ops.matmul(upstream, transposed)
+            half = 0.5 / coefficient**2
+            left, right = inputs, upstream
+            if value.shape[0] >= value.shape[1]:
+                left = inputs - half * ops.matmul(outputs, transposed)
+            else:
+                right = upstream - half * ops.matmul(before, value)
+            tangent = ops.matmul(ops.transpose(left), right)
+            tangent -= half * ops.matmul(ops.transpose(before), outputs)
+            return before, coefficient * tangent, ops.zeros_like(value)
+
+        return outputs, gradient
+
+    return multiply(inputs, matrix, value)
+
+
 class Spectral(Parametrization):
     """Kernels whose matrix `(-1, last dimension)` has norm at most one.
 
@@ -216,22 +255,59 @@ class Spectral(Parametrization):
     def update(self, kernel):
         kernel = full(kernel)
         matrix = _orthogonal.as_matrix(kernel)
+        if not self.orthogonal:
+            vector = ops.convert_to_tensor(self.sn)
+            known = ops.stop_gradient(matrix)
+            self._record(*self._power_step(known, vector))
+            return super().update(kernel)
+        value = self._current(matrix)
+        followed = self._followed(matrix, value)
+        return _orthogonal.reshaped(followed, kernel.shape)
+
+    def multiply(self, inputs, kernel):
+        """`inputs @ update(kernel)`, with the cheaper gradient of two.
+
+        Args:
+            inputs: Tensor `(batch_size, rows)`, of the dtype of the kernel.
+            kernel: The free kernel, a matrix.
+        """
+        matrix = full(kernel)
+        value = self._current(matrix)
+
+        def few():
+            return _product_of_few(inputs, matrix, value, self.coefficient)
+
+        def many():
+            return ops.matmul(inputs, self._followed(matrix, value))
+
+        return cond(ops.shape(inputs)[0] < min(matrix.shape), few, many)
+
+    def multiplies(self, inputs, kernel):
+        """Whether `multiply` is of use, and gives what `update` would."""
+        return (
+            self.orthogonal
+            and len(inputs.shape) == len(kernel.shape) == 2
+            and min(kernel.shape) >= _LARGE
+            and inputs.dtype == full(kernel).dtype
+        )
+
+    def _followed(self, matrix, value):
+        """`value`, as a function of `matrix`."""
+        return _with_tangent_gradient(
+            matrix, value, self.groups, self.coefficient
+        )
+
+    def _current(self, matrix):
+        """The constrained matrix, also stored as `wbar`: a constant."""
         known = ops.stop_gradient(matrix)
         vector = ops.convert_to_tensor(self.sn)
-
-        def measured():
-            return self._power_step(known, vector)
-
-        if not self.orthogonal:
-            self._record(*measured())
-            return super().update(kernel)
 
         def keep():
             return stored, vector, sigma
 
         def renew():
             nearest, _ = self._nearest(known, _FORWARD)
-            return self._scaled(nearest), *measured()
+            return self._scaled(nearest), *self._power_step(known, vector)
 
         # A copy: on torch a tensor shares the memory of its variable, which
         # is written before the gradient needs it.
@@ -241,14 +317,9 @@ class Spectral(Parametrization):
             self._proven(known, stored, sigma), keep, renew
         )
         self._record(vector, sigma)
-        constrained = ops.reshape(
-            _with_tangent_gradient(
-                matrix, value, self.groups, self.coefficient
-            ),
-            kernel.shape,
-        )
-        store(self.wbar, ops.stop_gradient(constrained))
-        return constrained
+        value = ops.stop_gradient(value)
+        store(self.wbar, _orthogonal.reshaped(value, self.wbar.shape))
+        return value
 
     def condense(self, kernel):
         matrix = ops.stop_gradient(_orthogonal.as_matrix(full(kernel)))
@@ -270,10 +341,11 @@ class Spectral(Parametrization):
         # It has no effect, so it is kept where every dtype has its digits.
         sigma = ops.clip(scale, *_SCALES)
         stored = self._scaled(nearest)
-        store(self.wbar, ops.reshape(stored, moved.shape))
+        store(self.wbar, _orthogonal.reshaped(stored, moved.shape))
         store(self.sigma, sigma)
         retracted = self._multiple(stored, sigma)
-        return ops.cast(ops.reshape(retracted, moved.shape), kernel.dtype)
+        retracted = _orthogonal.reshaped(retracted, moved.shape)
+        return ops.cast(retracted, kernel.dtype)
 
     def _nearest(self, matrix, tolerance):
         return _nearest(matrix, tolerance, self.maxiter_bjorck, self.groups)

@@ -1,6 +1,7 @@
 """Dense layers with a constrained kernel."""
 
 import keras
+from keras import ops
 
 from deel.lip._frobenius import FrobeniusKernel
 from deel.lip._register import register
@@ -124,6 +125,17 @@ class SpectralDense(SpectralKernel, keras.layers.Dense):
             maxiter_bjorck=maxiter_bjorck,
             **kwargs,
         )
+
+    def call(self, inputs, training=True):
+        spectral = self.parametrization
+        if not (training and spectral.multiplies(inputs, self.kernel)):
+            return super().call(inputs, training=training)
+        outputs = spectral.multiply(inputs, self.kernel)
+        if self.bias is not None:
+            outputs = ops.add(outputs, self.bias)
+        if self.activation is not None:
+            outputs = self.activation(outputs)
+        return outputs
 
     def _compute_lip_coef(self, input_shape=None):
         return 1.0
