@@ -5,10 +5,17 @@ functions of the library appear in it; `keras.ops` computes them all.
 """
 
 import functools
+import math
 
 import keras
 
 from deel.lip._products import digits_of_products
+
+# To start what XLA has compiled takes a tenth of a millisecond, so what is
+# fused has as many entries at least. An unknown number of samples counts as
+# given here.
+_LARGE = 16384
+_SAMPLES = 128
 
 
 def traced_once(function):
@@ -41,21 +48,27 @@ def fused(function):
         function: Takes tensors by position and settings, which are hashable,
             by keyword. Not differentiated.
     """
-    return _shared(function, lambda _: _fuses(), jit_compile=True)
+    return _shared(function, _is_worth_fusing, jit_compile=True)
 
 
-def has_fast_strides(training):
+def _is_worth_fusing(tensor):
+    """Whether a function of a tensor takes longer than to start it."""
+    sizes = [size or _SAMPLES for size in tensor.shape]
+    return math.prod(sizes) >= _LARGE and _fuses()
+
+
+def has_fast_strides(tensor, training):
     """Whether slices with a step, and small axes, cost what their size says.
 
     On TensorFlow they do in `fused` functions alone, which are for training.
     """
     if keras.backend.backend() != "tensorflow":
         return True
-    return bool(training) and _fuses()
+    return bool(training) and _is_worth_fusing(tensor)
 
 
 def _fuses():
-    """Whether `fused` has an effect: in graphs of TensorFlow that has XLA."""
+    """Whether `fused` can have an effect: in TensorFlow graphs, with XLA."""
     if keras.backend.backend() != "tensorflow":
         return False
     import tensorflow as tf

@@ -108,14 +108,20 @@ def _nearest_of(matrix, tolerance, max_steps, groups):
     return ops.concatenate(factors, axis=1), scale
 
 
-@fused
 def _is_multiple(matrix, stored, factor):
     """Whether `matrix` is `factor * stored`, up to the rounding of each."""
+    return ops.all(_columns_agree(matrix, stored, factor))
+
+
+@fused
+def _columns_agree(matrix, stored, factor):
+    # By column, which XLA does at the speed of memory, unlike a single answer.
     expected = factor * stored
     error = ops.abs(matrix - expected)
     dtype = keras.backend.standardize_dtype(matrix.dtype)
     rounding = _ROUNDING * float(np.finfo(dtype).eps)
-    return ops.all(error <= rounding * ops.abs(expected) + _NOTHING)
+    agree = error <= rounding * ops.abs(expected) + _NOTHING
+    return ops.all(agree, axis=0)
 
 
 def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):

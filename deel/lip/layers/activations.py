@@ -422,7 +422,7 @@ def _sort_pairs(inputs, training):
     The gradient takes the same exchange as the values, so nothing but Booleans
     is kept for it. A tie is left as it is.
     """
-    if has_fast_strides(training):
+    if has_fast_strides(inputs, training):
         return _sort_by_fused_halves(inputs)
     if digits_of_products(inputs):
         return _sort_by_halves(inputs)

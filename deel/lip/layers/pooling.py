@@ -80,7 +80,7 @@ class _WindowL2Norm(_WindowPooling):
         windows = self._windows(inputs.shape)
         # In float16 the square of 256 is infinite.
         values = full(inputs)
-        if windows is not None and has_fast_strides(training):
+        if windows is not None and has_fast_strides(inputs, training):
             norms = _norms_of_windows(values, *windows, self.eps_grad_sqrt)
         else:
             mean_square = super().call(ops.square(values))
