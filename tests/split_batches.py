@@ -16,6 +16,7 @@ from deel.lip.activations import GroupSort2
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralDense
+from deel.lip.model import Sequential
 from deel.lip.utils import process_labels_for_multi_gpu
 
 BATCH_SIZE = 16
@@ -70,7 +71,8 @@ def network(case):
             SpectralDense(8, activation=GroupSort2(), k_coef_lip=2.0),
             SpectralDense(1),
         ]
-    return keras.Sequential([keras.Input(INPUT_SHAPES[case]), *layers])
+    container = Sequential if case == "multiclass" else keras.Sequential
+    return container([keras.Input(INPUT_SHAPES[case]), *layers])
 
 
 def loss_of(case, multi_gpu=False):

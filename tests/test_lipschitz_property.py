@@ -173,9 +173,16 @@ def test_bound_holds_after_foreign_weights(container, factor, tmp_path):
     for layer in harness.constrained_layers(model):
         harness.assert_bounded(layer)
 
-    # The same through a file: tensors are assigned as they are.
-    for variable, value in zip(model.variables, foreign, strict=True):
-        variable.assign(ops.convert_to_tensor(value.astype("float32")))
+    tensors = [ops.convert_to_tensor(w.astype("float32")) for w in foreign]
+    # JAX leaves the results of each step in this way.
+    if keras.backend.backend() != "jax":
+        model.set_weights(tensors)
+        for layer in harness.constrained_layers(model):
+            harness.assert_bounded(layer)
+
+    # The same through a file.
+    for variable, value in zip(model.variables, tensors, strict=True):
+        getattr(variable, "take", variable.assign)(value)
     path = tmp_path / "foreign.weights.h5"
     model.save_weights(path)
     other = _network(container)

@@ -26,8 +26,7 @@ class Frobenius(Parametrization):
             columns = ops.reshape(kernel, (-1, 1))
         unit, _ = _orthogonal.unit_scale(columns, axis=0)
         squares = _orthogonal.accurate_sum(ops.square(unit))
-        squares = ops.where(squares > 0, squares, ops.ones_like(squares))
-        constrained = unit / ops.sqrt(squares)
+        constrained = unit / ops.sqrt(_orthogonal.one_for_zero(squares))
         return _orthogonal.reshaped(constrained, kernel.shape)
 
     def expansion(self, kernel):

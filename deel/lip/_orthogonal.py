@@ -97,11 +97,16 @@ def unit_scale(w, axis=None):
     not depend on the scale of its argument.
     """
     scale = ops.stop_gradient(ops.max(ops.abs(w), axis=axis, keepdims=True))
-    scale = ops.where(scale > 0, scale, ops.ones_like(scale))
+    scale = one_for_zero(scale)
     # Compilers divide by multiplying with the reciprocal, which is lost below
     # the smallest normal number if the scale is near the largest one.
     root = 1.0 / ops.sqrt(scale)
     return w * root * root, scale
+
+
+def one_for_zero(x):
+    """`x` with ones in place of zeros, to divide by."""
+    return x + ops.cast(x == 0, x.dtype)
 
 
 def gram_bound(gram):
@@ -201,8 +206,7 @@ def _mean_scale(w):
     """Root mean square of the singular values, a scalar; 1 for zeros."""
     unit, largest = unit_scale(w)
     mean = ops.sqrt(ops.sum(ops.square(unit)) / min(w.shape))
-    mean = ops.squeeze(mean * largest)
-    return ops.where(mean > 0, mean, ops.ones_like(mean))
+    return one_for_zero(ops.squeeze(mean * largest))
 
 
 def _iterate(w, predicted, tolerance, max_steps):
@@ -286,7 +290,7 @@ def _in_blocks(x, size=_BLOCK):
 
 def _norm(x):
     """Frobenius norm, kept from zero, where its gradient is not finite."""
-    return ops.sqrt(ops.maximum(ops.sum(ops.square(x)), _TINY))
+    return ops.sqrt(ops.sum(ops.square(x)) + _TINY)
 
 
 def _predicted(defect, residual):

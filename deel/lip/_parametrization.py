@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._control_flow import is_known
 from deel.lip._variables import full
 from deel.lip._variables import host
 from deel.lip._variables import store
@@ -166,10 +167,12 @@ class Parametrization(keras.layers.Layer):
 class GuardedVariable(keras.Variable):
     """A variable that asks before it takes values from outside.
 
-    `set_weights` and every way of loading a file assign host arrays, also
-    when they go through a stock Keras model that knows nothing of constraints.
-    Those are passed through `admit`. Tensors come from the library itself, or
-    from a compiled step of Keras, and are taken as they are.
+    `set_weights` and every way of loading a file assign arrays, also when they
+    go through a stock Keras model that knows nothing of constraints. Those are
+    passed through `admit`. What the library itself has proven it hands to
+    `take`. Two kinds of tensors are taken as they are: those of a graph that is
+    being traced, and all of JAX, where each compiled step of Keras leaves its
+    results in this way.
     """
 
     def __init__(self, *args, admit, **kwargs):
@@ -177,8 +180,16 @@ class GuardedVariable(keras.Variable):
         self._admit = admit
 
     def assign(self, value):
-        if not (ops.is_tensor(value) or isinstance(value, keras.Variable)):
+        if isinstance(value, keras.Variable):
+            value = value.value
+        if not ops.is_tensor(value):
             value = np.asarray(value)
-            if value.shape == tuple(self.shape):
-                value = self._admit(value)
+        elif keras.backend.backend() != "jax" and is_known(value):
+            value = host(value)
+        if isinstance(value, np.ndarray) and value.shape == tuple(self.shape):
+            value = self._admit(value)
+        return super().assign(value)
+
+    def take(self, value):
+        """Assigns a tensor without a question."""
         return super().assign(value)

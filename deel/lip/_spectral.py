@@ -317,11 +317,15 @@ class Spectral(Parametrization):
 
         # A copy: on torch a tensor shares the memory of its variable, which
         # is written before the gradient needs it.
-        stored = _orthogonal.as_matrix(ops.copy(self.wbar))
+        stored = ops.stop_gradient(ops.copy(self.wbar))
+        stored = _orthogonal.as_matrix(stored)
         sigma = ops.convert_to_tensor(self.sigma)
         value, vector, sigma = cond(
             self._proven(known, stored, sigma), keep, renew
         )
+        if value is stored:
+            # Computed eagerly, hence known to be there already.
+            return stored
         self._record(vector, sigma)
         value = ops.stop_gradient(value)
         store(self.wbar, _orthogonal.reshaped(value, self.wbar.shape))

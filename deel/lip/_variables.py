@@ -75,7 +75,8 @@ def store(variable, value):
         if _leaks(variable, value):
             return
         value = ops.copy(value)
-    variable.assign(value)
+    # What has just been proven is not to be proven again.
+    getattr(variable, "take", variable.assign)(value)
 
 
 def _leaks(variable, value):
