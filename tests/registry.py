@@ -436,7 +436,7 @@ CONSTRAINED = [
         {"filters": 2, "kernel_size": (4, 3), "strides": 2},
         (3, 4, 5),
         (6, 8, 2),
-        (50, 120),
+        (48, 120),
         keras.layers.Conv2DTranspose,
         1.0,
         is_free=True,

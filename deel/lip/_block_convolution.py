@@ -9,8 +9,8 @@ periodically the convolution multiplies each frequency by K(z), so it is
 Both are kept by products, and the product of polynomials is the kernel of one
 convolution after the other. The factors here:
 
-* B(z) = (I - P) + P z with P = U U^T, along one axis. With orthogonal columns in
-  U it is unitary: it shifts the range of P by one place and leaves the rest.
+* B(z) = (I - P) + P z with P = U U^T, along one axis. With orthonormal columns
+  in U it is unitary: it shifts the range of P by one place and leaves the rest.
   If the singular values of U are s <= 1 instead, its own are
   |1 - s^2 + s^2 z| <= 1, with equality at z = 1: *whatever U is, as long as
   s <= 1, a block does not expand.* (A block may shift the rest instead of the
@@ -252,8 +252,8 @@ def convolution_bound(kernel, strides):
     *deviation* D(z) = E(z)* E(z) - c I is enlarged, with E the kernel for s
     places at a time and c in the middle of the eigenvalues that were seen. For
     a unit vector u, u* D(z) u is a trigonometric polynomial whose degree d is
-    the number of taps of E less one. On 6 d points for each axis its largest
-    magnitude is at least cos(pi / 6) times the one anywhere (Ehlich and Zeller).
+    the number of taps of E less one. On 6 d points for each axis its magnitude
+    somewhere is at least cos(pi / 6) times the largest (Ehlich and Zeller).
 
     Args:
         kernel: Array `(taps..., inputs, outputs)`.

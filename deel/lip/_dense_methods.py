@@ -69,7 +69,7 @@ def cholesky_qr(w):
 def _whitened(w, shift):
     gram = _orthogonal.gram_of(w)
     identity = ops.eye(w.shape[1], dtype=w.dtype)
-    factor = ops.cholesky(gram + shift * identity)
+    factor = ops.cholesky(_finite(gram + shift * identity))
     return transposed(ops.solve_triangular(factor, transposed(w), lower=True))
 
 
@@ -94,8 +94,8 @@ def cayley(w):
     else:
         images = identity - skew
     # x S = y is S^T x^T = y^T.
-    solved = ops.solve(transposed(identity + skew), transposed(images))
-    return transposed(solved)
+    matrix = _finite(transposed(identity + skew))
+    return transposed(ops.solve(matrix, transposed(images)))
 
 
 def exponential(w):
@@ -117,6 +117,17 @@ def exponential(w):
     for _ in range(_SQUARINGS):
         result = product(result, result)
     return result[:, :columns]
+
+
+def _finite(matrix):
+    """The identity instead of a matrix that is not finite.
+
+    Some backends raise an error of their own otherwise. NaN passes through what
+    the matrix is applied to, for this library to report.
+    """
+    is_finite = ops.all(ops.isfinite(matrix))
+    identity = ops.eye(matrix.shape[0], dtype=matrix.dtype)
+    return ops.where(is_finite, matrix, identity)
 
 
 def _limited(w, largest):

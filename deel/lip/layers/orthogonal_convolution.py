@@ -124,8 +124,8 @@ class OrthogonalConv2D(_OrthogonalConvolution, keras.layers.Conv2D):
     The trained variable `kernel` holds the factors of the convolution, side by
     side: a matrix between channels and `kernel_size - 1` blocks of two taps for
     each axis. They are kept orthogonal by a retraction after each update, like
-    the kernels of `SpectralDense`. Not every orthogonal convolution is a product
-    of this kind; it is a rich family of them.
+    the kernels of `SpectralDense`. Not every orthogonal convolution is a
+    product of this kind, but a rich family of them.
 
     Args:
         filters: Positive integer, number of output channels.
