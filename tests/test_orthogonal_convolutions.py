@@ -358,7 +358,7 @@ def test_kernels_in_half_precision_keep_the_bound():
 
 def test_wide_layers_do_not_lose_digits():
     # On one frequency each, since whole operators are too large.
-    layer = _built(layers.OrthogonalConv2D(200, 3), 8, 8, 180)
+    layer = _built(layers.OrthogonalConv2D(100, 3), 8, 8, 90)
     kernel = ops.convert_to_numpy(layer.wbar).astype("complex128")
     for angles in ((0.0, 0.0), (0.7, 2.1)):
         phases = np.add.outer(*(a * np.arange(3) for a in angles))

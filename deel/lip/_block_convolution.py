@@ -46,6 +46,7 @@ References:
 import dataclasses
 import math
 
+import keras
 import numpy as np
 from keras import ops
 
@@ -312,8 +313,10 @@ class BlockConvolution(Parametrization):
         super().free_variable(shape, initializer)
         self.factors = Factors(shape, self.strides, self.groups)
 
-        def orthogonal(shape, dtype=None):
-            parts, _ = self._nearest(full(initializer(shape, dtype)))
+        def orthogonal(shape, dtype):
+            # Not every backend decomposes matrices of half precision.
+            precise = keras.backend.result_type(dtype, "float32")
+            parts, _ = self._nearest(initializer(shape, dtype=precise))
             return ops.cast(self.factors.join(parts), dtype)
 
         return self.factors.free_shape, orthogonal
