@@ -111,7 +111,7 @@ def test_bound_is_kept_where_the_start_is_near_orthogonal():
 
 @pytest.mark.parametrize("shape", [(6, 4), (4, 6), (70, 66), (1100, 3)])
 def test_matrices_of_a_stack_are_handled_each_by_itself(shape):
-    kinds = {"orthogonal", "near orthogonal", "rank one", "zero", "huge"}
+    kinds = {"normal", "orthogonal", "near orthogonal", "zero", "huge"}
     kernels = [
         kernel
         for kind, kernel in harness.hostile_matrices(shape, 15)
