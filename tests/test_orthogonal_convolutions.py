@@ -198,7 +198,9 @@ def test_every_factor_changes_the_kernel():
     layer = _built(layers.OrthogonalConv2D(17, 4, strides=2), 4, 4, 2)
     (slope,) = harness.gradient(
         lambda kernel: ops.sum(
-            layer.parametrization.constrain(kernel) * _array(4, 4, 2, 17)
+            ops.multiply(
+                layer.parametrization.constrain(kernel), _array(4, 4, 2, 17)
+            )
         ),
         ops.convert_to_numpy(layer.kernel),
     )
@@ -214,7 +216,7 @@ def test_gradient_is_that_of_the_composed_kernel(strides):
     weights = _array(3, 3, 2, 9)
 
     def value(kernel):
-        return ops.sum(constrain(kernel) * weights)
+        return ops.sum(ops.multiply(constrain(kernel), weights))
 
     kernel = ops.convert_to_numpy(layer.kernel)
     (slope,) = harness.gradient(value, kernel)
