@@ -1,5 +1,6 @@
-"""What the parts cost: normalisation by shape and method, activations,
-pooling and losses, forward and backward, each beside its stock equivalent.
+"""What the parts cost: normalisation by shape and method, convolutions and
+dense layers in whole training steps, activations, pooling and losses, forward
+and backward, each beside its stock equivalent.
 
     python benchmarks/parts.py
     KERAS_BACKEND=torch python benchmarks/parts.py normalisation pooling
@@ -51,6 +52,47 @@ def normalisations(rng):
                 name: (compiled(function), [value.astype("float32")])
                 for name, (function, value) in cases.items()
             },
+        )
+
+
+def training_steps(title, shape, stock, ours, rng):
+    """Training steps of single layers on one input, the stock one first."""
+    x = rng.standard_normal(shape).astype("float32")
+    cases = {}
+    for name, layer in {**stock, **ours}.items():
+        model = keras.Sequential([keras.Input(shape[1:]), layer])
+        model.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=False)
+        y = np.zeros((shape[0], *model.output_shape[1:]), "float32")
+        cases[name] = (model.train_on_batch, [x, y])
+    return title, cases
+
+
+def convolutions(rng):
+    """Constrained convolutions beside `Conv2D`, retraction included."""
+    for batch, size, channels in ((128, 32, 64), (128, 8, 256)):
+        shape = (batch, size, size, channels)
+        yield training_steps(
+            f"convolutions 3x3, training step {shape}",
+            shape,
+            {"Conv2D": keras.layers.Conv2D(channels, 3, padding="same")},
+            {
+                "SpectralConv2D": layers.SpectralConv2D(channels, 3),
+                "OrthogonalConv2D": layers.OrthogonalConv2D(channels, 3),
+            },
+            rng,
+        )
+
+
+def dense_layers(rng):
+    """Ways to make a dense layer orthogonal, beside `Dense`."""
+    methods = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
+    for inputs, units in ((512, 512), (784, 128)):
+        yield training_steps(
+            f"dense {inputs}x{units}, training step of 256",
+            (256, inputs),
+            {"Dense": keras.layers.Dense(units)},
+            {m: layers.OrthogonalDense(units, method=m) for m in methods},
+            rng,
         )
 
 
@@ -117,6 +159,8 @@ def loss_functions(rng):
 
 PARTS = {
     "normalisation": normalisations,
+    "convolutions": convolutions,
+    "dense": dense_layers,
     "activations": activations,
     "pooling": poolings,
     "losses": loss_functions,

@@ -53,6 +53,7 @@ def random_layer(random):
         _depthwise,
         _pooling,
         _constrained,
+        _orthogonal,
         _activation,
         _other,
     )
@@ -205,6 +206,50 @@ def _constrained(random):
     return ScaledL2NormPooling2D(k_coef_lip=k_coef_lip), image
 
 
+def _orthogonal(random):
+    rank = int(random.integers(1, 4 if random.random() < 0.2 else 3))
+    size, strides, dilation, lengths = _window(random, rank)
+    padding = _pick(random, "valid", "same", "circular")
+    if rank == 3:
+        lengths = [min(length, 4) for length in lengths]
+        dilation = 1
+    if padding == "circular":
+        size = [n - (n % 2 == 0) for n in size]
+        lengths = [-(-n // strides) * strides for n in lengths]
+    groups = int(random.integers(1, 3))
+    channels = int(random.integers(1, 4))
+    kind = random.random()
+    if kind < 0.2:
+        methods = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
+        layer = layers.OrthogonalDense(4, method=_pick(random, *methods))
+        return layer, (channels,)
+    if kind < 0.4:
+        shape = (int(random.integers(1, 5)), int(random.integers(1, 5)))
+        layer = layers.OrthogonalConv2DTranspose(
+            groups,
+            int(random.integers(1, 5)),
+            strides=strides,
+            padding=_pick(random, "valid", "same"),
+        )
+        return layer, (*shape, channels)
+    ours = (
+        layers.OrthogonalConv1D,
+        layers.OrthogonalConv2D,
+        layers.OrthogonalConv3D,
+    )
+    layer = ours[rank - 1](
+        groups * int(random.integers(1, 4)),
+        size,
+        strides=strides,
+        padding=padding,
+        dilation_rate=dilation,
+        groups=groups,
+        k_coef_lip=float(_pick(random, 0.3, 1.0, 2.0)),
+        activation=_pick(random, None, layers.MaxMin()),
+    )
+    return layer, (*lengths, groups * channels)
+
+
 def _activation(random):
     names = ("relu", "tanh", "elu", "mish", "softplus", "hard_silu", "softmax")
     choices = (
@@ -292,6 +337,7 @@ def random_model(random):
         lambda x, y: nested(x),
         lambda x, y: keras.layers.Conv2D(2, 2, padding="same")(x),
         lambda x, y: SpectralConv2D(2, 3, activation=GroupSort2())(x),
+        lambda x, y: layers.OrthogonalConv2D(2, 3)(x),
         lambda x, y: keras.layers.BatchNormalization()(x),
         lambda x, y: keras.layers.Dropout(0.5)(x),
         lambda x, y: keras.layers.AveragePooling2D(3, 1, padding="same")(x),

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._block_convolution import BlockConvolution
+
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5
 
@@ -18,14 +20,58 @@ def singular_values(matrix):
     return np.linalg.svd(matrix, compute_uv=False)
 
 
+def torus_matrix(kernel, strides, lengths):
+    """Matrix of a convolution of images that are continued periodically.
+
+    Args:
+        kernel: Array `(taps..., inputs, outputs)`.
+        strides: Tuple of integers.
+        lengths: Tuple of integers, multiples of the strides.
+
+    Returns:
+        float64 array, a row for each input.
+    """
+    *taps, inputs, outputs = kernel.shape
+    windows = [n // s for n, s in zip(lengths, strides, strict=True)]
+    matrix = np.zeros((*lengths, inputs, *windows, outputs))
+    for window in np.ndindex(*windows):
+        for tap in np.ndindex(*taps):
+            places = zip(window, strides, tap, lengths, strict=True)
+            place = [(p * s + t) % n for p, s, t, n in places]
+            matrix[(*place, slice(None), *window)] += kernel[tap]
+    return matrix.reshape(int(np.prod(lengths)) * inputs, -1)
+
+
+def torus_values(layer, scale=1):
+    """Singular values of a layer on periodic images, of its first group first.
+
+    Args:
+        layer: A convolution of the `Orthogonal*` family.
+        scale: Integer, for larger images.
+    """
+    kernel = ops.convert_to_numpy(layer.wbar).astype("float64")
+    windows = zip(layer.kernel_size, layer.strides, strict=True)
+    # Longer than the window, since shorter ones see fewer frequencies.
+    lengths = [s * (k // s + scale) for k, s in windows]
+    return np.concatenate(
+        [
+            singular_values(torus_matrix(block, layer.strides, lengths))
+            for block in np.split(kernel, getattr(layer, "groups", 1), axis=-1)
+        ]
+    )
+
+
 def expansion(layer):
     """Largest expansion of the constrained kernel, divided by its promise.
 
     The largest singular value; that of the group of channels which expands
     most, where there are groups; where outputs are promised one by one, the
-    largest norm of a column.
+    largest norm of a column; where the promise is about the whole operator,
+    its norm.
     """
     kernel = ops.convert_to_numpy(layer.wbar)
+    if isinstance(layer.parametrization, BlockConvolution):
+        return np.max(torus_values(layer)) / layer._get_coef()
     if getattr(layer, "disjoint_neurons", False):
         norm = np.max(np.linalg.norm(as_matrix(kernel), axis=0))
     elif isinstance(layer, keras.layers.DepthwiseConv2D):

@@ -24,6 +24,8 @@ class Row:
         parameters: Pair, number of trainable and of other parameters.
         stock: For constrained layers, the Keras class that it exports to.
         constant: Lipschitz constant of the map from input to output.
+        is_free: Whether what is trained is no kernel, but something else that
+            a kernel is made of.
     """
 
     layer: type
@@ -33,6 +35,7 @@ class Row:
     parameters: tuple = (0, 0)
     stock: type | None = None
     constant: float | None = None
+    is_free: bool = False
 
     def make(self):
         return self.layer(**self.arguments)
@@ -318,6 +321,125 @@ CONSTRAINED = [
         (40, 36),
         keras.layers.DepthwiseConv2D,
         1.0,
+    ),
+    Row(
+        layers.OrthogonalDense,
+        {"units": 5},
+        (8,),
+        (5,),
+        (45, 46),
+        **_DENSE,
+    ),
+    Row(
+        layers.OrthogonalDense,
+        {"units": 5, "method": "cholesky_qr", "k_coef_lip": 2.0},
+        (8,),
+        (5,),
+        (45, 40),
+        keras.layers.Dense,
+        2.0,
+    ),
+    Row(
+        layers.OrthogonalDense,
+        {"units": 9, "method": "cholesky_qr", "use_bias": False},
+        (6,),
+        (9,),
+        (54, 54),
+        **_DENSE,
+    ),
+    Row(
+        layers.OrthogonalDense,
+        {"units": 4, "method": "cayley", "activation": "relu"},
+        (7,),
+        (4,),
+        (32, 28),
+        is_free=True,
+        **_DENSE,
+    ),
+    Row(
+        layers.OrthogonalDense,
+        {"units": 6, "method": "exponential", "k_coef_lip": 0.5},
+        (3, 4),
+        (3, 6),
+        (30, 24),
+        keras.layers.Dense,
+        0.5,
+        is_free=True,
+    ),
+    Row(
+        layers.OrthogonalConv2D,
+        {"filters": 6, "kernel_size": 3},
+        (5, 4, 3),
+        (5, 4, 6),
+        (96, 162),
+        is_free=True,
+        **_CONV,
+    ),
+    Row(
+        layers.OrthogonalConv2D,
+        {
+            "filters": 3,
+            "kernel_size": (4, 3),
+            "strides": 2,
+            "padding": "valid",
+            "use_bias": False,
+            "k_coef_lip": 2.0,
+        },
+        (6, 7, 4),
+        (2, 3, 3),
+        (72, 144),
+        keras.layers.Conv2D,
+        2.0,
+        is_free=True,
+    ),
+    Row(
+        layers.OrthogonalConv2D,
+        {"filters": 16, "kernel_size": 3, "strides": 2, "padding": "circular"},
+        (4, 6, 2),
+        (2, 3, 16),
+        (296, 288),
+        unconstrained.PadConv2D,
+        1.0,
+        is_free=True,
+    ),
+    Row(
+        layers.OrthogonalConv2D,
+        {"filters": 4, "kernel_size": 3, "dilation_rate": 2, "groups": 2},
+        (6, 5, 6),
+        (6, 5, 4),
+        (40, 108),
+        is_free=True,
+        **_CONV,
+    ),
+    Row(
+        layers.OrthogonalConv1D,
+        {"filters": 4, "kernel_size": 5, "padding": "circular"},
+        (7, 4),
+        (7, 4),
+        (52, 80),
+        unconstrained.PadConv1D,
+        1.0,
+        is_free=True,
+    ),
+    Row(
+        layers.OrthogonalConv3D,
+        {"filters": 2, "kernel_size": (1, 3, 2)},
+        (3, 4, 2, 2),
+        (3, 4, 2, 2),
+        (12, 24),
+        keras.layers.Conv3D,
+        1.0,
+        is_free=True,
+    ),
+    Row(
+        layers.OrthogonalConv2DTranspose,
+        {"filters": 2, "kernel_size": (4, 3), "strides": 2},
+        (3, 4, 5),
+        (6, 8, 2),
+        (48, 120),
+        keras.layers.Conv2DTranspose,
+        1.0,
+        is_free=True,
     ),
 ]
 

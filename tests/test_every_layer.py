@@ -37,6 +37,9 @@ def _image_branch(x, groups):
     x = layers.LipschitzPReLU()(x)
     x = layers.ScaledL2NormPooling2D()(x)
     x = layers.SpectralConv2DTranspose(4, 2, strides=2)(x)
+    x = layers.OrthogonalConv2D(4, 3, groups=groups)(x)
+    x = layers.OrthogonalConv2D(16, 2, strides=2)(x)
+    x = layers.OrthogonalConv2DTranspose(4, 3, strides=2)(x)
     x = layers.MaxMin()(x)
     x = layers.InvertibleDownSampling(2)(x)
     x = layers.InvertibleUpSampling(2)(x)
@@ -46,6 +49,7 @@ def _image_branch(x, groups):
 
 def _solid_branch(x):
     x = layers.SpectralConv3D(2, 3, **GAIN)(x)
+    x = layers.OrthogonalConv3D(2, 2)(x)
     x = unconstrained.PadConv3D(2, 3, padding="circular")(x)
     return [
         layers.ScaledGlobalAveragePooling3D()(x),
@@ -68,6 +72,7 @@ def network(groups=2, solid=True):
     ]
     line = keras.layers.Reshape((16, 4))(x)
     line = layers.SpectralConv1D(4, 3, **GAIN)(line)
+    line = layers.OrthogonalConv1D(4, 3, padding="circular")(line)
     line = unconstrained.PadConv1D(4, 3, padding="replicate")(line)
     heads += [
         layers.ScaledGlobalAveragePooling1D()(line),
@@ -79,6 +84,7 @@ def network(groups=2, solid=True):
         heads += _solid_branch(keras.layers.Reshape((4, 4, 4, 1))(x))
     x = keras.layers.Concatenate()(heads)
     x = layers.SpectralDense(16, activation=layers.Householder())(x)
+    x = layers.OrthogonalDense(16)(x)
     outputs = layers.FrobeniusDense(3, use_bias=False)(x)
     return LossVariableModel(inputs=inputs, outputs=outputs)
 

@@ -107,3 +107,47 @@ def test_bound_is_kept_where_the_start_is_near_orthogonal():
                 values = harness.singular_values(result.astype("float64"))
                 assert values[0] <= 1 + harness.TOLERANCE
                 assert values[-1] > 0.5
+
+
+@pytest.mark.parametrize("shape", [(6, 4), (4, 6), (70, 66), (1100, 3)])
+def test_matrices_of_a_stack_are_handled_each_by_itself(shape):
+    kinds = {"normal", "orthogonal", "near orthogonal", "zero", "huge"}
+    kernels = [
+        kernel
+        for kind, kernel in harness.hostile_matrices(shape, 15)
+        if kind in kinds
+    ]
+    stack = ops.convert_to_tensor(np.stack(kernels)[:, None])
+    factors, scales = _orthogonal.polar(stack, 1e-6, 15)
+    assert tuple(factors.shape) == (5, 1, *shape)
+    assert tuple(scales.shape) == (5, 1, 1, 1)
+    divided = ops.convert_to_numpy(_orthogonal.divide_by_norm(stack))
+    for index, kernel in enumerate(kernels):
+        kernel = ops.convert_to_tensor(kernel)
+        factor, scale = _orthogonal.polar(kernel, 1e-6, 15)
+        found = ops.convert_to_numpy(factors)[index, 0]
+        np.testing.assert_allclose(
+            found, ops.convert_to_numpy(factor), atol=2e-4
+        )
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(scales)[index, 0],
+            ops.convert_to_numpy(scale),
+            rtol=1e-4,
+        )
+        norm = harness.singular_values(found.astype("float64"))[0]
+        assert norm <= 1 + harness.TOLERANCE
+        np.testing.assert_allclose(
+            divided[index, 0],
+            ops.convert_to_numpy(_orthogonal.divide_by_norm(kernel)),
+            atol=1e-6,
+        )
+        np.testing.assert_allclose(
+            ops.convert_to_numpy(
+                _orthogonal.project_on_tangent(factors, stack)
+            )[index, 0],
+            ops.convert_to_numpy(
+                _orthogonal.project_on_tangent(factors[index, 0], kernel)
+            ),
+            rtol=1e-4,
+            atol=1e-5 * float(ops.max(ops.abs(kernel))),
+        )

@@ -79,6 +79,11 @@ NAMES = {
         LipschitzLayer
         LipschitzPReLU
         MaxMin
+        OrthogonalConv1D
+        OrthogonalConv2D
+        OrthogonalConv2DTranspose
+        OrthogonalConv3D
+        OrthogonalDense
         PReLUlip
         ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D

@@ -42,8 +42,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     It stands before the stock layer in the bases. While the stock `call` runs,
     `self.kernel` is the constrained kernel; at all other times it is the free
-    variable that is trained and saved. Nothing else of the stock layer is
-    touched, so matmul, convolution, bias and activation stay its own.
+    variable that is trained and saved, which the parametrization may give
+    another shape. Nothing else of the stock layer is touched, so matmul,
+    convolution, bias and activation stay its own.
 
     A subclass passes a `Parametrization` and implements `_compute_lip_coef`.
 
@@ -95,7 +96,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         """The constrained kernel that inference uses, a variable."""
         return self.parametrization.wbar
 
-    def add_weight(self, *args, name=None, **kwargs):
+    def add_weight(
+        self, shape=None, initializer=None, *args, name=None, **kwargs
+    ):
         # Autocast would round the kernel to half precision before it is
         # normalised; the result is cast instead, in `call`.
         if name == "kernel":
@@ -103,7 +106,12 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             # Replicas that retract one kernel each would drift apart by the
             # rounding of each step, which no gradient brings back.
             kwargs["aggregation"] = "only_first_replica"
-        return super().add_weight(*args, name=name, **kwargs)
+            shape, initializer = self.parametrization.free_variable(
+                tuple(shape), initializer
+            )
+        return super().add_weight(
+            shape, initializer, *args, name=name, **kwargs
+        )
 
     def build(self, input_shape):
         super().build(input_shape)

@@ -1,5 +1,9 @@
 """Sound normalisation of matrices: pure functions of tensors, `keras.ops` only.
 
+All of them also take stacks `(..., n, m)`, whose matrices are handled each by
+itself, and together in every step. What is a scalar for one matrix is then a
+tensor `(..., 1, 1)`.
+
 Note [Why the result never expands]
 
 Write s for a singular value of the iterate and m for its smaller side. The
@@ -50,7 +54,7 @@ NEAR = 0.75
 # of a float32 Gram matrix stays one order of magnitude below.
 _SLACK = 4e-6
 
-# Sums of more terms than `_LONG` are made in blocks of `_BLOCK`; see `_gram`.
+# Sums of more terms than `_LONG` are made in blocks of `_BLOCK`; see `gram_of`.
 _LONG = 1024
 _BLOCK = 64
 
@@ -150,9 +154,9 @@ def divide_by_norm(w):
         Tensor of shape `(n, m)` whose largest singular value is at most 1,
         and within 1% of it unless very many singular values nearly agree.
     """
-    w, _ = unit_scale(w)
-    tall = w if w.shape[0] >= w.shape[1] else ops.transpose(w)
-    bound = gram_bound(_gram(tall))
+    w, _ = unit_scale(w, _each(w))
+    tall = w if w.shape[-2] >= w.shape[-1] else transposed(w)
+    bound = gram_bound(gram_of(tall))
     return w / ops.sqrt(bound)
 
 
@@ -171,19 +175,20 @@ def polar(w, tolerance, max_steps):
         A tensor of shape `(n, m)` with the singular vectors of `w`; singular
         values are at most 1, and within `tolerance` of 1 unless they were
         below about a thousandth of the largest one. And the scale of `w`, a
-        tensor `(1, 1)`: the root mean square of its singular values, 1 if they
-        are all zero.
+        tensor `(..., 1, 1)`: the root mean square of its singular values, 1 if
+        they are all zero.
     """
-    if w.shape[0] < w.shape[1]:
-        factor, scale = polar(ops.transpose(w), tolerance, max_steps)
-        return ops.transpose(factor), scale
+    if w.shape[-2] < w.shape[-1]:
+        factor, scale = polar(transposed(w), tolerance, max_steps)
+        return transposed(factor), scale
     # The common case first, with nothing but its Gram matrix: a multiple of a
     # nearly orthogonal one. What overflows is NaN or infinite, hence not near.
-    gram = _gram(w)
-    mean_square = _trace(gram) / w.shape[1]
+    gram = gram_of(w)
+    mean_square = _trace(gram) / w.shape[-1]
     defect = _identity(gram) - gram / mean_square
     residual = _norm(defect)
     near = ops.logical_and(mean_square > _LEAST_SQUARE, residual < NEAR)
+    near = _of_all(ops.all, near)
 
     def nearby():
         scale = ops.sqrt(mean_square)
@@ -192,28 +197,48 @@ def polar(w, tolerance, max_steps):
 
     def distant():
         # In two steps, since the scale of finite entries may be infinite.
-        unit, _ = unit_scale(w)
+        unit, _ = unit_scale(w, _each(w))
         start, predicted = _improved(_approach(unit, max_steps - 1))
         return start, _mean_scale(w), predicted
 
     # Both end with a cubic step, so any tolerance at all is sound.
     start, scale, predicted = cond(near, nearby, distant)
     factor = _iterate(start, predicted, tolerance, max_steps)
-    return factor, ops.reshape(scale, (1, 1))
+    return factor, ops.reshape(scale, (*w.shape[:-2], 1, 1))
+
+
+def finished(w):
+    """A last cubic step, for a matrix that is meant to be orthogonal already.
+
+    Differentiable. Whatever rounding or an early end have left of the matrix,
+    the result does not expand: r = ||I - w^T w||_F gives s^2 <= 1 + r, by which
+    it is divided where r is not small; see the first note. Singular values near
+    one come closer to it.
+
+    Args:
+        w: Tensor `(n, m)` with n >= m, no entry NaN.
+    """
+    # No orthogonal matrix has larger entries. So nothing overflows.
+    w = ops.clip(w, -2.0, 2.0)
+    gram = gram_of(w)
+    residual = ops.stop_gradient(_norm(_identity(gram) - gram))
+    square = ops.where(residual < NEAR, ops.ones_like(residual), 1 + residual)
+    return _cubic_step(w / ops.sqrt(square), _identity(gram) - gram / square)
 
 
 def _mean_scale(w):
-    """Root mean square of the singular values, a scalar; 1 for zeros."""
-    unit, largest = unit_scale(w)
-    mean = ops.sqrt(ops.sum(ops.square(unit)) / min(w.shape))
-    return one_for_zero(ops.squeeze(mean * largest))
+    """Root mean square of the singular values, 1 for zeros."""
+    unit, largest = unit_scale(w, _each(w))
+    mean = ops.sqrt(_sum(ops.square(unit)) / min(w.shape[-2:])) * largest
+    return one_for_zero(ops.squeeze(mean) if len(w.shape) == 2 else mean)
 
 
 def _iterate(w, predicted, tolerance, max_steps):
     """More cubic steps, until the last is predicted to be close enough to 1."""
 
     def unfinished(w, predicted, step):
-        return ops.logical_and(predicted > tolerance, step < max_steps)
+        far = _of_all(ops.any, predicted > tolerance)
+        return ops.logical_and(far, step < max_steps)
 
     def improve(w, predicted, step):
         return *_improved(w), step + 1
@@ -224,7 +249,7 @@ def _iterate(w, predicted, tolerance, max_steps):
 
 def _improved(w):
     """A cubic step, and the predicted distance of its result from 1."""
-    defect = _identity(w) - _gram(w)
+    defect = _identity(w) - gram_of(w)
     predicted = _predicted(defect, _norm(defect))
     return _cubic_step(w, defect), predicted
 
@@ -234,7 +259,7 @@ def _approach(w, max_steps):
     w = divide_by_norm(w)
     for a, b, c in _MINIMAX[: max(0, max_steps)]:
         w = w / _CUSHION
-        gram = _gram(w)
+        gram = gram_of(w)
         factor = b * gram + c * product(gram, gram)
         w = a * w + product(w, factor)
     return w
@@ -246,14 +271,35 @@ def _cubic_step(w, defect):
 
 def _identity(w):
     """Identity matrix of the columns of `w`."""
-    return ops.eye(w.shape[1], dtype=w.dtype)
+    return ops.eye(w.shape[-1], dtype=w.dtype)
+
+
+def transposed(w):
+    """Exchanges the last two axes."""
+    rank = len(w.shape)
+    return ops.transpose(w, (*range(rank - 2), rank - 1, rank - 2))
+
+
+def _each(w):
+    """The axes of one matrix; None, which is all, if it is the only one."""
+    return None if len(w.shape) == 2 else (-2, -1)
+
+
+def _sum(x):
+    """Sum of the entries of each matrix."""
+    return ops.sum(x, axis=_each(x), keepdims=len(x.shape) > 2)
+
+
+def _of_all(quantifier, truth):
+    """What decides about a stack: `ops.any` or `ops.all` of its matrices."""
+    return quantifier(truth) if truth.shape else truth
 
 
 def _trace(gram):
-    return ops.sum(gram * _identity(gram))
+    return _sum(gram * _identity(gram))
 
 
-def _gram(w):
+def gram_of(w):
     """`w^T w`, with sums that do not lose digits where they are long.
 
     Products with few columns add their terms one after the other, which is
@@ -264,18 +310,22 @@ def _gram(w):
     fit into their sums is cut off, not rounded. There, blocks are longer, since
     each takes as much memory as the result.
     """
-    rows, columns = w.shape
+    *stack, rows, columns = w.shape
     size = _BLOCK if columns <= _BLOCK else _LONG
     exact = columns > _BLOCK and digits_of_products(w) is None
     if rows <= _LONG or exact:
-        return product(ops.transpose(w), w)
+        return product(transposed(w), w)
+    if stack:
+        # The rows first, which are what is split.
+        w = ops.moveaxis(w, -2, 0)
     blocks = _in_blocks(w, size)
-    products = product(ops.transpose(blocks, (0, 2, 1)), blocks)
-    return accurate_sum(products)
+    if stack:
+        blocks = ops.moveaxis(blocks, 1, -2)
+    return accurate_sum(product(transposed(blocks), blocks))
 
 
 def accurate_sum(x):
-    """Sum over the first axis, in blocks; see `_gram`."""
+    """Sum over the first axis, in blocks; see `gram_of`."""
     while x.shape[0] > _BLOCK:
         x = ops.sum(_in_blocks(x), axis=1)
     return ops.sum(x, axis=0)
@@ -290,7 +340,7 @@ def _in_blocks(x, size=_BLOCK):
 
 def _norm(x):
     """Frobenius norm, kept from zero, where its gradient is not finite."""
-    return ops.sqrt(ops.sum(ops.square(x)) + _TINY)
+    return ops.sqrt(_sum(ops.square(x)) + _TINY)
 
 
 def _predicted(defect, residual):
@@ -305,17 +355,21 @@ def _deviation(defect, residual):
     A few steps of a block power iteration from fixed vectors, with a margin,
     never more than the Frobenius norm `residual`.
     """
-    size = defect.shape[0]
+    size = defect.shape[-1]
     if size <= 64:
         return residual
     angles = np.outer(np.arange(1, size + 1), np.arange(1, 9)) * 2.399963
     block = ops.convert_to_tensor(np.cos(angles), dtype=defect.dtype)
     once = product(defect, block)
     twice = product(defect, once)
-    ratios = ops.sum(ops.square(twice), axis=0) / ops.maximum(
-        ops.sum(ops.square(once), axis=0), _TINY
+    ratios = ops.sum(ops.square(twice), axis=-2) / ops.maximum(
+        ops.sum(ops.square(once), axis=-2), _TINY
     )
-    return ops.minimum(1.5 * ops.sqrt(ops.max(ratios)), residual)
+    if len(defect.shape) == 2:
+        largest = ops.max(ratios)
+    else:
+        largest = ops.max(ratios, axis=-1, keepdims=True)[..., None]
+    return ops.minimum(1.5 * ops.sqrt(largest), residual)
 
 
 def project_on_tangent(q, gradient):
@@ -335,10 +389,10 @@ def project_on_tangent(q, gradient):
     Returns:
         Tensor of shape `(n, m)`.
     """
-    if q.shape[0] >= q.shape[1]:
-        mixed = ops.matmul(ops.transpose(q), gradient)
-        symmetric = 0.5 * (mixed + ops.transpose(mixed))
+    if q.shape[-2] >= q.shape[-1]:
+        mixed = ops.matmul(transposed(q), gradient)
+        symmetric = 0.5 * (mixed + transposed(mixed))
         return gradient - ops.matmul(q, symmetric)
-    mixed = ops.matmul(gradient, ops.transpose(q))
-    symmetric = 0.5 * (mixed + ops.transpose(mixed))
+    mixed = ops.matmul(gradient, transposed(q))
+    symmetric = 0.5 * (mixed + transposed(mixed))
     return gradient - ops.matmul(symmetric, q)

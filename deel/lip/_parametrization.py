@@ -23,12 +23,15 @@ class Parametrization(keras.layers.Layer):
 
     To write one, subclass and implement `constrain`. Where the matrix norm
     says too much (independent outputs, say), implement `expansion` as well.
+    Where what is trained is not a kernel but the factors that one is made of,
+    implement `free_variable` and `condense`: both then say what the variable
+    holds, and everything that is called `kernel` here is that variable.
 
     Attributes:
         coefficient: Float. What a constrained kernel of norm one is multiplied
             by: `k_coef_lip * coef_lip` of the host layer.
-        wbar: Variable of the shape of the kernel, not trainable, float32 at
-            least: `coefficient * constrain(kernel)`.
+        wbar: Variable of the shape of the kernel that the stock layer uses, not
+            trainable, float32 at least: `coefficient * constrain(kernel)`.
     """
 
     def __init__(self, **kwargs):
@@ -36,6 +39,21 @@ class Parametrization(keras.layers.Layer):
         super().__init__(name="parametrization", autocast=False, **kwargs)
         self.coefficient = None
         self.wbar = None
+
+    def free_variable(self, shape, initializer):
+        """Shape and initializer of the variable that is trained.
+
+        By default those of the kernel itself. Called before `add_state`.
+
+        Args:
+            shape: Tuple, the shape of the kernel that the stock layer uses.
+            initializer: Initializer that the user has chosen.
+
+        Returns:
+            Pair of a tuple and an initializer.
+        """
+        self._kernel_shape = shape
+        return shape, initializer
 
     def constrain(self, kernel):
         """Returns the constrained version of a kernel.
@@ -46,8 +64,8 @@ class Parametrization(keras.layers.Layer):
             kernel: Tensor, float32 at least, any finite values.
 
         Returns:
-            Tensor of the same shape, of norm at most one (see `expansion`);
-            zeros where `kernel` is zero.
+            Tensor of the shape that the stock layer uses, of norm at most one
+            (see `expansion`); zeros where a free kernel is zero.
         """
         raise NotImplementedError(
             f"{type(self).__name__} must implement `constrain`."
@@ -80,7 +98,7 @@ class Parametrization(keras.layers.Layer):
         with keras.name_scope(self.name):
             self.wbar = GuardedVariable(
                 constrained,
-                shape=kernel.shape,
+                shape=self._kernel_shape,
                 dtype=self.variable_dtype,
                 trainable=False,
                 autocast=False,
@@ -102,7 +120,7 @@ class Parametrization(keras.layers.Layer):
         return self._store(self.constrain(full(kernel)))
 
     def condense(self, kernel):
-        """Overwrites the free kernel by the constrained one."""
+        """Overwrites the free kernel by one that is constrained to itself."""
         kernel.assign(ops.copy(self.refresh(kernel)))
 
     def retract(self, kernel):

@@ -36,7 +36,7 @@ _ROUNDING = 4
 _NOTHING = 1e-30
 
 # Least and largest multiple of an orthogonal matrix that a retraction leaves.
-_SCALES = (1e-2, 1e4)
+SCALES = (1e-2, 1e4)
 
 # Sides from which on a matrix has a cheaper gradient for small batches.
 _LARGE = 256
@@ -63,8 +63,8 @@ def spectral_constraint(
     matrix = _orthogonal.as_matrix(kernel)
     if orthogonal:
         known = ops.stop_gradient(matrix)
-        nearest, _ = _nearest(known, _EXACT, max_steps, groups)
-        constrained = _with_tangent_gradient(matrix, nearest, groups)
+        nearest, _ = nearest_factor(known, _EXACT, max_steps, groups)
+        constrained = with_tangent_gradient(matrix, nearest, groups)
     else:
         constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
     return _orthogonal.reshaped(constrained, kernel.shape)
@@ -82,8 +82,10 @@ def _blocks(groups, matrix):
     return [matrix] if groups == 1 else ops.split(matrix, groups, axis=1)
 
 
-def _nearest(matrix, tolerance, max_steps, groups):
+def nearest_factor(matrix, tolerance, max_steps, groups):
     """The (semi-)orthogonal matrix nearest to each group of columns.
+
+    Without groups also of each matrix of a stack, see `_orthogonal`.
 
     Returns:
         A tensor like `matrix`, and the scale of `matrix`, `(1, 1)`; see
@@ -124,7 +126,7 @@ def _columns_agree(matrix, stored, factor):
     return ops.all(agree, axis=0)
 
 
-def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):
+def with_tangent_gradient(matrix, value, groups, coefficient=1.0):
     """`value` with its gradient sent to `matrix`, not through the steps.
 
     The derivative of Q with respect to a matrix s Q is inverse to s. That is
@@ -156,7 +158,7 @@ def _with_tangent_gradient(matrix, value, groups, coefficient=1.0):
 def _product_of_few(inputs, matrix, value, coefficient):
     """`inputs @ value`, its gradient sent to `matrix`, for a small batch.
 
-    The gradient is that of `_with_tangent_gradient`. With X for the inputs, Y
+    The gradient is that of `with_tangent_gradient`. With X for the inputs, Y
     for the outputs, D for their gradient, V = c Q for the value, and Q tall,
 
         c (X^T D - Q sym(Q^T X^T D))
@@ -299,7 +301,7 @@ class Spectral(Parametrization):
 
     def _followed(self, matrix, value):
         """`value`, as a function of `matrix`."""
-        return _with_tangent_gradient(
+        return with_tangent_gradient(
             matrix, value, self.groups, self.coefficient
         )
 
@@ -349,7 +351,7 @@ class Spectral(Parametrization):
         matrix = _orthogonal.as_matrix(moved)
         nearest, scale = self._nearest(matrix, self.eps_bjorck)
         # It has no effect, so it is kept where every dtype has its digits.
-        sigma = ops.clip(scale, *_SCALES)
+        sigma = ops.clip(scale, *SCALES)
         stored = self._scaled(nearest)
         store(self.wbar, _orthogonal.reshaped(stored, moved.shape))
         store(self.sigma, sigma)
@@ -358,7 +360,9 @@ class Spectral(Parametrization):
         return ops.cast(retracted, kernel.dtype)
 
     def _nearest(self, matrix, tolerance):
-        return _nearest(matrix, tolerance, self.maxiter_bjorck, self.groups)
+        return nearest_factor(
+            matrix, tolerance, self.maxiter_bjorck, self.groups
+        )
 
     def _multiple(self, stored, sigma):
         """The free matrix of scale `sigma` that is constrained to `stored`."""

@@ -276,7 +276,12 @@ def _activated(layer, value, method, exact, output_shape, terms):
     return Bound(float(value * activation.value), method, exact, terms=terms)
 
 
-@_bound_of(keras.layers.Dense, layers.SpectralDense, layers.FrobeniusDense)
+@_bound_of(
+    keras.layers.Dense,
+    layers.FrobeniusDense,
+    layers.OrthogonalDense,
+    layers.SpectralDense,
+)
 def _dense(layer, input_shapes):
     kernel = inference_kernel(layer)
     shape = (*input_shapes[0][:-1], kernel.shape[-1])
@@ -324,6 +329,9 @@ _PLAIN_CONVOLUTIONS = (
     keras.layers.Conv2D,
     keras.layers.Conv3D,
     layers.FrobeniusConv2D,
+    layers.OrthogonalConv1D,
+    layers.OrthogonalConv2D,
+    layers.OrthogonalConv3D,
     layers.SpectralConv1D,
     layers.SpectralConv2D,
     layers.SpectralConv3D,
@@ -405,6 +413,7 @@ def _linear_shape(layer, shape):
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,
+    layers.OrthogonalConv2DTranspose,
     layers.SpectralConv2DTranspose,
 )
 def _transposed(layer, input_shapes):

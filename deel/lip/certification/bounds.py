@@ -43,7 +43,12 @@ from deel.lip.certification._layers import inference_kernel
 from deel.lip.certification._layers import layer_bound
 from deel.lip.certification._norms import matrix_norm
 
-_DENSE = (keras.layers.Dense, layers.SpectralDense, layers.FrobeniusDense)
+_DENSE = (
+    keras.layers.Dense,
+    layers.FrobeniusDense,
+    layers.OrthogonalDense,
+    layers.SpectralDense,
+)
 
 
 @dataclasses.dataclass(frozen=True)

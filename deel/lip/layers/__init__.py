@@ -24,6 +24,11 @@ from deel.lip.layers.normalization import BatchLipNorm
 from deel.lip.layers.normalization import LayerCentering
 from deel.lip.layers.normalization import ScaleBiasLayer
 from deel.lip.layers.normalization import SharedLipFactory
+from deel.lip.layers.orthogonal_convolution import OrthogonalConv1D
+from deel.lip.layers.orthogonal_convolution import OrthogonalConv2D
+from deel.lip.layers.orthogonal_convolution import OrthogonalConv2DTranspose
+from deel.lip.layers.orthogonal_convolution import OrthogonalConv3D
+from deel.lip.layers.orthogonal_dense import OrthogonalDense
 from deel.lip.layers.pooling import ScaledAdaptiveAveragePooling2D
 from deel.lip.layers.pooling import ScaledAdaptiveL2NormPooling2D
 from deel.lip.layers.pooling import ScaledAveragePooling1D
@@ -59,6 +64,11 @@ __all__ = [
     "LipschitzLayer",
     "LipschitzPReLU",
     "MaxMin",
+    "OrthogonalConv1D",
+    "OrthogonalConv2D",
+    "OrthogonalConv2DTranspose",
+    "OrthogonalConv3D",
+    "OrthogonalDense",
     "PReLUlip",
     "ScaleBiasLayer",
     "ScaledAdaptiveAveragePooling2D",

@@ -8,12 +8,7 @@ from deel.lip.layers.conv_factor import coverage_coefficient
 from deel.lip.layers.conv_factor import first_spatial_axis
 from deel.lip.layers.conv_factor import spatial_shape
 from deel.lip.layers.conv_factor import window_overlap
-from deel.lip.layers.unconstrained import ExplicitPadding
-from deel.lip.layers.unconstrained import PadConv1D
-from deel.lip.layers.unconstrained import PadConv2D
-from deel.lip.layers.unconstrained import PadConv3D
-
-_PADDING_LAYERS = {1: PadConv1D, 2: PadConv2D, 3: PadConv3D}
+from deel.lip.layers.padded import PaddedConvolution
 
 
 class WindowCoverage:
@@ -63,7 +58,7 @@ class WindowCoverage:
         )
 
 
-class CoveredConvolution(WindowCoverage, ExplicitPadding):
+class CoveredConvolution(WindowCoverage, PaddedConvolution):
     """Mixin of the convolutions that keep the size of the image.
 
     It stands before a `ConstrainedKernel` class.
@@ -127,31 +122,8 @@ class CoveredConvolution(WindowCoverage, ExplicitPadding):
             **kwargs,
         )
         self.padding_mode = padding_mode
-        if padding_mode == "zeros":
-            self._set_explicit_padding(None)
-            return
-        if any(size % 2 == 0 for size in self.kernel_size):
-            raise ValueError(
-                "Padding with values of the image keeps its size for odd "
-                "windows only. Expected odd numbers, or "
-                '`padding_mode="zeros"`. '
-                f"Received: kernel_size={self.kernel_size}, "
-                f"padding_mode={padding_mode}"
-            )
-        self._set_explicit_padding(padding_mode)
-
-    def call(self, inputs, training=True):
-        return super().call(self._padded(inputs), training=training)
-
-    def _linear_output_shape(self, input_shape):
-        return super()._linear_output_shape(self._padded_shape(input_shape))
-
-    def _stock_equivalent(self):
-        stock_class, config = super()._stock_equivalent()
-        if self._pad_mode is not None:
-            stock_class = _PADDING_LAYERS[self._spatial_rank]
-            config["padding"] = self._pad_mode
-        return stock_class, config
+        mode = None if padding_mode == "zeros" else padding_mode
+        self._set_explicit_padding(mode)
 
     def get_config(self):
         return {

@@ -1,0 +1,158 @@
+"""A dense layer that is made orthogonal in one of several ways."""
+
+import functools
+
+import keras
+
+from deel.lip._constrained import ConstrainedKernel
+from deel.lip._dense_methods import CholeskyQR
+from deel.lip._dense_methods import OfSkew
+from deel.lip._dense_methods import cayley
+from deel.lip._dense_methods import exponential
+from deel.lip._register import register
+from deel.lip._spectral import Spectral
+from deel.lip._validation import positive_int
+from deel.lip.initializers import SpectralInitializer
+from deel.lip.normalizers import DEFAULT_BETA_BJORCK
+from deel.lip.normalizers import DEFAULT_EPS_BJORCK
+from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
+from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
+from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
+
+_PARAMETRIZATIONS = {
+    "newton_schulz": functools.partial(
+        Spectral,
+        eps_spectral=DEFAULT_EPS_SPECTRAL,
+        eps_bjorck=DEFAULT_EPS_BJORCK,
+        beta_bjorck=DEFAULT_BETA_BJORCK,
+        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
+        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
+    ),
+    "cholesky_qr": CholeskyQR,
+    "cayley": functools.partial(OfSkew, cayley),
+    "exponential": functools.partial(OfSkew, exponential),
+}
+
+
+@register("OrthogonalDense")
+class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
+    """A dense layer with an orthogonal kernel, made so by a chosen method.
+
+    As in `SpectralDense`, `x @ kernel + bias` is `k_coef_lip`-Lipschitz for any
+    free kernel and learning rate, and all singular values of the kernel that is
+    used are `k_coef_lip`. The methods differ in the path that training takes,
+    and in cost:
+
+    - `"newton_schulz"`: the orthogonal matrix nearest to the free kernel, as in
+      `SpectralDense`. Nothing but matrix products, few of them: the fastest,
+      above all on accelerators, and the one to take without a reason for
+      another.
+    - `"cholesky_qr"`: the factor Q of its QR decomposition, by two Cholesky
+      factorisations and triangular systems of the smaller side. Its
+      derivative is that of the algorithm itself. Faster than Newton-Schulz
+      where a kernel is far from orthogonal at each step, as with an optimizer
+      that ignores constraints. The first columns change least.
+    - `"cayley"`: Cayley's map of a skew matrix, one linear system of the
+      smaller side. Free parameters are a plain vector space, which no
+      retraction interferes with: for optimizers with a long memory, averages
+      of weights, or regularizers that pull to the identity (the zero kernel).
+      Eigenvalues of -1 are out of reach.
+    - `"exponential"`: the exponential of a skew matrix, of the *larger* side,
+      about fifteen products of it: for small or square kernels. A vector space
+      as well, and every rotation is within reach.
+
+    Args:
+        units: Positive integer, dimension of the output.
+        activation: Activation function, or an activation layer such as
+            `GroupSort2()`.
+        use_bias: Boolean, whether the layer has a bias.
+        kernel_initializer: Initializer of the free kernel; None means a new
+            `SpectralInitializer()` for each layer.
+        bias_initializer: Initializer of the bias.
+        kernel_regularizer: Regularizer of the free kernel.
+        bias_regularizer: Regularizer of the bias.
+        activity_regularizer: Regularizer of the output.
+        kernel_constraint: Constraint of the free kernel.
+        bias_constraint: Constraint of the bias.
+        lora_rank: Must be None: LoRA would break the constraint.
+        k_coef_lip: Float, the Lipschitz constant of the affine part.
+        method: `"newton_schulz"`, `"cholesky_qr"`, `"cayley"` or
+            `"exponential"`.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., input_dim)`.
+
+    Output shape:
+        Tensor `(batch_size, ..., units)`.
+
+    Raises:
+        ValueError: If an argument is out of its range, or `lora_rank` is given.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.layers import OrthogonalDense
+    >>> layer = OrthogonalDense(4, method="cayley")
+    >>> layer(np.ones((2, 8), "float32")).shape[1]
+    4
+    >>> kernel = keras.ops.convert_to_numpy(layer.wbar)
+    >>> bool(np.allclose(kernel.T @ kernel, np.eye(4), atol=1e-5))
+    True
+
+    Reference:
+        - [Trockman and Kolter, 2021](https://arxiv.org/abs/2104.07167),
+          "Orthogonalizing convolutional layers with the Cayley transform".
+        - [Lezcano-Casado and Martinez-Rubio,
+          2019](https://arxiv.org/abs/1901.08428), "Cheap orthogonal constraints
+          in neural networks".
+        - [Fukaya et al., 2020](https://arxiv.org/abs/1809.11085), "Shifted
+          Cholesky QR for computing the QR factorization of ill-conditioned
+          matrices".
+    """
+
+    def __init__(
+        self,
+        units,
+        activation=None,
+        use_bias=True,
+        kernel_initializer=None,
+        bias_initializer="zeros",
+        kernel_regularizer=None,
+        bias_regularizer=None,
+        activity_regularizer=None,
+        kernel_constraint=None,
+        bias_constraint=None,
+        lora_rank=None,
+        k_coef_lip=1.0,
+        method="newton_schulz",
+        **kwargs,
+    ):
+        if method not in _PARAMETRIZATIONS:
+            raise ValueError(
+                f"Argument `method` must be one of {tuple(_PARAMETRIZATIONS)}. "
+                f"Received: method={method}"
+            )
+        super().__init__(
+            positive_int("units", units),
+            activation=activation,
+            use_bias=use_bias,
+            kernel_initializer=kernel_initializer or SpectralInitializer(),
+            bias_initializer=bias_initializer,
+            kernel_regularizer=kernel_regularizer,
+            bias_regularizer=bias_regularizer,
+            activity_regularizer=activity_regularizer,
+            kernel_constraint=kernel_constraint,
+            bias_constraint=bias_constraint,
+            lora_rank=lora_rank,
+            k_coef_lip=k_coef_lip,
+            parametrization=_PARAMETRIZATIONS[method](),
+            **kwargs,
+        )
+        self.method = method
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
+
+    def get_config(self):
+        return {**super().get_config(), "method": self.method}

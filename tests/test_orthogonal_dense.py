@@ -1,0 +1,159 @@
+"""Dense layers that are made orthogonal in different ways."""
+
+import harness
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip import _orthogonal
+from deel.lip.layers import OrthogonalDense
+from deel.lip.layers import SpectralDense
+
+METHODS = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
+every_method = pytest.mark.parametrize("method", METHODS)
+
+
+def _array(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def _built(method, shape, **arguments):
+    layer = OrthogonalDense(shape[1], method=method, **arguments)
+    layer.build((None, shape[0]))
+    return layer
+
+
+def _constrained(layer, kernel):
+    kernel = ops.convert_to_tensor(np.asarray(kernel, "float32"))
+    return ops.convert_to_numpy(layer.parametrization.constrain(kernel))
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (1, 1), (1, 5)])
+def test_all_singular_values_are_one(method, shape):
+    layer = _built(method, shape, k_coef_lip=2.0)
+    for kernel in (layer.kernel, _array(*shape), 30.0 * _array(*shape)):
+        layer.kernel.assign(kernel)
+        layer.condense()
+        values = harness.singular_values(harness.as_matrix(layer.wbar))
+        np.testing.assert_allclose(values, 2.0, atol=1e-4)
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(70, 50), (50, 70)])
+def test_no_kernel_expands_and_no_gradient_is_infinite(method, shape):
+    layer = _built(method, shape)
+    for kind, kernel in harness.hostile_matrices(shape, 15):
+        norm = harness.singular_values(_constrained(layer, kernel))[0]
+        assert norm <= 1 + harness.TOLERANCE, kind
+        (slope,) = harness.gradient(
+            lambda w: ops.sum(
+                ops.multiply(layer.parametrization.constrain(w), _array(*shape))
+            ),
+            kernel,
+        )
+        assert np.all(np.isfinite(slope)), kind
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(4, 4), (6, 3), (3, 6)])
+def test_gradient_is_that_of_the_map(method, shape):
+    layer = _built(method, shape)
+    weights = _array(*shape, seed=1)
+
+    def value(kernel):
+        constrained = layer.parametrization.constrain(kernel)
+        return ops.sum(ops.multiply(constrained, weights))
+
+    kernel = ops.convert_to_numpy(layer.kernel)
+    (slope,) = harness.gradient(value, kernel)
+    assert np.max(np.abs(slope)) > 0.1
+    for seed in range(3):
+        direction = _array(*shape, seed=seed)
+        step = np.float32(3e-3)
+        ahead = float(value(ops.convert_to_tensor(kernel + step * direction)))
+        behind = float(value(ops.convert_to_tensor(kernel - step * direction)))
+        expected = (ahead - behind) / (2 * step)
+        assert np.sum(slope * direction) == pytest.approx(expected, abs=0.02)
+
+
+def test_newton_schulz_is_spectral_dense():
+    layer = _built("newton_schulz", (6, 4))
+    twin = SpectralDense(4)
+    twin.build((None, 6))
+    kernel = _array(6, 4)
+    for each in (layer, twin):
+        each.kernel.assign(kernel)
+        each.condense()
+    np.testing.assert_array_equal(
+        layer.get_weights()[-1], twin.get_weights()[-1]
+    )
+
+
+@pytest.mark.parametrize("shape", [(5, 5), (8, 3)])
+def test_cholesky_qr_is_the_factor_of_the_decomposition(shape):
+    kernel = _array(*shape)
+    factor, triangle = np.linalg.qr(kernel.astype("float64"))
+    found = _constrained(_built("cholesky_qr", shape), kernel)
+    signs = np.sign(np.diag(triangle))
+    np.testing.assert_allclose(found, factor * signs, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("method", "angle"),
+    [("cayley", -2 * np.arctan(0.7)), ("exponential", 0.7)],
+)
+def test_maps_of_skew_matrices_are_rotations_of_known_angle(method, angle):
+    kernel = [[5.0, 0.7], [0.0, -3.0]]
+    expected = [
+        [np.cos(angle), np.sin(angle)],
+        [-np.sin(angle), np.cos(angle)],
+    ]
+    found = _constrained(_built(method, (2, 2)), kernel)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    zero = _constrained(_built(method, (4, 3)), np.zeros((4, 3)))
+    np.testing.assert_allclose(zero, np.eye(4, 3), atol=1e-6)
+
+
+@every_method
+def test_condensing_changes_no_prediction(method):
+    layer = _built(method, (6, 4))
+    layer.kernel.assign(_array(6, 4))
+    layer.condense()
+    x = _array(3, 6)
+    before = ops.convert_to_numpy(layer(x, training=False))
+    layer.condense()
+    layer(x, training=True)
+    after = ops.convert_to_numpy(layer(x, training=False))
+    np.testing.assert_allclose(after, before, atol=1e-5)
+
+
+@every_method
+@pytest.mark.parametrize("jit_compile", [False, True])
+def test_compiled_training_learns_and_stays_within_the_bound(
+    method, jit_compile
+):
+    if jit_compile and keras.backend.backend() == "torch":
+        pytest.skip("Keras compiles no training step for PyTorch by itself.")
+    layer = OrthogonalDense(4, method=method)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
+    x = _array(64, 6)
+    y = x @ np.linalg.qr(_array(6, 4, seed=1))[0]
+    losses = model.fit(x, y, 8, epochs=3, verbose=0).history["loss"]
+    assert losses[-1] < 0.7 * losses[0]
+    harness.assert_bounded(layer)
+
+
+def test_last_step_is_sound_for_anything_at_all():
+    for seed, scale in enumerate([0.0, 1e-3, 1.0, 3.0, 1e3, 1e30]):
+        w = scale * _array(7, 5, seed=seed)
+        found = _orthogonal.finished(ops.convert_to_tensor(w))
+        norm = harness.singular_values(ops.convert_to_numpy(found))[0]
+        assert norm <= 1 + harness.TOLERANCE
+
+
+def test_unknown_method_is_refused():
+    with pytest.raises(ValueError, match=r"cholesky_qr.*Received: method=qr"):
+        OrthogonalDense(4, method="qr")
