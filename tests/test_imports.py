@@ -50,6 +50,8 @@ ORDER = [
     "layers.depthwise",
     "layers",
     "activations",
+    "_loss",
+    "_crossentropies",
     "losses",
     "metrics",
     "_loss_parameters",

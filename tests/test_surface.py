@@ -112,12 +112,14 @@ NAMES = {
     """,
     "deel.lip.losses": """
         CategoricalHinge
+        EMMA
         HKR
         HKRAuto
         HKRauto
         HingeMargin
         HingeMarginAuto
         KR
+        LogitAnnealing
         MultiMargin
         MulticlassHKR
         MulticlassHKRAuto
@@ -128,6 +130,7 @@ NAMES = {
         MulticlassLseHKR
         MulticlassSoftHKR
         NegKR
+        OffsetCategoricalCrossentropy
         TauBinaryCrossentropy
         TauCategoricalCrossentropy
         TauSparseCategoricalCrossentropy
