@@ -24,6 +24,7 @@ NAMES = {
         vanillaModel
     """,
     "deel.lip.activations": """
+        Abs
         FullSort
         GroupSort
         GroupSort2
@@ -63,6 +64,9 @@ NAMES = {
         SpectralInitializer
     """,
     "deel.lip.layers": """
+        AOLConv2D
+        AOLDense
+        Abs
         BatchCentering
         BatchLipNorm
         Condensable
@@ -80,6 +84,8 @@ NAMES = {
         LipschitzPReLU
         MaxMin
         PReLUlip
+        SLLConv2D
+        SLLDense
         ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D
         ScaledAdaptiveL2NormPooling2D
@@ -96,6 +102,7 @@ NAMES = {
         ScaledL2NormPooling2D
         ScaledL2NormPooling3D
         SharedLipFactory
+        SpatialShift2D
         SpectralConv1D
         SpectralConv2D
         SpectralConv2DTranspose
@@ -109,6 +116,8 @@ NAMES = {
         PadConv1D
         PadConv2D
         PadConv3D
+        ResidualConv2D
+        ResidualDense
     """,
     "deel.lip.losses": """
         CategoricalHinge
