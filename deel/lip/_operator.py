@@ -70,7 +70,7 @@ class ConvolutionNorm:
             zeros.
 
     Attributes:
-        exact_axes: Tuple of Booleans: the spatial axes for which the bound
+        fixed_axes: Tuple of Booleans: the spatial axes for which the bound
             holds for their length only.
     """
 
@@ -78,11 +78,10 @@ class ConvolutionNorm:
         self, kernel_shape, strides, groups, overlap, lengths, circular
     ):
         if circular:
-            folds = [
-                n is not None and n % s == 0
+            strides = tuple(
+                s if n is not None and n % s == 0 else 1
                 for n, s in zip(lengths, strides, strict=True)
-            ]
-            strides = tuple(np.where(folds, strides, 1).tolist())
+            )
         self._strides = strides
         self._groups = groups
         self._overlap = overlap
@@ -101,7 +100,9 @@ class ConvolutionNorm:
             frequencies = _frequencies(chosen)
             if len(frequencies) * groups * side**3 <= _PRODUCTS:
                 break
-        self.exact_axes = tuple(is_exact)
+        # Another length may not be a multiple of the stride.
+        folds = [circular and s > 1 for s in strides]
+        self.fixed_axes = tuple(map(max, is_exact, folds))
         self._factor = 1.0
         for t, n, exact in zip(taps, chosen, is_exact, strict=True):
             if not exact:
@@ -110,8 +111,8 @@ class ConvolutionNorm:
         turns = frequencies / np.array(chosen) @ places.T
         self._waves = np.exp(2j * np.pi * turns)
 
-    def __call__(self, kernel):
-        """The bound, a differentiable scalar tensor; never near zero.
+    def bound(self, kernel):
+        """A bound, a differentiable scalar tensor; never near zero.
 
         Args:
             kernel: Tensor whose matrix has norm at most one.
@@ -135,9 +136,8 @@ class ConvolutionNorm:
 
     def expansion(self, kernel):
         """The bound of a NumPy array, each block by its singular values."""
-        taps = by_phase(
-            kernel.astype("float64"), self._strides, self._groups, np
-        )
+        kernel = kernel.astype("float64")
+        taps = by_phase(kernel, self._strides, self._groups, np)
         blocks = np.tensordot(self._waves, taps, 1)
         sides = blocks.shape[-2:]
         adjoint = np.conj(np.swapaxes(blocks, -1, -2))
@@ -236,7 +236,8 @@ def _all_bounds(real, imaginary):
 @traced_once
 def _guesses(real, imaginary):
     gram = _orthogonal.hermitian_gram(real, imaginary)
-    return ops.sum(ops.square(gram), axis=(1, 2, 3))
+    square = _orthogonal.hermitian_square(gram)
+    return ops.sum(ops.square(square), axis=(1, 2, 3))
 
 
 def _bounds(real, imaginary):

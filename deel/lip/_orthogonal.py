@@ -136,7 +136,7 @@ def hermitian_bound(gram):
     mean = mean / gram.shape[-1]
     centered = [real - mean * _identity(gram), gram[:, 1:]]
     spread = mean + _norm_of_parts(ops.concatenate(centered, axis=1))
-    iterated = _iterated(gram, _hermitian_square, _norm_of_parts)
+    iterated = _iterated(gram, hermitian_square, _norm_of_parts)
     bound = _rounded_up(ops.minimum(spread, iterated))
     return ops.reshape(bound, (-1,))
 
@@ -150,7 +150,7 @@ def _norm_of_parts(x):
     return ops.sqrt(ops.maximum(squares, _TINY))
 
 
-def _hermitian_square(x):
+def hermitian_square(x):
     """`(A + iB)^2`, where A is symmetric and B skew: three real products."""
     a, b = x[:, 0], x[:, 1]
     both = ops.concatenate([a, b], axis=-1)

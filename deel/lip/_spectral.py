@@ -355,13 +355,13 @@ class SpectralOperator(Spectral):
 
     def constrain(self, kernel):
         constrained = super().constrain(kernel)
-        return constrained / self.operator(constrained)
+        return constrained / self.operator.bound(constrained)
 
     def expansion(self, kernel):
         return self.operator.expansion(kernel)
 
     def _used(self, nearest, shape):
-        norm = self.operator(ops.reshape(nearest, shape))
+        norm = self.operator.bound(ops.reshape(nearest, shape))
         return self._scaled(nearest / norm)
 
     def _coefficient_of(self, stored):

@@ -111,8 +111,8 @@ class _SpectralConvolution(CoveredConvolution, SpectralKernel):
     def _fixed_axes(self, input_shape):
         fixed = list(super()._fixed_axes(input_shape))
         if self.bound == "operator":
-            exact = self.parametrization.operator.exact_axes
-            fixed = [a or b for a, b in zip(fixed, exact, strict=True)]
+            of_operator = self.parametrization.operator.fixed_axes
+            fixed = [a or b for a, b in zip(fixed, of_operator, strict=True)]
         return fixed
 
     def get_config(self):
