@@ -211,6 +211,10 @@ def test_bound_of_our_layers_is_measured_and_within_their_promise(row):
     # Weights that inference uses are believed, and no promise.
     # Tensors are stored as they are, arrays are repaired.
     layer.wbar.assign(3.0 * keras.ops.convert_to_tensor(layer.wbar))
+    if row.residual:
+        # That of I - 2 V V^T, with a V that is three times longer.
+        assert lipschitz_bound(layer) > row.constant
+        return
     np.testing.assert_allclose(lipschitz_bound(layer), 3 * bound, rtol=1e-5)
 
 
