@@ -24,8 +24,8 @@ class Row:
         parameters: Pair, number of trainable and of other parameters.
         stock: For constrained layers, the Keras class that it exports to.
         constant: Lipschitz constant of the map from input to output.
-        is_free: Whether what is trained is no kernel, but something else that
-            a kernel is made of.
+        is_free: Whether what is trained is no kernel that could be used, but
+            what one is made of.
         residual: Boolean, whether the input passes beside the kernel.
     """
 
@@ -520,7 +520,15 @@ CONSTRAINED = [
 ]
 
 CONSTRAINED += [
-    Row(layers.AOLDense, {"units": 4}, (8,), (4,), (36, 32), **_DENSE),
+    Row(
+        layers.AOLDense,
+        {"units": 4},
+        (8,),
+        (4,),
+        (36, 32),
+        is_free=True,
+        **_DENSE,
+    ),
     Row(
         layers.AOLDense,
         {"units": 7, "use_bias": False, "k_coef_lip": 2.0},
@@ -529,6 +537,7 @@ CONSTRAINED += [
         (35, 35),
         keras.layers.Dense,
         2.0,
+        is_free=True,
     ),
     Row(
         layers.AOLConv2D,
@@ -536,6 +545,7 @@ CONSTRAINED += [
         (5, 6, 3),
         (5, 6, 4),
         (112, 108),
+        is_free=True,
         **_CONV,
     ),
     Row(
@@ -552,6 +562,7 @@ CONSTRAINED += [
         (72, 72),
         keras.layers.Conv2D,
         0.5,
+        is_free=True,
     ),
     Row(
         layers.AOLConv2D,
@@ -566,6 +577,7 @@ CONSTRAINED += [
         (76, 72),
         unconstrained.PadConv2D,
         1.0,
+        is_free=True,
     ),
     Row(
         layers.SLLDense,
@@ -576,6 +588,7 @@ CONSTRAINED += [
         unconstrained.ResidualDense,
         1.0,
         residual=True,
+        is_free=True,
     ),
     Row(
         layers.SLLDense,
@@ -586,6 +599,7 @@ CONSTRAINED += [
         unconstrained.ResidualDense,
         2.0,
         residual=True,
+        is_free=True,
     ),
     Row(
         layers.SLLConv2D,
@@ -596,6 +610,7 @@ CONSTRAINED += [
         unconstrained.ResidualConv2D,
         0.5,
         residual=True,
+        is_free=True,
     ),
 ]
 

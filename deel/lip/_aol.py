@@ -87,6 +87,10 @@ class AOL(Parametrization):
             sums = sums + magnitudes + (magnitudes.T if mirrored else 0.0)
         return np.sqrt(max(0.0, np.linalg.eigvalsh(sums)[-1]))
 
+    def condense(self, kernel):
+        """Leaves the free kernel: what is divided twice is another kernel."""
+        self.refresh(kernel)
+
     def _divides_outputs(self, shape):
         return shape[0] > shape[1] if self.by_output is None else self.by_output
 
