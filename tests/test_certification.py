@@ -206,11 +206,10 @@ def test_bound_of_our_layers_is_measured_and_within_their_promise(row):
     layer.build((None, *row.input_shape))
     bound = lipschitz_bound(layer)
     assert bound <= row.constant * (1 + 2e-5)
-    if row.arguments.get("activation") is None:
+    if row.arguments.get("activation") is None and not row.residual:
         assert bound >= operator_norm(layer, row.input_shape) * (1 - 1e-6)
     # Weights that inference uses are believed, and no promise.
-    # Tensors are stored as they are, arrays are repaired.
-    layer.wbar.assign(3.0 * keras.ops.convert_to_tensor(layer.wbar))
+    layer.wbar.take(3.0 * keras.ops.convert_to_tensor(layer.wbar))
     if row.residual:
         # That of I - 2 V V^T, with a V that is three times longer.
         assert lipschitz_bound(layer) > row.constant
@@ -877,7 +876,7 @@ def test_export_is_refused_if_the_promise_is_broken():
         model.vanilla_export(verify=0.5)
     # A foreign kernel, loaded into the weights of inference.
     wbar = model.layers[0].wbar
-    wbar.assign(1.5 * keras.ops.convert_to_tensor(wbar))
+    wbar.take(1.5 * keras.ops.convert_to_tensor(wbar))
     with pytest.raises(ValueError, match="exceeds its promise"):
         model.vanilla_export(verify=True)
     model.vanilla_export()
