@@ -72,6 +72,32 @@ def test_weights_of_the_paper_are_scales_of_the_channels():
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
+def test_weights_from_a_file_break_no_bound():
+    layer = layers.AOLDense(6)
+    layer.build((None, 4))
+    rng = np.random.default_rng(0)
+    layer.kernel.assign(rng.standard_normal((4, 6)))
+    for weights in ([0, 1, -1, 1], [np.nan, np.inf, 1e-30, 1], [1e30] * 4):
+        layer.parametrization.q.assign(np.array(weights, "float32"))
+        layer(np.zeros((1, 4), "float32"), training=True)
+        assert 0.1 < harness.expansion(layer) <= 1 + TOLERANCE
+
+
+def test_condensed_layer_is_the_same_function_in_training_too():
+    # Rescaling what is rescaled would make it smaller, but for the weights.
+    layer = layers.AOLConv2D(3, 3, strides=2, k_coef_lip=2.0)
+    layer.build((None, 5, 4, 2))
+    rng = np.random.default_rng(0)
+    layer.kernel.assign(rng.standard_normal(layer.kernel.shape))
+    x = rng.standard_normal((2, 5, 4, 2)).astype("float32")
+    expected = ops.convert_to_numpy(layer(x, training=True))
+    for _ in range(3):
+        layer.condense()
+        for training in (True, False):
+            found = ops.convert_to_numpy(layer(x, training=training))
+            np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
 def test_orthogonal_kernels_pass_unchanged():
     rng = np.random.default_rng(0)
     kernel = np.linalg.qr(rng.standard_normal((8, 5)))[0].astype("float32")

@@ -38,8 +38,8 @@ def test_parameters_are_counted_as_documented(row):
     trainable = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
     assert (trainable, layer.count_params() - trainable) == row.parameters
     names = [v.name for v in layer.weights]
-    known = ["kernel", "bias", "sn", "sigma", "wbar", "theta", "alpha"]
-    known += ["mean", "variance", "scale", "count"]
+    known = ["kernel", "bias", "sn", "sigma", "q", "wbar"]
+    known += ["theta", "alpha", "mean", "variance", "scale", "count"]
     assert names == [name for name in known if name in names]
 
 

@@ -17,9 +17,14 @@ channels (`deel.lip._operator`). Zero padding leaves out some rows and columns
 of P. Padding with the image itself lets distances fall together, which does
 not add to the sums of magnitudes.
 
-The original has a weight q_i > 0 for each channel,
-`T_ii = sum_j |M_ij| q_j / q_i`. That is the same map of a kernel whose channels
-were multiplied by q_i before, so a free kernel needs no such weights.
+Note [Weights of the channels]
+
+With weights q_i > 0, `T_ii = sum_j |M_ij| q_j / q_i` bounds as well: it is what
+a kernel has whose channels were multiplied by q_i before. So a free kernel
+needs no weights that are trained, as the original has them. But a rescaled
+kernel, rescaled once more, would become smaller still, unless q_i is divided by
+the factor of its channel: then T is the identity. That is what condensing does,
+after which the layer is the same function, and goes on from there.
 
 A rescaled kernel passes the test of loaded files by its `expansion`: the root
 of the largest eigenvalue of the matrix of sums `sum_d |R_ij(d)|`. It is an
@@ -32,6 +37,7 @@ References:
 """
 
 import itertools
+import math
 
 import numpy as np
 from keras import ops
@@ -39,12 +45,17 @@ from keras import ops
 from deel.lip import _orthogonal
 from deel.lip._operator import by_phase
 from deel.lip._parametrization import Parametrization
+from deel.lip._variables import full
+from deel.lip._variables import store
 
 # Sums are rounded up by this much, more than what rounding takes from them.
 _SLACK = 4e-6
 
 # Less than the square of what a kernel of unit scale feels.
 _NOTHING = 1e-30
+
+# Least weight of a channel; the largest is one.
+_LEAST_WEIGHT = 1e-6
 
 
 class AOL(Parametrization):
@@ -54,7 +65,12 @@ class AOL(Parametrization):
         strides: Tuple of integers, one for each axis of the window.
         by_output: Boolean: which channels are divided. None means those of
             the smaller side, which is cheaper; for matrices only.
+
+    Attributes:
+        q: Variable, not trained: a weight for each channel; see the note.
     """
+
+    q = None
 
     def __init__(self, strides=(), by_output=False, **kwargs):
         super().__init__(**kwargs)
@@ -63,17 +79,51 @@ class AOL(Parametrization):
 
     def constrain(self, kernel):
         unit, _ = _orthogonal.unit_scale(kernel)
+        return unit * self._on_taps(self._factors(unit), kernel.shape)
+
+    def _add_own_state(self, kernel):
+        *_, inputs, outputs = kernel.shape
+        by_output = self._divides_outputs(kernel.shape)
+        channels = inputs * math.prod(self.strides)
+        self.q = self.add_weight(
+            name="q",
+            shape=(outputs if by_output else channels,),
+            initializer="ones",
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+        )
+
+    def condense(self, kernel):
+        unit, _ = _orthogonal.unit_scale(full(kernel))
+        weights = self._weights(unit) / self._factors(unit)
+        super().condense(kernel)
+        store(self.q, weights / ops.max(weights))
+
+    def _weights(self, kernel):
+        """The weights, which a file may have set to anything at all."""
+        if self.q is None:
+            return ops.ones((1,), dtype=kernel.dtype)
+        weights = ops.cast(full(self.q), kernel.dtype)
+        usual = ops.clip(weights, _LEAST_WEIGHT, 1.0)
+        # False for what is not a number.
+        return ops.where(weights > 0, usual, ops.ones_like(weights))
+
+    def _factors(self, unit):
+        """What each channel is multiplied by; see the first note."""
+        weights = self._weights(unit)
         sums = 0.0
         for found, mirrored in self._correlations(
             unit, ops, _orthogonal.products_of_columns
         ):
             magnitudes = ops.abs(found)
-            sums = sums + ops.sum(magnitudes, axis=1)
+            sums = sums + ops.sum(magnitudes * weights, axis=1)
             if mirrored:
-                sums = sums + ops.sum(magnitudes, axis=0)
+                weighted = magnitudes * ops.expand_dims(weights, -1)
+                sums = sums + ops.sum(weighted, axis=0)
+        sums = sums / weights
         sums = ops.where(sums > _NOTHING, sums, ops.ones_like(sums))
-        factors = 1.0 / ops.sqrt(sums * (1.0 + _SLACK))
-        return unit * self._on_taps(factors, kernel.shape)
+        return 1.0 / ops.sqrt(sums * (1.0 + _SLACK))
 
     def expansion(self, kernel):
         if not self.strides:
@@ -86,10 +136,6 @@ class AOL(Parametrization):
             magnitudes = np.abs(found)
             sums = sums + magnitudes + (magnitudes.T if mirrored else 0.0)
         return np.sqrt(max(0.0, np.linalg.eigvalsh(sums)[-1]))
-
-    def condense(self, kernel):
-        """Leaves the free kernel: what is divided twice is another kernel."""
-        self.refresh(kernel)
 
     def _divides_outputs(self, shape):
         return shape[0] > shape[1] if self.by_output is None else self.by_output
