@@ -45,7 +45,7 @@ class AOLDense(ConstrainedKernel, keras.layers.Dense):
     >>> from deel.lip.layers import AOLDense
     >>> layer = AOLDense(2, use_bias=False)
     >>> layer.build((None, 2))
-    >>> layer.kernel.assign([[3.0, 4.0], [8.0, -6.0]])
+    >>> _ = layer.kernel.assign([[3.0, 4.0], [8.0, -6.0]])
     >>> _ = layer(np.eye(2, dtype="float32"), training=True)
     >>> print(layer.wbar.numpy().round(4))
     [[ 0.6  0.8]

@@ -80,7 +80,7 @@ class SLLDense(_Symmetric, ResidualDense):
     >>> from deel.lip.layers import SLLDense
     >>> layer = SLLDense(1, use_bias=False)
     >>> layer.build((None, 2))
-    >>> layer.kernel.assign([[5.0], [0.0]])
+    >>> _ = layer.kernel.assign([[5.0], [0.0]])
     >>> x = np.array([[3.0, 1.0], [-3.0, 1.0]], "float32")
     >>> print(layer(x, training=True).numpy().round(4))
     [[-3.  1.]
