@@ -130,7 +130,7 @@ def test_gradient_is_that_of_the_constrained_kernel(eps_bjorck):
     start = start.astype("float32")
 
     def value(kernel):
-        return ops.sum(parametrization.constrain(kernel) * weights)
+        return ops.sum(ops.multiply(parametrization.constrain(kernel), weights))
 
     (slope,) = harness.gradient(value, start)
     step = rng.standard_normal(start.shape).astype("float32")
@@ -157,7 +157,7 @@ def test_training_step_uses_the_same_gradient_as_the_pure_function():
     parametrization = layer.parametrization
     slopes = [
         harness.gradient(
-            lambda x, f=function: ops.sum(f(x) * weights),
+            lambda x, f=function: ops.sum(ops.multiply(f(x), weights)),
             kernel.astype("float32"),
         )[0]
         for function in (parametrization.constrain, parametrization.update)

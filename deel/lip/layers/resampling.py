@@ -169,6 +169,20 @@ class InvertibleUpSampling(_InvertibleSampling):
         return ops.reshape(x, (-1, channels, height * p_h, width * p_w))
 
 
+def _part(x, axis, start, stop):
+    """A range of an axis, by slices, which all formats can hold."""
+    index = [slice(None)] * len(x.shape)
+    index[axis] = slice(start, stop)
+    return x[tuple(index)]
+
+
+def _rolled(x, step, axis):
+    """`ops.roll` by one place, as parts that change places."""
+    place = -1 if step > 0 else 1
+    parts = _part(x, axis, place, None), _part(x, axis, None, place)
+    return ops.concatenate(parts, axis=axis)
+
+
 @register("SpatialShift2D")
 class SpatialShift2D(keras.layers.Layer):
     """Shifts a part of the channels by one pixel, each quarter its own way.
@@ -222,32 +236,25 @@ class SpatialShift2D(keras.layers.Layer):
         self.data_format = data_format
 
     def build(self, input_shape):
-        self._quarter(input_shape)
-
-    def _quarter(self, shape):
-        """How many channels go each way."""
-        channels = shape[1 if self.data_format == "channels_first" else -1]
-        quarter = int(channels * self.fraction) // 4
-        if quarter == 0:
+        axis = 1 if self.data_format == "channels_first" else -1
+        self._quarter = int(input_shape[axis] * self.fraction) // 4
+        if self._quarter == 0:
             raise ValueError(
                 "Each of the four directions needs a channel. Received: "
-                f"channels={channels}, fraction={self.fraction}"
+                f"channels={input_shape[axis]}, fraction={self.fraction}"
             )
-        return quarter
 
     def call(self, inputs):
         first = first_spatial_axis(self.data_format)
-        channel_axis = 1 if first == 2 else -1
-        quarter = self._quarter(inputs.shape)
-        parts = ops.split(
-            inputs, [quarter * n for n in (1, 2, 3, 4)], axis=channel_axis
-        )
+        channels = 1 if first == 2 else -1
         ways = [(1, first), (-1, first), (1, first + 1), (-1, first + 1)]
-        moved = [
-            ops.roll(part, step, axis=axis)
-            for part, (step, axis) in zip(parts, ways, strict=False)
-        ]
-        return ops.concatenate([*moved, parts[4]], axis=channel_axis)
+        parts = []
+        for number, (step, axis) in enumerate(ways):
+            start = number * self._quarter
+            part = _part(inputs, channels, start, start + self._quarter)
+            parts.append(_rolled(part, step, axis))
+        parts.append(_part(inputs, channels, 4 * self._quarter, None))
+        return ops.concatenate(parts, axis=channels)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

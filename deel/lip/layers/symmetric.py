@@ -76,13 +76,14 @@ class SLLDense(_Symmetric, ResidualDense):
 
     Example:
 
-    >>> import numpy as np
+    >>> import keras, numpy as np
     >>> from deel.lip.layers import SLLDense
     >>> layer = SLLDense(1, use_bias=False)
     >>> layer.build((None, 2))
     >>> _ = layer.kernel.assign([[5.0], [0.0]])
     >>> x = np.array([[3.0, 1.0], [-3.0, 1.0]], "float32")
-    >>> print(layer(x, training=True).numpy().round(4))
+    >>> y = keras.ops.convert_to_numpy(layer(x, training=True))
+    >>> print(y.round(4))
     [[-3.  1.]
      [-3.  1.]]
 
