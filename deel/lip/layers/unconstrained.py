@@ -341,10 +341,11 @@ class ResidualConv2D(_Residual, keras.layers.Conv2D):
             )
 
     def _adjoint(self, hidden):
-        return ops.conv_transpose(
+        # Odd windows and no stride: the adjoint is a convolution as well.
+        mirrored = ops.flip(self.kernel, axis=(0, 1))
+        return ops.conv(
             hidden,
-            self.kernel,
-            strides=1,
+            ops.transpose(mirrored, (0, 1, 3, 2)),
             padding="same",
             data_format=self.data_format,
         )
