@@ -24,7 +24,6 @@ NAMES = {
         vanillaModel
     """,
     "deel.lip.activations": """
-        Abs
         FullSort
         GroupSort
         GroupSort2
@@ -64,9 +63,6 @@ NAMES = {
         SpectralInitializer
     """,
     "deel.lip.layers": """
-        AOLConv2D
-        AOLDense
-        Abs
         BatchCentering
         BatchLipNorm
         Condensable
@@ -89,8 +85,6 @@ NAMES = {
         OrthogonalConv3D
         OrthogonalDense
         PReLUlip
-        SLLConv2D
-        SLLDense
         ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D
         ScaledAdaptiveL2NormPooling2D
@@ -107,7 +101,6 @@ NAMES = {
         ScaledL2NormPooling2D
         ScaledL2NormPooling3D
         SharedLipFactory
-        SpatialShift2D
         SpectralConv1D
         SpectralConv2D
         SpectralConv2DTranspose
@@ -121,19 +114,15 @@ NAMES = {
         PadConv1D
         PadConv2D
         PadConv3D
-        ResidualConv2D
-        ResidualDense
     """,
     "deel.lip.losses": """
         CategoricalHinge
-        EMMA
         HKR
         HKRAuto
         HKRauto
         HingeMargin
         HingeMarginAuto
         KR
-        LogitAnnealing
         MultiMargin
         MulticlassHKR
         MulticlassHKRAuto
@@ -144,7 +133,6 @@ NAMES = {
         MulticlassLseHKR
         MulticlassSoftHKR
         NegKR
-        OffsetCategoricalCrossentropy
         TauBinaryCrossentropy
         TauCategoricalCrossentropy
         TauSparseCategoricalCrossentropy

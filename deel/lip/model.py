@@ -23,7 +23,6 @@ from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import InvertibleUpSampling
 from deel.lip.layers import LipschitzPReLU
 from deel.lip.layers import ScaleBiasLayer
-from deel.lip.layers import SpatialShift2D
 
 __all__ = [
     "LossVariableModel",
@@ -593,7 +592,6 @@ def _condensable_layers(model):
 _ALWAYS_1_LIPSCHITZ = (
     InvertibleDownSampling,
     InvertibleUpSampling,
-    SpatialShift2D,
     keras.layers.InputLayer,
     keras.layers.Softmax,
     keras.layers.Flatten,
