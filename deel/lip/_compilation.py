@@ -53,8 +53,11 @@ def fused(function):
 
 def _is_worth_fusing(tensor):
     """Whether a function of a tensor takes longer than to start it."""
+    if not _fuses():
+        # PyTorch would trace a comparison of the number of samples.
+        return False
     sizes = [size or _SAMPLES for size in tensor.shape]
-    return math.prod(sizes) >= _LARGE and _fuses()
+    return math.prod(sizes) >= _LARGE
 
 
 def has_fast_strides(tensor, training):
