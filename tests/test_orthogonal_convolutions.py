@@ -207,6 +207,9 @@ def test_every_factor_changes_the_kernel():
     for part in layer.parametrization.factors.split(slope):
         matrices = ops.convert_to_numpy(part).reshape(-1, *part.shape[-2:])
         assert np.all(np.max(np.abs(matrices), axis=(1, 2)) > 1e-2)
+    # And every tap of the window is used.
+    taps = ops.convert_to_numpy(layer.wbar)
+    assert np.all(np.max(np.abs(taps), axis=(2, 3)) > 1e-3)
 
 
 @pytest.mark.parametrize("strides", [1, 2])
