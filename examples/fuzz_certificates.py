@@ -54,6 +54,7 @@ def random_layer(random):
         _pooling,
         _constrained,
         _orthogonal,
+        _family,
         _activation,
         _other,
     )
@@ -250,6 +251,38 @@ def _orthogonal(random):
     return layer, (*lengths, groups * channels)
 
 
+def _family(random):
+    """Layers that are bounded by other means than a matrix norm."""
+    k_coef_lip = float(_pick(random, 0.3, 1.0, 2.0))
+    image = (int(random.integers(3, 8)), int(random.integers(3, 8)), 2)
+    units = int(random.integers(1, 7))
+    size, strides = int(random.integers(1, 5)), int(random.integers(1, 3))
+    activation = _pick(random, "relu", "tanh", "softplus", "elu")
+    kind = random.integers(5)
+    if kind == 0:
+        layer = layers.AOLDense(units, k_coef_lip=k_coef_lip)
+        return layer, (int(random.integers(1, 9)),)
+    if kind == 1:
+        layer = layers.AOLConv2D(units, size, strides, k_coef_lip=k_coef_lip)
+        return layer, image
+    if kind == 2:
+        layer = layers.SLLDense(units, activation, k_coef_lip=k_coef_lip)
+        return layer, (int(random.integers(1, 9)),)
+    if kind == 3:
+        layer = layers.SLLConv2D(units, 3, activation, k_coef_lip=k_coef_lip)
+        return layer, image
+    mode = _pick(random, "zeros", "circular")
+    layer = SpectralConv2D(
+        units,
+        size if mode == "zeros" else 3,
+        strides,
+        k_coef_lip=k_coef_lip,
+        padding_mode=mode,
+        bound="operator",
+    )
+    return layer, image
+
+
 def _activation(random):
     names = ("relu", "tanh", "elu", "mish", "softplus", "hard_silu", "softmax")
     choices = (
@@ -257,6 +290,7 @@ def _activation(random):
         keras.layers.PReLU(),
         keras.layers.LeakyReLU(negative_slope=float(2 * random.random())),
         keras.layers.ELU(alpha=float(2 * random.random())),
+        layers.Abs(0.5),
         layers.GroupSort(3),
         layers.Householder(),
         layers.MaxMin(),
@@ -279,6 +313,7 @@ def _other(random):
         (layers.BatchLipNorm(), (4, 3)),
         (layers.ScaledGlobalAveragePooling2D(), (3, 4, 2)),
         (layers.InvertibleDownSampling(2), (4, 2, 3)),
+        (layers.SpatialShift2D(), (4, 3, 5)),
     )
     return _pick(random, *choices)
 

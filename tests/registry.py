@@ -24,8 +24,9 @@ class Row:
         parameters: Pair, number of trainable and of other parameters.
         stock: For constrained layers, the Keras class that it exports to.
         constant: Lipschitz constant of the map from input to output.
-        is_free: Whether what is trained is no kernel, but something else that
-            a kernel is made of.
+        is_free: Whether what is trained is no kernel that could be used, but
+            what one is made of.
+        residual: Boolean, whether the input passes beside the kernel.
     """
 
     layer: type
@@ -36,6 +37,7 @@ class Row:
     stock: type | None = None
     constant: float | None = None
     is_free: bool = False
+    residual: bool = False
 
     def make(self):
         return self.layer(**self.arguments)
@@ -212,6 +214,80 @@ CONSTRAINED = [
         (4, 3, 2),
         (38, 36),
         unconstrained.PadConv2D,
+        1.0,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {"filters": 4, "kernel_size": 3, "bound": "operator"},
+        (5, 6, 4),
+        (5, 6, 4),
+        (148, 149),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {
+            "filters": 3,
+            "kernel_size": (4, 3),
+            "strides": (2, 1),
+            "use_bias": False,
+            "k_coef_lip": 2.0,
+            "bound": "operator",
+        },
+        (7, 4, 2),
+        (4, 4, 3),
+        (72, 76),
+        keras.layers.Conv2D,
+        2.0,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {
+            "filters": 4,
+            "kernel_size": 3,
+            "padding_mode": "circular",
+            "bound": "operator",
+        },
+        (5, 18, 2),
+        (5, 18, 4),
+        (76, 77),
+        unconstrained.PadConv2D,
+        1.0,
+    ),
+    Row(
+        layers.SpectralConv2D,
+        {
+            "filters": 4,
+            "kernel_size": 3,
+            "eps_bjorck": None,
+            "bound": "operator",
+        },
+        (5, 4, 3),
+        (5, 4, 4),
+        (112, 113),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralGroupedConv2D,
+        {
+            "filters": 4,
+            "kernel_size": 3,
+            "groups": 2,
+            "dilation_rate": 2,
+            "bound": "operator",
+        },
+        (6, 5, 4),
+        (6, 5, 4),
+        (76, 77),
+        **_CONV,
+    ),
+    Row(
+        layers.SpectralConv1D,
+        {"filters": 3, "kernel_size": 5, "bound": "operator"},
+        (8, 3),
+        (8, 3),
+        (48, 49),
+        keras.layers.Conv1D,
         1.0,
     ),
     Row(
@@ -443,7 +519,103 @@ CONSTRAINED = [
     ),
 ]
 
+CONSTRAINED += [
+    Row(layers.AOLDense, {"units": 4}, (8,), (4,), (36, 36), **_DENSE),
+    Row(
+        layers.AOLDense,
+        {"units": 7, "use_bias": False, "k_coef_lip": 2.0},
+        (3, 5),
+        (3, 7),
+        (35, 40),
+        keras.layers.Dense,
+        2.0,
+    ),
+    Row(
+        layers.AOLConv2D,
+        {"filters": 4, "kernel_size": 3},
+        (5, 6, 3),
+        (5, 6, 4),
+        (112, 111),
+        **_CONV,
+    ),
+    Row(
+        layers.AOLConv2D,
+        {
+            "filters": 3,
+            "kernel_size": (4, 3),
+            "strides": 2,
+            "use_bias": False,
+            "k_coef_lip": 0.5,
+        },
+        (7, 4, 2),
+        (4, 2, 3),
+        (72, 80),
+        keras.layers.Conv2D,
+        0.5,
+    ),
+    Row(
+        layers.AOLConv2D,
+        {
+            "filters": 4,
+            "kernel_size": 3,
+            "strides": 2,
+            "padding_mode": "circular",
+        },
+        (5, 4, 2),
+        (3, 2, 4),
+        (76, 74),
+        unconstrained.PadConv2D,
+        1.0,
+    ),
+    Row(
+        layers.SLLDense,
+        {"units": 6},
+        (4,),
+        (4,),
+        (30, 30),
+        unconstrained.ResidualDense,
+        1.0,
+        residual=True,
+    ),
+    Row(
+        layers.SLLDense,
+        {"units": 3, "activation": "tanh", "k_coef_lip": 2.0},
+        (2, 5),
+        (2, 5),
+        (18, 18),
+        unconstrained.ResidualDense,
+        2.0,
+        residual=True,
+    ),
+    Row(
+        layers.SLLConv2D,
+        {"filters": 4, "kernel_size": 3, "k_coef_lip": 0.5},
+        (4, 5, 2),
+        (4, 5, 2),
+        (76, 76),
+        unconstrained.ResidualConv2D,
+        0.5,
+        residual=True,
+    ),
+]
+
 OTHERS = [
+    Row(layers.Abs, {}, (3, 4), (3, 4), constant=1.0),
+    Row(
+        layers.Abs,
+        {"beta": 0.5, "data_format": "channels_first", "k_coef_lip": 2.0},
+        (3, 2, 2),
+        (3, 2, 2),
+        constant=2.0,
+    ),
+    Row(layers.SpatialShift2D, {}, (4, 3, 8), (4, 3, 8), constant=1.0),
+    Row(
+        layers.SpatialShift2D,
+        {"fraction": 0.7, "data_format": "channels_first"},
+        (6, 2, 3),
+        (6, 2, 3),
+        constant=1.0,
+    ),
     Row(
         layers.ScaledAveragePooling2D,
         {},

@@ -24,6 +24,7 @@ NAMES = {
         vanillaModel
     """,
     "deel.lip.activations": """
+        Abs
         FullSort
         GroupSort
         GroupSort2
@@ -63,6 +64,9 @@ NAMES = {
         SpectralInitializer
     """,
     "deel.lip.layers": """
+        AOLConv2D
+        AOLDense
+        Abs
         BatchCentering
         BatchLipNorm
         Condensable
@@ -85,6 +89,8 @@ NAMES = {
         OrthogonalConv3D
         OrthogonalDense
         PReLUlip
+        SLLConv2D
+        SLLDense
         ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D
         ScaledAdaptiveL2NormPooling2D
@@ -101,6 +107,7 @@ NAMES = {
         ScaledL2NormPooling2D
         ScaledL2NormPooling3D
         SharedLipFactory
+        SpatialShift2D
         SpectralConv1D
         SpectralConv2D
         SpectralConv2DTranspose
@@ -114,15 +121,19 @@ NAMES = {
         PadConv1D
         PadConv2D
         PadConv3D
+        ResidualConv2D
+        ResidualDense
     """,
     "deel.lip.losses": """
         CategoricalHinge
+        EMMA
         HKR
         HKRAuto
         HKRauto
         HingeMargin
         HingeMarginAuto
         KR
+        LogitAnnealing
         MultiMargin
         MulticlassHKR
         MulticlassHKRAuto
@@ -133,6 +144,7 @@ NAMES = {
         MulticlassLseHKR
         MulticlassSoftHKR
         NegKR
+        OffsetCategoricalCrossentropy
         TauBinaryCrossentropy
         TauCategoricalCrossentropy
         TauSparseCategoricalCrossentropy

@@ -54,7 +54,8 @@ NEAR = 0.75
 # of a float32 Gram matrix stays one order of magnitude below.
 _SLACK = 4e-6
 
-# Sums of more terms than `_LONG` are made in blocks of `_BLOCK`; see `gram_of`.
+# Sums of more terms than `_LONG` are made in blocks of `_BLOCK`; see
+# `products_of_columns`.
 _LONG = 1024
 _BLOCK = 64
 
@@ -129,17 +130,70 @@ def gram_bound(gram):
     """
     mean = _trace(gram) / gram.shape[-1]
     spread = mean + _norm(gram - mean * _identity(gram))
+    iterated = _iterated(gram, lambda power: product(power, power), _norm)
+    return _rounded_up(ops.minimum(spread, iterated))
 
-    power = gram
+
+def hermitian_gram(real, imaginary):
+    """Gram matrices of complex ones, `(stack, 2, m, m)`: both parts.
+
+    Args:
+        real: Tensor of shape `(stack, n, m)`.
+        imaginary: Tensor, likewise.
+    """
+    parts = ops.concatenate([real, imaginary], axis=1)
+    mixed = product(ops.transpose(real, (0, 2, 1)), imaginary)
+    return ops.stack(
+        [product(ops.transpose(parts, (0, 2, 1)), parts), _skew(mixed)], axis=1
+    )
+
+
+def hermitian_bound(gram):
+    """`gram_bound` of each matrix of a stack made by `hermitian_gram`."""
+    real = gram[:, :1]
+    mean = ops.sum(real * _identity(gram), axis=_PARTS, keepdims=True)
+    mean = mean / gram.shape[-1]
+    centered = [real - mean * _identity(gram), gram[:, 1:]]
+    spread = mean + _norm_of_parts(ops.concatenate(centered, axis=1))
+    iterated = _iterated(gram, hermitian_square, _norm_of_parts)
+    bound = _rounded_up(ops.minimum(spread, iterated))
+    return ops.reshape(bound, (-1,))
+
+
+# Axes of one matrix in a stack of them, both parts.
+_PARTS = (1, 2, 3)
+
+
+def _norm_of_parts(x):
+    squares = ops.sum(ops.square(x), axis=_PARTS, keepdims=True)
+    return ops.sqrt(ops.maximum(squares, _TINY))
+
+
+def hermitian_square(x):
+    """`(A + iB)^2`, where A is symmetric and B skew: three real products."""
+    a, b = x[:, 0], x[:, 1]
+    both = ops.concatenate([a, b], axis=-1)
+    real = product(both, ops.transpose(both, (0, 2, 1)))
+    return ops.stack([real, _skew(product(a, b))], axis=1)
+
+
+def _skew(x):
+    return x - ops.transpose(x, (0, 2, 1))
+
+
+def _iterated(power, squared, norm):
+    """`||G^(2^t)||^(1/2^t)`: an upper bound of an eigenvalue at each t."""
     log_scale = 0.0
     for _ in range(_SQUARINGS):
-        norm = _norm(power)
-        power = power / norm
-        power = product(power, power)
-        log_scale = 2.0 * (log_scale + ops.log(norm))
-    log_bound = log_scale + ops.log(_norm(power))
-    iterated = ops.exp(log_bound / 2.0**_SQUARINGS)
-    return ops.maximum(ops.minimum(spread, iterated), _TINY) * (1 + _SLACK)
+        size = norm(power)
+        power = squared(power / size)
+        log_scale = 2.0 * (log_scale + ops.log(size))
+    log_bound = log_scale + ops.log(norm(power))
+    return ops.exp(log_bound / 2.0**_SQUARINGS)
+
+
+def _rounded_up(bound):
+    return ops.maximum(bound, _TINY) * (1 + _SLACK)
 
 
 def divide_by_norm(w):
@@ -199,7 +253,7 @@ def polar(w, tolerance, max_steps):
         # In two steps, since the scale of finite entries may be infinite.
         unit, _ = unit_scale(w, _each(w))
         start, predicted = _improved(_approach(unit, max_steps - 1))
-        return start, _mean_scale(w), predicted
+        return start, mean_scale(w), predicted
 
     # Both end with a cubic step, so any tolerance at all is sound.
     start, scale, predicted = cond(near, nearby, distant)
@@ -226,7 +280,7 @@ def finished(w):
     return _cubic_step(w / ops.sqrt(square), _identity(gram) - gram / square)
 
 
-def _mean_scale(w):
+def mean_scale(w):
     """Root mean square of the singular values, 1 for zeros."""
     unit, largest = unit_scale(w, _each(w))
     mean = ops.sqrt(_sum(ops.square(unit)) / min(w.shape[-2:])) * largest
@@ -300,7 +354,12 @@ def _trace(gram):
 
 
 def gram_of(w):
-    """`w^T w`, with sums that do not lose digits where they are long.
+    """`w^T w`; see `products_of_columns`."""
+    return products_of_columns(w, w)
+
+
+def products_of_columns(w, z):
+    """`w^T z`, with sums that do not lose digits where they are long.
 
     Products with few columns add their terms one after the other, which is
     wrong by 3e-4 for a hundred thousand terms of one sign. Summing blocks, and
@@ -310,22 +369,27 @@ def gram_of(w):
     fit into their sums is cut off, not rounded. There, blocks are longer, since
     each takes as much memory as the result.
     """
-    *stack, rows, columns = w.shape
+    rows, columns = w.shape[-2:]
     size = _BLOCK if columns <= _BLOCK else _LONG
     exact = columns > _BLOCK and digits_of_products(w) is None
     if rows <= _LONG or exact:
-        return product(transposed(w), w)
-    if stack:
-        # The rows first, which are what is split.
-        w = ops.moveaxis(w, -2, 0)
-    blocks = _in_blocks(w, size)
-    if stack:
-        blocks = ops.moveaxis(blocks, 1, -2)
-    return accurate_sum(product(transposed(blocks), blocks))
+        return product(transposed(w), z)
+    first = _blocks_of_rows(w, size)
+    second = first if z is w else _blocks_of_rows(z, size)
+    return accurate_sum(product(transposed(first), second))
+
+
+def _blocks_of_rows(w, size):
+    """Splits the rows of matrices in blocks, along a new first axis."""
+    if len(w.shape) == 2:
+        return _in_blocks(w, size)
+    # What is split comes first.
+    blocks = _in_blocks(ops.moveaxis(w, -2, 0), size)
+    return ops.moveaxis(blocks, 1, -2)
 
 
 def accurate_sum(x):
-    """Sum over the first axis, in blocks; see `gram_of`."""
+    """Sum over the first axis, in blocks; see `products_of_columns`."""
     while x.shape[0] > _BLOCK:
         x = ops.sum(_in_blocks(x), axis=1)
     return ops.sum(x, axis=0)

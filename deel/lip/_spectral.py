@@ -41,6 +41,9 @@ SCALES = (1e-2, 1e4)
 # Sides from which on a matrix has a cheaper gradient for small batches.
 _LARGE = 256
 
+# What the retracted matrix is, as multiples of the constrained one.
+_FACTORS = (1e-12, 1e12)
+
 
 def spectral_constraint(
     kernel, orthogonal=True, max_steps=DEFAULT_MAXITER_BJORCK, groups=1
@@ -126,7 +129,7 @@ def _columns_agree(matrix, stored, factor):
     return ops.all(agree, axis=0)
 
 
-def with_tangent_gradient(matrix, value, groups, coefficient=1.0):
+def with_tangent_gradient(matrix, value, groups, coefficient_of=None):
     """`value` with its gradient sent to `matrix`, not through the steps.
 
     The derivative of Q with respect to a matrix s Q is inverse to s. That is
@@ -134,19 +137,22 @@ def with_tangent_gradient(matrix, value, groups, coefficient=1.0):
 
     Args:
         matrix: Tensor, the free matrix.
-        value: Tensor, `coefficient * Q` with Q (semi-)orthogonal.
+        value: Tensor, a multiple of a (semi-)orthogonal matrix.
         groups: Integer.
-        coefficient: Float.
+        coefficient_of: Function of `value` that returns the multiple, a number
+            or a tensor; None for one.
     """
 
     @custom_gradient
     def pass_on(matrix, value):
         def gradient(upstream):
-            factor = value if coefficient == 1.0 else value / coefficient
+            coefficient = coefficient_of(value) if coefficient_of else 1.0
+            is_one = isinstance(coefficient, float) and coefficient == 1.0
+            factor = value if is_one else value / coefficient
             tangent = _by_group(
                 _orthogonal.project_on_tangent, groups, factor, upstream
             )
-            if coefficient != 1.0:
+            if not is_one:
                 tangent = coefficient * tangent
             return tangent, ops.zeros_like(value)
 
@@ -268,9 +274,11 @@ class Spectral(Parametrization):
             known = ops.stop_gradient(matrix)
             self._record(*self._power_step(known, vector))
             return super().update(kernel)
-        value = self._current(matrix)
+        value = self._current(matrix, kernel.shape)
         followed = self._followed(matrix, value)
-        return _orthogonal.reshaped(followed, kernel.shape)
+        return self._differentiable(
+            _orthogonal.reshaped(followed, kernel.shape)
+        )
 
     def multiply(self, inputs, kernel):
         """`inputs @ update(kernel)`, with the cheaper gradient of two.
@@ -280,7 +288,7 @@ class Spectral(Parametrization):
             kernel: The free kernel, a matrix.
         """
         matrix = full(kernel)
-        value = self._current(matrix)
+        value = self._current(matrix, matrix.shape)
 
         def few():
             return _product_of_few(inputs, matrix, value, self.coefficient)
@@ -302,11 +310,16 @@ class Spectral(Parametrization):
     def _followed(self, matrix, value):
         """`value`, as a function of `matrix`."""
         return with_tangent_gradient(
-            matrix, value, self.groups, self.coefficient
+            matrix, value, self.groups, self._coefficient_of
         )
 
-    def _current(self, matrix):
-        """The constrained matrix, also stored as `wbar`: a constant."""
+    def _current(self, matrix, shape):
+        """The constrained matrix, also stored as `wbar`: a constant.
+
+        Args:
+            matrix: Tensor, the free matrix.
+            shape: Tuple, the shape of the kernel.
+        """
         known = ops.stop_gradient(matrix)
         vector = ops.convert_to_tensor(self.sn)
 
@@ -315,7 +328,8 @@ class Spectral(Parametrization):
 
         def renew():
             nearest, _ = self._nearest(known, _FORWARD)
-            return self._scaled(nearest), *self._power_step(known, vector)
+            used = self._used(nearest, shape)
+            return used, *self._power_step(known, vector)
 
         # A copy: on torch a tensor shares the memory of its variable, which
         # is written before the gradient needs it.
@@ -352,7 +366,7 @@ class Spectral(Parametrization):
         nearest, scale = self._nearest(matrix, self.eps_bjorck)
         # It has no effect, so it is kept where every dtype has its digits.
         sigma = ops.clip(scale, *SCALES)
-        stored = self._scaled(nearest)
+        stored = self._used(nearest, moved.shape)
         store(self.wbar, _orthogonal.reshaped(stored, moved.shape))
         store(self.sigma, sigma)
         retracted = self._multiple(stored, sigma)
@@ -364,9 +378,26 @@ class Spectral(Parametrization):
             matrix, tolerance, self.maxiter_bjorck, self.groups
         )
 
+    def _used(self, nearest, shape):
+        """The constrained matrix that belongs to an orthogonal one.
+
+        Args:
+            nearest: Tensor, (semi-)orthogonal.
+            shape: Tuple, the shape of the kernel.
+        """
+        return self._scaled(nearest)
+
+    def _coefficient_of(self, stored):
+        """What multiple of an orthogonal matrix a constrained one is."""
+        return self.coefficient
+
+    def _differentiable(self, constrained):
+        """A constrained kernel with what else its gradient depends on."""
+        return constrained
+
     def _multiple(self, stored, sigma):
         """The free matrix of scale `sigma` that is constrained to `stored`."""
-        return (sigma / self.coefficient) * stored
+        return (sigma / self._coefficient_of(stored)) * stored
 
     def _proven(self, matrix, stored, sigma):
         """Whether `wbar` belongs to the kernel at hand.
@@ -401,6 +432,49 @@ class Spectral(Parametrization):
         store(self.sigma, sigma)
 
 
+class SpectralOperator(Spectral):
+    """`Spectral` kernels, divided by the norm of their convolution.
+
+    Where `Spectral` leaves it to the coefficient to make up for windows that
+    overlap, the norm of the operator is bounded anew for each kernel. The
+    multiple of the orthogonal matrix then differs from kernel to kernel; it is
+    read off the kernel itself.
+
+    Attributes:
+        operator: `deel.lip._operator.ConvolutionNorm`, set before the state is
+            added.
+    """
+
+    operator = None
+
+    def constrain(self, kernel):
+        constrained = super().constrain(kernel)
+        return constrained / self.operator.bound(constrained)
+
+    def expansion(self, kernel):
+        return self.operator.expansion(kernel)
+
+    def _used(self, nearest, shape):
+        norm = self.operator.bound(ops.reshape(nearest, shape))
+        return self._scaled(nearest / norm)
+
+    def _coefficient_of(self, stored):
+        return _orthogonal.mean_scale(stored)
+
+    def _differentiable(self, constrained):
+        scale = self._coefficient_of(_orthogonal.as_matrix(constrained))
+        return constrained * self.operator.gradient_path(constrained, scale)
+
+    def _proven(self, matrix, stored, sigma):
+        # Largest values have no order of summation, which root mean squares
+        # have. Anything is near zeros, and near infinities.
+        largest = ops.max(ops.abs(stored))
+        safe = ops.where(largest > 0, largest, ops.ones_like(largest))
+        factor = ops.max(ops.abs(matrix)) / safe
+        usual = ops.logical_and(factor > _FACTORS[0], factor < _FACTORS[1])
+        return ops.logical_and(usual, _is_multiple(matrix, stored, factor))
+
+
 class SpectralKernel(ConstrainedKernel):
     """Mixin of the `Spectral*` layers: their six arguments, and their state.
 
@@ -415,6 +489,7 @@ class SpectralKernel(ConstrainedKernel):
         beta_bjorck=DEFAULT_BETA_BJORCK,
         maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
         maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
+        parametrization_class=Spectral,
         **kwargs,
     ):
         _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
@@ -428,7 +503,8 @@ class SpectralKernel(ConstrainedKernel):
             ),
             "maxiter_bjorck": positive_int("maxiter_bjorck", maxiter_bjorck),
         }
-        super().__init__(*args, parametrization=Spectral(**options), **kwargs)
+        parametrization = parametrization_class(**options)
+        super().__init__(*args, parametrization=parametrization, **kwargs)
         self.eps_spectral = eps_spectral
         self.eps_bjorck = eps_bjorck
         self.beta_bjorck = beta_bjorck

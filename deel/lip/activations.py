@@ -1,5 +1,6 @@
 """Activations of 1-Lipschitz networks; also in `deel.lip.layers`."""
 
+from deel.lip.layers.activations import Abs
 from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
@@ -9,6 +10,7 @@ from deel.lip.layers.activations import MaxMin
 from deel.lip.layers.activations import PReLUlip
 
 __all__ = [
+    "Abs",
     "FullSort",
     "GroupSort",
     "GroupSort2",

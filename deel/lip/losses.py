@@ -20,11 +20,20 @@ import keras
 from keras import ops
 
 from deel.lip._control_flow import is_known
+from deel.lip._crossentropies import EMMA
+from deel.lip._crossentropies import LogitAnnealing
+from deel.lip._crossentropies import OffsetCategoricalCrossentropy
+from deel.lip._crossentropies import TauBinaryCrossentropy
+from deel.lip._crossentropies import TauCategoricalCrossentropy
+from deel.lip._crossentropies import TauSparseCategoricalCrossentropy
 from deel.lip._labels import EPSILON
 from deel.lip._labels import aligned
 from deel.lip._labels import kr_weights
 from deel.lip._labels import lead
 from deel.lip._labels import signs
+from deel.lip._loss import LipschitzLoss
+from deel.lip._loss import number_of_classes
+from deel.lip._loss import parameter
 from deel.lip._register import register
 from deel.lip._replicas import summed_over_replicas
 from deel.lip._validation import positive_float
@@ -32,6 +41,7 @@ from deel.lip._variables import host
 from deel.lip._variables import store
 
 __all__ = [
+    "EMMA",
     "HKR",
     "KR",
     "CategoricalHinge",
@@ -39,6 +49,7 @@ __all__ = [
     "HKRauto",
     "HingeMargin",
     "HingeMarginAuto",
+    "LogitAnnealing",
     "MultiMargin",
     "MulticlassHKR",
     "MulticlassHKRAuto",
@@ -49,6 +60,7 @@ __all__ = [
     "MulticlassLseHKR",
     "MulticlassSoftHKR",
     "NegKR",
+    "OffsetCategoricalCrossentropy",
     "TauBinaryCrossentropy",
     "TauCategoricalCrossentropy",
     "TauSparseCategoricalCrossentropy",
@@ -128,7 +140,7 @@ def multiclass_hinge(y_true, y_pred, min_margin):
         Tensor `(batch_size,)`, the mean over the classes.
     """
     y_true, y_pred = aligned(y_true, y_pred)
-    others = float(_number_of_classes(y_pred) - 1)
+    others = float(number_of_classes(y_pred) - 1)
     hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
     return ops.mean(ops.where(y_true > 0, others * hinge, hinge), axis=-1)
 
@@ -163,63 +175,8 @@ def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
     return ops.where(soft_hinge_tau > 0, soft, classical)
 
 
-def _number_of_classes(y_pred):
-    classes = y_pred.shape[-1]
-    if classes < 2:
-        raise ValueError(
-            "Multi-class losses need scores of two classes or more; use the "
-            "binary loss for a single output. "
-            f"Received: y_pred.shape={y_pred.shape}"
-        )
-    return classes
-
-
-class _LipschitzLoss(keras.losses.Loss):
-    """Base of the losses: one spelling of reductions, names and configs."""
-
-    # Names of the constructor arguments that the config adds to Keras' own.
-    _arguments = ()
-
-    def __init__(self, reduction, name):
-        if reduction == "auto":
-            reduction = "sum_over_batch_size"
-        super().__init__(reduction=reduction, name=name)
-
-    @property
-    def variables(self):
-        """The variables of the loss and of its parts, each once."""
-        found = {}
-        for value in vars(self).values():
-            if isinstance(value, keras.Variable):
-                found[id(value)] = value
-            elif isinstance(value, _LipschitzLoss):
-                found.update((id(v), v) for v in value.variables)
-        return list(found.values())
-
-    def get_config(self):
-        config = super().get_config()
-        return {**config, **{key: self._plain(key) for key in self._arguments}}
-
-    def _plain(self, key):
-        value = getattr(self, key)
-        if isinstance(value, keras.Variable):
-            return float(host(value))
-        return value
-
-
-def _parameter(name, value):
-    """A loss parameter as a variable, which callbacks can change."""
-    value = float(value)
-    if value != value or value < 0:
-        raise ValueError(
-            f"Argument `{name}` must be zero or greater. "
-            f"Received: {name}={value}"
-        )
-    return keras.Variable(value, dtype="float32", trainable=False, name=name)
-
-
 @register("KR")
-class KR(_LipschitzLoss):
+class KR(LipschitzLoss):
     """Kantorovich-Rubinstein estimate of the Wasserstein-1 distance.
 
     The difference of the mean scores of two classes, to be maximised: as a
@@ -274,7 +231,7 @@ class MulticlassKR(KR):
 
 
 @register("HingeMargin")
-class HingeMargin(_LipschitzLoss):
+class HingeMargin(LipschitzLoss):
     """Mean of `relu(min_margin / 2 - sign * y_pred)`.
 
     Args:
@@ -298,14 +255,14 @@ class HingeMargin(_LipschitzLoss):
         name="HingeMargin",
     ):
         super().__init__(reduction, name)
-        self.min_margin = _parameter("min_margin", min_margin)
+        self.min_margin = parameter("min_margin", min_margin)
 
     def call(self, y_true, y_pred):
         return hinge_margin(y_true, y_pred, self.min_margin)
 
 
 @register("MulticlassHinge")
-class MulticlassHinge(_LipschitzLoss):
+class MulticlassHinge(LipschitzLoss):
     """Multi-class `HingeMargin`; the true class weighs as all the others.
 
     Args:
@@ -327,8 +284,8 @@ class MulticlassHinge(_LipschitzLoss):
         soft_hinge_tau=0.0,
     ):
         super().__init__(reduction, name)
-        self.min_margin = _parameter("min_margin", min_margin)
-        self.soft_hinge_tau = _parameter("soft_hinge_tau", soft_hinge_tau)
+        self.min_margin = parameter("min_margin", min_margin)
+        self.soft_hinge_tau = parameter("soft_hinge_tau", soft_hinge_tau)
 
     def call(self, y_true, y_pred):
         return multiclass_soft_hinge(
@@ -336,7 +293,7 @@ class MulticlassHinge(_LipschitzLoss):
         )
 
 
-class _HingeKR(_LipschitzLoss):
+class _HingeKR(LipschitzLoss):
     """Base of the losses `-KR + alpha * hinge`.
 
     Attributes:
@@ -348,7 +305,7 @@ class _HingeKR(_LipschitzLoss):
 
     def __init__(self, alpha, kr, hinge, reduction, name):
         super().__init__(reduction, name)
-        self.alpha = _parameter("alpha", alpha)
+        self.alpha = parameter("alpha", alpha)
         self.KRloss = kr
         self.hingeloss = hinge
         self.min_margin = hinge.min_margin
@@ -433,7 +390,7 @@ class MulticlassHKR(_HingeKR):
         self.soft_hinge_tau = hinge.soft_hinge_tau
 
 
-class _LearnedMargins(_LipschitzLoss):
+class _LearnedMargins(LipschitzLoss):
     """Base of the hinge losses with one learned margin for each output.
 
     The hinge asks for margins that are as large as `alpha_margin` pays for:
@@ -451,9 +408,9 @@ class _LearnedMargins(_LipschitzLoss):
 
     def __init__(self, min_margin, max_margin, alpha_margin, reduction, name):
         super().__init__(reduction, name)
-        self.min_margin = _parameter("min_margin", min_margin)
+        self.min_margin = parameter("min_margin", min_margin)
         self.max_margin = positive_float("max_margin", max_margin)
-        self.alpha_margin = _parameter("alpha_margin", alpha_margin)
+        self.alpha_margin = parameter("alpha_margin", alpha_margin)
         # The bounds of training are plain numbers: JAX cannot read variables
         # of the loss while the optimizer runs.
         self._bounds = (float(min_margin), self.max_margin)
@@ -579,7 +536,7 @@ class MulticlassHingeAuto(_LearnedMargins):
         name="MulticlassHingeAuto",
     ):
         super().__init__(min_margin, max_margin, alpha_margin, reduction, name)
-        self.soft_hinge_tau = _parameter("soft_hinge_tau", soft_hinge_tau)
+        self.soft_hinge_tau = parameter("soft_hinge_tau", soft_hinge_tau)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
@@ -716,7 +673,7 @@ MulticlassHKRAuto = MulticlassHKRauto
 
 
 @register("MultiMargin")
-class MultiMargin(_LipschitzLoss):
+class MultiMargin(LipschitzLoss):
     """Sum of `relu(min_margin - lead over each other class)`, by classes.
 
     The lead is the score of the true class minus that of the other one. The
@@ -737,7 +694,7 @@ class MultiMargin(_LipschitzLoss):
         name="MultiMargin",
     ):
         super().__init__(reduction, name)
-        self.min_margin = _parameter("min_margin", min_margin)
+        self.min_margin = parameter("min_margin", min_margin)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
@@ -746,11 +703,11 @@ class MultiMargin(_LipschitzLoss):
         own = ops.sum(ops.where(is_true, y_pred, zeros), axis=-1, keepdims=True)
         hinge = ops.relu(self.min_margin - own + y_pred)
         hinge = ops.where(is_true, zeros, hinge)
-        return ops.sum(hinge, axis=-1) / float(_number_of_classes(y_pred))
+        return ops.sum(hinge, axis=-1) / float(number_of_classes(y_pred))
 
 
 @register("CategoricalHinge")
-class CategoricalHinge(_LipschitzLoss):
+class CategoricalHinge(LipschitzLoss):
     """`relu(min_margin - lead)`, with the lead over the best other class.
 
     Args:
@@ -768,113 +725,12 @@ class CategoricalHinge(_LipschitzLoss):
         name="CategoricalHinge",
     ):
         super().__init__(reduction, name)
-        self.min_margin = _parameter("min_margin", min_margin)
+        self.min_margin = parameter("min_margin", min_margin)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
-        _number_of_classes(y_pred)
+        number_of_classes(y_pred)
         return ops.relu(self.min_margin - lead(y_true, y_pred))
-
-
-class _TauCrossentropy(_LipschitzLoss):
-    """Base of the cross-entropies with a temperature.
-
-    The scores of a Lipschitz network are bounded, so its cross-entropy cannot
-    vanish. Multiplying the scores by `tau` (and dividing the loss by it) moves
-    the loss between a mean of margins, for small `tau`, and a hinge, for large
-    ones.
-    """
-
-    _arguments = ("tau",)
-
-    def __init__(self, tau, reduction, name):
-        super().__init__(reduction, name)
-        self.tau = _parameter("tau", positive_float("tau", tau))
-
-    def _divided(self, crossentropy):
-        return crossentropy / ops.convert_to_tensor(self.tau)
-
-
-@register("TauCategoricalCrossentropy")
-class TauCategoricalCrossentropy(_TauCrossentropy):
-    """Cross-entropy of `softmax(tau * y_pred)`, divided by `tau`.
-
-    Args:
-        tau: Float greater than zero, the inverse temperature.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
-    """
-
-    def __init__(
-        self,
-        tau,
-        reduction="sum_over_batch_size",
-        name="TauCategoricalCrossentropy",
-    ):
-        super().__init__(tau, reduction, name)
-
-    def call(self, y_true, y_pred):
-        y_true, y_pred = aligned(y_true, y_pred)
-        _number_of_classes(y_pred)
-        return self._divided(
-            keras.losses.categorical_crossentropy(
-                y_true, self.tau * y_pred, from_logits=True
-            )
-        )
-
-
-@register("TauSparseCategoricalCrossentropy")
-class TauSparseCategoricalCrossentropy(_TauCrossentropy):
-    """`TauCategoricalCrossentropy` for integer labels.
-
-    Args:
-        tau: Float greater than zero, the inverse temperature.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
-    """
-
-    def __init__(
-        self,
-        tau,
-        reduction="sum_over_batch_size",
-        name="TauSparseCategoricalCrossentropy",
-    ):
-        super().__init__(tau, reduction, name)
-
-    def call(self, y_true, y_pred):
-        return self._divided(
-            keras.losses.sparse_categorical_crossentropy(
-                y_true, self.tau * y_pred, from_logits=True
-            )
-        )
-
-
-@register("TauBinaryCrossentropy")
-class TauBinaryCrossentropy(_TauCrossentropy):
-    """Binary cross-entropy of `sigmoid(tau * y_pred)`, divided by `tau`.
-
-    Args:
-        tau: Float greater than zero, the inverse temperature.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
-    """
-
-    def __init__(
-        self,
-        tau,
-        reduction="sum_over_batch_size",
-        name="TauBinaryCrossentropy",
-    ):
-        super().__init__(tau, reduction, name)
-
-    def call(self, y_true, y_pred):
-        y_true, y_pred = aligned(y_true, y_pred)
-        positive = ops.cast(y_true > 0, y_pred.dtype)
-        return self._divided(
-            keras.losses.binary_crossentropy(
-                positive, self.tau * y_pred, from_logits=True
-            )
-        )
 
 
 @register("NegKR")
@@ -903,7 +759,7 @@ class NegKR(KR):
 
 
 @register("MulticlassSoftHKR")
-class MulticlassSoftHKR(_LipschitzLoss):
+class MulticlassSoftHKR(LipschitzLoss):
     """HKR of the true class and of those that compete, at a set temperature.
 
     The other classes are weighed by a softmax F of `T * y_pred`, the true class
@@ -955,11 +811,11 @@ class MulticlassSoftHKR(_LipschitzLoss):
                 "Argument `alpha` must be greater than zero, as it divides. "
                 f"Received: alpha={alpha}"
             )
-        self.alpha = _parameter("alpha", alpha)
-        self.min_margin = _parameter(
+        self.alpha = parameter("alpha", alpha)
+        self.min_margin = parameter(
             "min_margin", positive_float("min_margin", min_margin)
         )
-        self.temperature = _parameter(
+        self.temperature = parameter(
             "temperature", positive_float("temperature", temperature)
         )
         if not 0 <= alpha_mean <= 1:
@@ -968,11 +824,11 @@ class MulticlassSoftHKR(_LipschitzLoss):
                 f"Received: alpha_mean={alpha_mean}"
             )
         self.alpha_mean = float(alpha_mean)
-        self.m = _parameter("m", min_margin)
+        self.m = parameter("m", min_margin)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
-        _number_of_classes(y_pred)
+        number_of_classes(y_pred)
         is_true = y_true > 0
         inverse_temperature = ops.cast(self._follow(y_pred), y_pred.dtype)
         weights = ops.softmax(
@@ -1001,7 +857,7 @@ class MulticlassSoftHKR(_LipschitzLoss):
 
 
 @register("MulticlassLseHKR")
-class MulticlassLseHKR(_LipschitzLoss):
+class MulticlassLseHKR(LipschitzLoss):
     """HKR of the true class against a smooth maximum of the others.
 
     The value is `(1 - alpha) * -kr + alpha * hinge`, with
@@ -1044,18 +900,18 @@ class MulticlassLseHKR(_LipschitzLoss):
         name="MulticlassLseHKR",
     ):
         super().__init__(reduction, name)
-        self.alpha = _parameter("alpha", _weight(alpha))
-        self.temperature = _parameter(
+        self.alpha = parameter("alpha", _weight(alpha))
+        self.temperature = parameter(
             "temperature", positive_float("temperature", temperature)
         )
-        self.penalty = _parameter("penalty", positive_float("penalty", penalty))
-        self.min_margin = _parameter(
+        self.penalty = parameter("penalty", positive_float("penalty", penalty))
+        self.min_margin = parameter(
             "min_margin", positive_float("min_margin", min_margin)
         )
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
-        others = _number_of_classes(y_pred) - 1
+        others = number_of_classes(y_pred) - 1
         is_true = y_true > 0
         scores = ops.convert_to_tensor(self.temperature) * y_pred
         half = ops.convert_to_tensor(self.min_margin) / 2.0

@@ -23,6 +23,7 @@ from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import InvertibleUpSampling
 from deel.lip.layers import LipschitzPReLU
 from deel.lip.layers import ScaleBiasLayer
+from deel.lip.layers import SpatialShift2D
 
 __all__ = [
     "LossVariableModel",
@@ -592,6 +593,7 @@ def _condensable_layers(model):
 _ALWAYS_1_LIPSCHITZ = (
     InvertibleDownSampling,
     InvertibleUpSampling,
+    SpatialShift2D,
     keras.layers.InputLayer,
     keras.layers.Softmax,
     keras.layers.Flatten,

@@ -278,6 +278,7 @@ def _activated(layer, value, method, exact, output_shape, terms):
 
 @_bound_of(
     keras.layers.Dense,
+    layers.AOLDense,
     layers.FrobeniusDense,
     layers.OrthogonalDense,
     layers.SpectralDense,
@@ -328,6 +329,7 @@ _PLAIN_CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
+    layers.AOLConv2D,
     layers.FrobeniusConv2D,
     layers.OrthogonalConv1D,
     layers.OrthogonalConv2D,
@@ -377,6 +379,16 @@ def _separable(layer, input_shapes):
 
 def _convolved(layer, kernel, input_shapes):
     (shape,) = input_shapes
+    *taps, _, inputs, _ = kernel.shape
+    return _activated(
+        layer,
+        *_convolution_norm(layer, kernel, shape),
+        _linear_shape(layer, shape),
+        terms=math.prod(taps) * inputs,
+    )
+
+
+def _convolution_norm(layer, kernel, shape):
     mode = getattr(layer, "_pad_mode", None)
     axes = [
         Axis(length, size, stride, dilation, mode or layer.padding)
@@ -388,13 +400,33 @@ def _convolved(layer, kernel, input_shapes):
             strict=True,
         )
     ]
-    *taps, _, inputs, _ = kernel.shape
-    return _activated(
-        layer,
-        *convolution_norm(kernel, axes),
-        _linear_shape(layer, shape),
-        terms=math.prod(taps) * inputs,
-    )
+    return convolution_norm(kernel, axes)
+
+
+@_bound_of(layers.SLLDense, unconstrained.ResidualDense)
+def _residual_dense(layer, input_shapes):
+    kernel = inference_kernel(layer)
+    return _symmetric_step(layer, *_decomposed(kernel), kernel.shape[:1])
+
+
+@_bound_of(layers.SLLConv2D, unconstrained.ResidualConv2D)
+def _residual_convolution(layer, input_shapes):
+    kernel = inference_kernel(layer)
+    norm = _convolution_norm(layer, kernel[..., None, :, :], input_shapes[0])
+    return _symmetric_step(layer, *norm, kernel.shape[:-1])
+
+
+def _symmetric_step(layer, norm, method, exact, window):
+    """Bound of `k x - 2/k A^T f(A x)`, slopes of f from 0 to 1.
+
+    Its Jacobian is symmetric, with eigenvalues from `k - 2/k ||A||^2` to k.
+    """
+    unconstrained.require_monotone(layer.activation)
+    k = layer.k_coef_lip
+    value = max(k, 2.0 / k * norm**2 - k) * (1 + 1e-12)
+    # The step may be twice as long as the output, before they cancel.
+    terms = 512 + 18 * (math.prod(window) + layer.kernel.shape[-1])
+    return Bound(float(_factor(layer, value)), method, False, terms=terms)
 
 
 def _per_axis(layer, values):
@@ -594,6 +626,7 @@ def _global_average(layer, input_shapes):
     keras.layers.ZeroPadding3D,
     layers.InvertibleDownSampling,
     layers.InvertibleUpSampling,
+    layers.SpatialShift2D,
 )
 def _isometry(layer, input_shapes):
     return Bound(1.0, "formula", True)
@@ -624,6 +657,7 @@ def _up_sampling(layer, input_shapes):
 
 
 @_bound_of(
+    layers.Abs,
     layers.FullSort,
     layers.GroupSort,
     layers.GroupSort2,

@@ -3,6 +3,7 @@
 import deel.lip.layers.unconstrained as unconstrained
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip.layers.activations import Abs
 from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
@@ -10,6 +11,8 @@ from deel.lip.layers.activations import Householder
 from deel.lip.layers.activations import LipschitzPReLU
 from deel.lip.layers.activations import MaxMin
 from deel.lip.layers.activations import PReLUlip
+from deel.lip.layers.almost_orthogonal import AOLConv2D
+from deel.lip.layers.almost_orthogonal import AOLDense
 from deel.lip.layers.convolutional import FrobeniusConv2D
 from deel.lip.layers.convolutional import SpectralConv1D
 from deel.lip.layers.convolutional import SpectralConv2D
@@ -45,9 +48,15 @@ from deel.lip.layers.pooling import ScaledL2NormPooling2D
 from deel.lip.layers.pooling import ScaledL2NormPooling3D
 from deel.lip.layers.resampling import InvertibleDownSampling
 from deel.lip.layers.resampling import InvertibleUpSampling
+from deel.lip.layers.resampling import SpatialShift2D
 from deel.lip.layers.residual import LipResidual
+from deel.lip.layers.symmetric import SLLConv2D
+from deel.lip.layers.symmetric import SLLDense
 
 __all__ = [
+    "AOLConv2D",
+    "AOLDense",
+    "Abs",
     "BatchCentering",
     "BatchLipNorm",
     "Condensable",
@@ -70,6 +79,8 @@ __all__ = [
     "OrthogonalConv3D",
     "OrthogonalDense",
     "PReLUlip",
+    "SLLConv2D",
+    "SLLDense",
     "ScaleBiasLayer",
     "ScaledAdaptiveAveragePooling2D",
     "ScaledAdaptiveL2NormPooling2D",
@@ -86,6 +97,7 @@ __all__ = [
     "ScaledL2NormPooling2D",
     "ScaledL2NormPooling3D",
     "SharedLipFactory",
+    "SpatialShift2D",
     "SpectralConv1D",
     "SpectralConv2D",
     "SpectralConv2DTranspose",

@@ -47,6 +47,14 @@ class _Activation(LipschitzLayer, keras.layers.Layer):
         }
 
 
+def _check_data_format(data_format):
+    if data_format not in ("channels_last", "channels_first"):
+        raise RuntimeError(
+            "Argument `data_format` must be 'channels_last' or "
+            f"'channels_first'. Received: data_format={data_format}"
+        )
+
+
 @register("GroupSort")
 class GroupSort(_Activation):
     """Sorts the channels in groups of `n` neighbours, in ascending order.
@@ -162,6 +170,65 @@ class FullSort(GroupSort):
         super().__init__(**{**kwargs, "n": None})
 
 
+@register("Abs")
+class Abs(_Activation):
+    """The magnitude of the first channels; the others pass.
+
+    Keeps the norm of its input and of the gradient, one channel at a time, and
+    costs less than sorting. With `beta=1` the sign of all is lost; with less,
+    channels that pass keep what a magnitude forgets.
+
+    Args:
+        beta: Float in ]0, 1], the share of the channels to take the magnitude
+            of, rounded up.
+        data_format: `"channels_last"` or `"channels_first"`.
+        k_coef_lip: Float, multiplies the output.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, or `(batch_size, channels, ...)`.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        RuntimeError: If `data_format` is unknown.
+        ValueError: If `beta` is out of its range.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.activations import Abs
+    >>> x = np.array([[3., -2., -1., -4.]])
+    >>> print(keras.ops.convert_to_numpy(Abs(beta=0.5)(x)))
+    [[ 3.  2. -1. -4.]]
+
+    Reference:
+        - [LipNeXt, 2026](https://arxiv.org/abs/2601.18513).
+    """
+
+    def __init__(
+        self, beta=1.0, data_format="channels_last", k_coef_lip=1.0, **kwargs
+    ):
+        _check_data_format(data_format)
+        super().__init__(data_format, k_coef_lip, **kwargs)
+        self.beta = positive_float("beta", beta)
+        if self.beta > 1:
+            raise ValueError(
+                f"Argument `beta` must be in ]0, 1]. Received: beta={beta}"
+            )
+        self._axis = 1 if data_format == "channels_first" else -1
+
+    def call(self, inputs):
+        count = math.ceil(self.beta * inputs.shape[self._axis])
+        first, others = ops.split(inputs, [count], axis=self._axis)
+        parts = [ops.abs(first), others]
+        return self._scaled(ops.concatenate(parts, axis=self._axis))
+
+    def get_config(self):
+        return {**super().get_config(), "beta": self.beta}
+
+
 @register("MaxMin")
 class MaxMin(_Activation):
     """`concatenate([relu(x), relu(-x)])` on the channels, whose number doubles.
@@ -193,11 +260,7 @@ class MaxMin(_Activation):
     """
 
     def __init__(self, data_format="channels_last", k_coef_lip=1.0, **kwargs):
-        if data_format not in ("channels_last", "channels_first"):
-            raise RuntimeError(
-                "Argument `data_format` must be 'channels_last' or "
-                f"'channels_first'. Received: data_format={data_format}"
-            )
+        _check_data_format(data_format)
         super().__init__(data_format, k_coef_lip, **kwargs)
         self._axis = 1 if data_format == "channels_first" else -1
 

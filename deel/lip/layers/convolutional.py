@@ -3,8 +3,11 @@
 import keras
 
 from deel.lip._frobenius import FrobeniusKernel
+from deel.lip._operator import ConvolutionNorm
 from deel.lip._register import register
+from deel.lip._spectral import Spectral
 from deel.lip._spectral import SpectralKernel
+from deel.lip._spectral import SpectralOperator
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.constraints import SpectralConstraint
@@ -16,9 +19,13 @@ from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
 from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
 from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
 
+# What a layer divides by, and how its padding has to be then.
+_BOUNDS = {"coverage": Spectral, "operator": SpectralOperator}
+_OPERATOR_MODES = ("zeros", "circular")
+
 
 class _SpectralConvolution(CoveredConvolution, SpectralKernel):
-    """Base of the `SpectralConv*` layers: their arguments."""
+    """Base of the `SpectralConv*` layers: their arguments, their bounds."""
 
     def __init__(
         self,
@@ -44,8 +51,14 @@ class _SpectralConvolution(CoveredConvolution, SpectralKernel):
         beta_bjorck=DEFAULT_BETA_BJORCK,
         maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
         maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
+        bound="coverage",
         **kwargs,
     ):
+        if bound not in _BOUNDS:
+            raise ValueError(
+                f"Argument `bound` must be one of {tuple(_BOUNDS)}. "
+                f"Received: bound={bound}"
+            )
         super().__init__(
             filters=positive_int("filters", filters),
             kernel_size=kernel_size,
@@ -69,8 +82,41 @@ class _SpectralConvolution(CoveredConvolution, SpectralKernel):
             beta_bjorck=beta_bjorck,
             maxiter_spectral=maxiter_spectral,
             maxiter_bjorck=maxiter_bjorck,
+            parametrization_class=_BOUNDS[bound],
             **kwargs,
         )
+        self.bound = bound
+        if bound == "operator" and self.padding_mode not in _OPERATOR_MODES:
+            raise ValueError(
+                "The norm of the operator is bounded where the image is padded "
+                f"in one of the modes {_OPERATOR_MODES}. Expected one of them, "
+                'or `bound="coverage"`. '
+                f"Received: padding_mode={self.padding_mode}"
+            )
+
+    def _init_lip_coef(self, input_shape):
+        super()._init_lip_coef(input_shape)
+        if self.bound == "operator":
+            # Divided by with each kernel, and not once and for all.
+            self.parametrization.operator = ConvolutionNorm(
+                tuple(self.kernel.shape),
+                self.strides,
+                self.groups,
+                round(self.coef_lip**-2),
+                self._covered_lengths(input_shape),
+                self.padding_mode == "circular",
+            )
+            self.coef_lip = 1.0
+
+    def _fixed_axes(self, input_shape):
+        fixed = list(super()._fixed_axes(input_shape))
+        if self.bound == "operator":
+            of_operator = self.parametrization.operator.fixed_axes
+            fixed = [a or b for a, b in zip(fixed, of_operator, strict=True)]
+        return fixed
+
+    def get_config(self):
+        return {**super().get_config(), "bound": self.bound}
 
 
 @register("SpectralConv2D")
@@ -82,7 +128,8 @@ class SpectralConv2D(_SpectralConvolution, keras.layers.Conv2D):
     `(height * width * channels, filters)` that multiplies the patches, gets
     equal singular values, divided by the root of the number of windows that
     read one pixel. The bound holds for every kernel; it is reached when the
-    layer has as many filters as a patch has values, and loose otherwise.
+    layer has as many filters as a patch has values, and loose otherwise:
+    `bound="operator"` then keeps more of the amplitude.
 
     Args:
         filters: Positive integer, number of output channels.
@@ -110,6 +157,11 @@ class SpectralConv2D(_SpectralConvolution, keras.layers.Conv2D):
         beta_bjorck: See `SpectralDense`.
         maxiter_spectral: See `SpectralDense`.
         maxiter_bjorck: See `SpectralDense`.
+        bound: `"coverage"`: the kernel is divided by the root of the number of
+            windows that read one pixel. `"operator"`: by an upper bound of the
+            norm of the convolution itself, found anew for each kernel from a
+            few of its frequencies, 2 % to 8 % too large for each axis. For
+            `padding_mode` `"zeros"` and `"circular"`.
         **kwargs: `padding_mode`, `name`, `dtype` and what else Keras layers
             take. `padding_mode` says what the image is continued with:
             `"zeros"`, `"reflect"`, `"replicate"`, `"symmetric"` or

@@ -35,11 +35,8 @@ class WindowCoverage:
             self.padding_mode,
         )
 
-    def build(self, input_shape):
-        super().build(input_shape)
-        # Where the coefficient counts on the length of an axis, another one
-        # would break the bound: Keras is told to refuse it.
-        axes = dict(self.input_spec.axes)
+    def _fixed_axes(self, input_shape):
+        """Whether the bound counts on the length of each spatial axis."""
         windows = zip(
             self.kernel_size,
             self.strides,
@@ -47,11 +44,18 @@ class WindowCoverage:
             self.dilation_rate,
             strict=True,
         )
-        first = first_spatial_axis(self.data_format)
-        for axis, (size, stride, length, dilation) in enumerate(windows, first):
+        for size, stride, length, dilation in windows:
             of_all = (size, stride, None, dilation, self.padding_mode)
             of_this = (size, stride, length, dilation, self.padding_mode)
-            if window_overlap(*of_this) < window_overlap(*of_all):
+            yield window_overlap(*of_this) < window_overlap(*of_all)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        # Another length would break the bound: Keras is told to refuse it.
+        axes = dict(self.input_spec.axes)
+        first = first_spatial_axis(self.data_format)
+        for axis, fixed in enumerate(self._fixed_axes(input_shape), first):
+            if fixed:
                 axes[axis] = input_shape[axis]
         self.input_spec = keras.layers.InputSpec(
             min_ndim=self._spatial_rank + 2, axes=axes

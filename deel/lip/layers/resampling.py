@@ -6,7 +6,9 @@ import keras
 from keras import ops
 
 from deel.lip._register import register
+from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
+from deel.lip.layers.conv_factor import first_spatial_axis
 from deel.lip.layers.conv_factor import spatial_shape
 
 
@@ -165,3 +167,101 @@ class InvertibleUpSampling(_InvertibleSampling):
         shape = (-1, channels, p_h, p_w, height, width)
         x = ops.transpose(ops.reshape(x, shape), (0, 1, 4, 2, 5, 3))
         return ops.reshape(x, (-1, channels, height * p_h, width * p_w))
+
+
+def _part(x, axis, start, stop):
+    """A range of an axis, by slices, which all formats can hold."""
+    index = [slice(None)] * len(x.shape)
+    index[axis] = slice(start, stop)
+    return x[tuple(index)]
+
+
+def _rolled(x, step, axis):
+    """`ops.roll` by one place, as parts that change places."""
+    place = -1 if step > 0 else 1
+    parts = _part(x, axis, place, None), _part(x, axis, None, place)
+    return ops.concatenate(parts, axis=axis)
+
+
+@register("SpatialShift2D")
+class SpatialShift2D(keras.layers.Layer):
+    """Shifts a part of the channels by one pixel, each quarter its own way.
+
+    Down, up, right and left, around the border: an isometry without weights.
+    Followed by a layer that mixes the channels of each pixel and keeps norms
+    (`SpectralConv2D(filters, 1)` with as many filters as channels, or
+    `SpectralDense`), it takes the place of a convolution, without what a window
+    costs: shifts are the only convolutions of single channels that keep every
+    norm.
+
+    Args:
+        fraction: Float in ]0, 1], the share of the channels that is shifted.
+        data_format: `"channels_last"` or `"channels_first"`.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, height, width, channels)`, or channels first.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If `fraction` is out of its range, or leaves less than one
+            channel for each direction.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.layers import SpatialShift2D
+    >>> x = np.zeros((1, 2, 3, 4), "float32")
+    >>> x[0, 0, 0] = [1.0, 2.0, 3.0, 4.0]
+    >>> y = keras.ops.convert_to_numpy(SpatialShift2D()(x))
+    >>> print(y.sum(axis=-1)[0])
+    [[0. 3. 4.]
+     [3. 0. 0.]]
+
+    Reference:
+        - [LipNeXt, 2026](https://arxiv.org/abs/2601.18513).
+    """
+
+    def __init__(self, fraction=1.0, data_format="channels_last", **kwargs):
+        super().__init__(**kwargs)
+        self.fraction = positive_float("fraction", fraction)
+        if self.fraction > 1:
+            raise ValueError(
+                "Argument `fraction` must be in ]0, 1]. "
+                f"Received: fraction={fraction}"
+            )
+        spatial_shape((None,) * 4, data_format)
+        self.data_format = data_format
+
+    def build(self, input_shape):
+        axis = 1 if self.data_format == "channels_first" else -1
+        self._quarter = int(input_shape[axis] * self.fraction) // 4
+        if self._quarter == 0:
+            raise ValueError(
+                "Each of the four directions needs a channel. Received: "
+                f"channels={input_shape[axis]}, fraction={self.fraction}"
+            )
+
+    def call(self, inputs):
+        first = first_spatial_axis(self.data_format)
+        channels = 1 if first == 2 else -1
+        ways = [(1, first), (-1, first), (1, first + 1), (-1, first + 1)]
+        parts = []
+        for number, (step, axis) in enumerate(ways):
+            start = number * self._quarter
+            part = _part(inputs, channels, start, start + self._quarter)
+            parts.append(_rolled(part, step, axis))
+        parts.append(_part(inputs, channels, 4 * self._quarter, None))
+        return ops.concatenate(parts, axis=channels)
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "fraction": self.fraction,
+            "data_format": self.data_format,
+        }

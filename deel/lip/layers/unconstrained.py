@@ -1,17 +1,25 @@
-"""Convolutions that pad with values of the image; no Lipschitz constant."""
+"""What constrained layers are exported to; no Lipschitz constant."""
 
 import keras
+from keras import ops
 
 from deel.lip._lipschitz import Condensable
 from deel.lip._padding import pad
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
+from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
 from deel.lip.layers.conv_factor import first_spatial_axis
 from deel.lip.layers.conv_factor import same_padding
 
-__all__ = ["PadConv1D", "PadConv2D", "PadConv3D"]
+__all__ = [
+    "PadConv1D",
+    "PadConv2D",
+    "PadConv3D",
+    "ResidualConv2D",
+    "ResidualDense",
+]
 
 
 def __dir__():
@@ -198,3 +206,146 @@ class PadConv3D(_PadConvolution, keras.layers.Conv3D):
     """
 
     _spatial_rank = 3
+
+
+# Functions of one number with slopes from 0 to 1.
+MONOTONE = (
+    "elu",
+    "hard_sigmoid",
+    "leaky_relu",
+    "linear",
+    "relu",
+    "relu6",
+    "sigmoid",
+    "softplus",
+    "softsign",
+    "tanh",
+)
+
+
+def require_monotone(activation):
+    """Raises ValueError unless an activation is one of `MONOTONE`."""
+    functions = [getattr(keras.activations, name) for name in MONOTONE]
+    if not any(activation is function for function in functions):
+        raise ValueError(
+            "The block is bounded for functions of one number with slopes from "
+            f"0 to 1. Expected one of {MONOTONE}. "
+            f"Received: activation={activation}"
+        )
+
+
+class _Residual:
+    """Mixin: `k x - 2/k A^T(activation(A(x) + b))`, A the stock layer.
+
+    A subclass implements `_adjoint`.
+    """
+
+    def __init__(self, *args, k_coef_lip=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        require_monotone(self.activation)
+        self.k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
+
+    def call(self, inputs):
+        step = self._adjoint(super().call(inputs))
+        return self.k_coef_lip * inputs - (2.0 / self.k_coef_lip) * step
+
+    def _adjoint(self, hidden):
+        raise NotImplementedError
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def get_config(self):
+        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
+
+
+@register("ResidualDense")
+class ResidualDense(_Residual, keras.layers.Dense):
+    """`k x - 2/k act(x W + b) W^T`; the kernel is not constrained.
+
+    What `SLLDense` is exported to. It is k-Lipschitz if W has norm k or less;
+    see there.
+
+    Args:
+        units: Positive integer, the number of hidden units.
+        activation: Activation function with slopes from 0 to 1.
+        k_coef_lip: Float, the factor k.
+        **kwargs: What else `keras.layers.Dense` takes.
+
+    Input shape:
+        Tensor `(batch_size, ..., input_dim)`.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If the activation or `k_coef_lip` is out of its range.
+    """
+
+    def __init__(self, units, activation="relu", **kwargs):
+        super().__init__(
+            positive_int("units", units), activation=activation, **kwargs
+        )
+
+    def _adjoint(self, hidden):
+        return ops.matmul(hidden, ops.transpose(self.kernel))
+
+
+@register("ResidualConv2D")
+class ResidualConv2D(_Residual, keras.layers.Conv2D):
+    """`k x - 2/k conv^T(act(conv(x) + b))`; the kernel is not constrained.
+
+    What `SLLConv2D` is exported to. It is k-Lipschitz if the convolution has
+    norm k or less; see there.
+
+    Args:
+        filters: Positive integer, the number of hidden channels.
+        kernel_size: Odd integer or pair of odd integers, the window.
+        activation: Activation function with slopes from 0 to 1.
+        k_coef_lip: Float, the factor k.
+        **kwargs: What else `keras.layers.Conv2D` takes, but for what changes
+            the size of the image.
+
+    Input shape:
+        Tensor `(batch_size, height, width, channels)`, or channels first.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(self, filters, kernel_size, activation="relu", **kwargs):
+        kwargs = {"padding": "same", **kwargs}
+        super().__init__(
+            positive_int("filters", filters),
+            int_tuple(kernel_size, 2),
+            activation=activation,
+            **kwargs,
+        )
+        keeps_size = (
+            self.padding == "same"
+            and set(self.strides) == {1}
+            and set(self.dilation_rate) == {1}
+            and self.groups == 1
+            and all(size % 2 for size in self.kernel_size)
+        )
+        if not keeps_size:
+            raise ValueError(
+                "A residual needs a convolution that keeps the image. Expected "
+                'an odd `kernel_size`, `padding="same"`, and strides, dilation '
+                f"and groups of 1. Received: kernel_size={self.kernel_size}, "
+                f"padding={self.padding}, strides={self.strides}, "
+                f"dilation_rate={self.dilation_rate}, groups={self.groups}"
+            )
+
+    def _adjoint(self, hidden):
+        # Odd windows and no stride: the adjoint is a convolution as well.
+        mirrored = ops.flip(self.kernel, axis=(0, 1))
+        return ops.conv(
+            hidden,
+            ops.transpose(mirrored, (0, 1, 3, 2)),
+            padding="same",
+            data_format=self.data_format,
+        )
