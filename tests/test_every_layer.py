@@ -38,7 +38,9 @@ def _image_branch(x, groups):
     x = layers.AOLConv2D(8, 3, activation=layers.Abs(0.5), **GAIN)(x)
     x = layers.SpatialShift2D()(x)
     x = layers.SLLConv2D(8, 3)(x)
-    x = unconstrained.ResidualConv2D(4, 3, kernel_initializer="orthogonal")(x)
+    x = unconstrained.ResidualConv2D(4, 3, kernel_initializer="glorot_normal")(
+        x
+    )
     x = layers.ScaledL2NormPooling2D()(x)
     x = layers.SpectralConv2DTranspose(4, 2, strides=2)(x)
     x = layers.OrthogonalConv2D(4, 3, groups=groups)(x)
@@ -91,7 +93,7 @@ def network(groups=2, solid=True):
     x = layers.OrthogonalDense(16)(x)
     x = layers.AOLDense(16)(x)
     x = layers.SLLDense(16)(x)
-    x = unconstrained.ResidualDense(8, kernel_initializer="orthogonal")(x)
+    x = unconstrained.ResidualDense(8)(x)
     outputs = layers.FrobeniusDense(3, use_bias=False)(x)
     return LossVariableModel(inputs=inputs, outputs=outputs)
 

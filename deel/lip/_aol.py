@@ -46,6 +46,7 @@ from deel.lip import _orthogonal
 from deel.lip._operator import by_phase
 from deel.lip._parametrization import Parametrization
 from deel.lip._variables import full
+from deel.lip._variables import known
 from deel.lip._variables import store
 
 # Sums are rounded up by this much, more than what rounding takes from them.
@@ -100,11 +101,15 @@ class AOL(Parametrization):
         super().condense(kernel)
         store(self.q, weights / ops.max(weights))
 
+    def retract(self, kernel):
+        # Without weights, `wbar` follows in the forward pass of the next step.
+        return kernel if known(self.q) is None else super().retract(kernel)
+
     def _weights(self, kernel):
         """The weights, which a file may have set to anything at all."""
         if self.q is None:
             return ops.ones((1,), dtype=kernel.dtype)
-        weights = ops.cast(full(self.q), kernel.dtype)
+        weights = ops.cast(known(self.q), kernel.dtype)
         usual = ops.clip(weights, _LEAST_WEIGHT, 1.0)
         # False for what is not a number.
         return ops.where(weights > 0, usual, ops.ones_like(weights))

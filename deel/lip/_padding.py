@@ -6,6 +6,8 @@ not every backend has all of these modes.
 
 from keras import ops
 
+from deel.lip._slices import sliced
+
 # By mode, the entries that `size` values before the first one repeat. Those
 # after the last are their mirror image, but for "circular".
 MODES = ("zeros", "reflect", "replicate", "symmetric", "circular")
@@ -60,7 +62,7 @@ def _borders(x, size, mode, axis):
     """The values that stand before the first and after the last one."""
 
     def part(start, stop):
-        return x[(slice(None),) * axis + (slice(start, stop),)]
+        return sliced(x, axis, start, stop)
 
     if mode == "circular":
         return part(-size, None), part(None, size)

@@ -25,10 +25,12 @@ class _Retractions(threading.local):
 
     Attributes:
         values: Dictionary to add to; None where nobody asks for it.
+        known: Dictionary of what other variables hold, by id.
         running: Whether an optimizer has just moved the kernel at hand.
     """
 
     values = None
+    known = None
     running = False
 
 
@@ -36,17 +38,34 @@ _retractions = _Retractions()
 
 
 @contextlib.contextmanager
-def gathered_retractions():
+def gathered_retractions(known):
     """Gathers what retractions store, in a dictionary by id of the variable.
 
     On JAX an optimizer is a function of the trained variables alone, which
     drops all other state.
+
+    Args:
+        known: Dictionary of the other state before the step, by id of the
+            variable.
     """
-    _retractions.values = {}
+    _retractions.values, _retractions.known = {}, known
     try:
         yield _retractions.values
     finally:
-        _retractions.values = None
+        _retractions.values = _retractions.known = None
+
+
+def known(variable):
+    """Value of a variable that is not trained, or None where it has none.
+
+    On JAX, variables have no values of their own during `fit`.
+    """
+    if _retractions.running and _retractions.known is not None:
+        return _retractions.known.get(id(variable))
+    try:
+        return ops.convert_to_tensor(variable)
+    except TypeError:
+        return None
 
 
 @contextlib.contextmanager

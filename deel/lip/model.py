@@ -63,13 +63,14 @@ class _LipschitzModel(Condensable):
             keras.optimizers.LossScaleOptimizer,
         ):
             return super().train_step(*args)
-        with gathered_retractions() as retracted:
+        (_, before, *_), *_ = args
+        names = [id(variable) for variable in self.non_trainable_variables]
+        known = dict(zip(names, before, strict=True))
+        with gathered_retractions(known) as retracted:
             logs, (trainable, others, *rest) = super().train_step(*args)
         others = [
-            retracted.get(id(variable), value)
-            for variable, value in zip(
-                self.non_trainable_variables, others, strict=True
-            )
+            retracted.get(name, value)
+            for name, value in zip(names, others, strict=True)
         ]
         return logs, (trainable, others, *rest)
 

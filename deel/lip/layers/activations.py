@@ -12,6 +12,7 @@ from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._products import digits_of_products
 from deel.lip._register import register
+from deel.lip._slices import sliced
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.constraints import WeightClipConstraint
@@ -221,7 +222,8 @@ class Abs(_Activation):
 
     def call(self, inputs):
         count = math.ceil(self.beta * inputs.shape[self._axis])
-        first, others = ops.split(inputs, [count], axis=self._axis)
+        first = sliced(inputs, self._axis, None, count)
+        others = sliced(inputs, self._axis, count, None)
         parts = [ops.abs(first), others]
         return self._scaled(ops.concatenate(parts, axis=self._axis))
 

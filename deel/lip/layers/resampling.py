@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from deel.lip._register import register
+from deel.lip._slices import sliced
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.layers.conv_factor import first_spatial_axis
@@ -169,17 +170,10 @@ class InvertibleUpSampling(_InvertibleSampling):
         return ops.reshape(x, (-1, channels, height * p_h, width * p_w))
 
 
-def _part(x, axis, start, stop):
-    """A range of an axis, by slices, which all formats can hold."""
-    index = [slice(None)] * len(x.shape)
-    index[axis] = slice(start, stop)
-    return x[tuple(index)]
-
-
 def _rolled(x, step, axis):
     """`ops.roll` by one place, as parts that change places."""
     place = -1 if step > 0 else 1
-    parts = _part(x, axis, place, None), _part(x, axis, None, place)
+    parts = sliced(x, axis, place, None), sliced(x, axis, None, place)
     return ops.concatenate(parts, axis=axis)
 
 
@@ -251,9 +245,9 @@ class SpatialShift2D(keras.layers.Layer):
         parts = []
         for number, (step, axis) in enumerate(ways):
             start = number * self._quarter
-            part = _part(inputs, channels, start, start + self._quarter)
+            part = sliced(inputs, channels, start, start + self._quarter)
             parts.append(_rolled(part, step, axis))
-        parts.append(_part(inputs, channels, 4 * self._quarter, None))
+        parts.append(sliced(inputs, channels, 4 * self._quarter, None))
         return ops.concatenate(parts, axis=channels)
 
     def compute_output_shape(self, input_shape):
