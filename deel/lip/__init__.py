@@ -5,6 +5,7 @@ from pathlib import Path
 from deel.lip import _compatible  # First: it checks the version of Keras.
 from deel.lip import _deprecated
 from deel.lip import activations
+from deel.lip import applications
 from deel.lip import callbacks
 from deel.lip import certification
 from deel.lip import constraints
@@ -29,6 +30,7 @@ __all__ = [
     "Sequential",
     "__version__",
     "activations",
+    "applications",
     "callbacks",
     "certification",
     "constraints",

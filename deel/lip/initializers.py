@@ -1,6 +1,7 @@
 """Initializers that give kernels of known norm."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lip._register import register
@@ -11,11 +12,45 @@ from deel.lip.normalizers import DEFAULT_EPS_BJORCK
 from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
 from deel.lip.normalizers import _check_RKO_params
 
-__all__ = ["SpectralInitializer"]
+__all__ = ["DiracInitializer", "SpectralInitializer"]
 
 
 def __dir__():
     return __all__
+
+
+@register("DiracInitializer")
+class DiracInitializer(keras.initializers.Initializer):
+    """Makes the kernel of a convolution that copies its input.
+
+    The tap in the middle is the identity, all others are zero. A deep stack of
+    convolutions starts as one layer does; trained from there, each of them is
+    a linear residual `x + conv(x)`. Of the channels that input and output do
+    not share, those of the input are dropped and those of the output zero.
+
+    Example:
+
+    >>> import numpy as np
+    >>> from deel.lip.initializers import DiracInitializer
+    >>> from deel.lip.layers import SpectralConv2D
+    >>> layer = SpectralConv2D(
+    ...     2, 3, bound="operator", kernel_initializer=DiracInitializer()
+    ... )
+    >>> x = np.random.default_rng(0).normal(size=(1, 5, 5, 2))
+    >>> bool(np.allclose(layer(x), x, atol=1e-4))
+    True
+    """
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        *sizes, inputs, outputs = shape
+        kernel = np.zeros(shape)
+        kernel[tuple((size - 1) // 2 for size in sizes)] = np.eye(
+            inputs, outputs
+        )
+        return ops.convert_to_tensor(kernel, dtype or keras.config.floatx())
+
+    def get_config(self):
+        return {}
 
 
 @register("SpectralInitializer")

@@ -162,13 +162,26 @@ def _proven_eigenvalue(grams, level):
     guesses = _power_iteration(grams, _FEW_STEPS)
     leading = grams[np.argmax(guesses)][None]
     guess = float(_power_iteration(leading, _MORE_STEPS)[0])
-    level = max(level, guess * _STEP)
-    norms = np.linalg.norm(grams, axis=(-2, -1))
+    bounds = _by_frobenius_norm(grams)
+    level = max(level, min(guess * _STEP, np.max(bounds)))
     for index in np.argsort(-guesses):
-        # The Frobenius norm is a bound, too.
-        while level < norms[index] and not _is_below(grams[index], level):
+        while level < bounds[index] and not _is_below(grams[index], level):
             level *= _STEP
     return level
+
+
+def _by_frobenius_norm(grams):
+    """Upper bounds of the largest eigenvalues of Gram matrices, at no cost.
+
+    The Frobenius norm is one; that of the distance to a multiple of the
+    identity, plus the multiple, is nearly exact for orthogonal kernels.
+    """
+    means = np.trace(grams, axis1=-2, axis2=-1).real / grams.shape[-1]
+    offset = means[:, None, None] * np.eye(grams.shape[-1])
+    return np.minimum(
+        np.linalg.norm(grams, axis=(-2, -1)),
+        means + np.linalg.norm(grams - offset, axis=(-2, -1)),
+    )
 
 
 def _power_iteration(grams, steps):

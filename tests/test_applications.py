@@ -1,0 +1,112 @@
+"""The networks that come with the library."""
+
+import keras
+import numpy as np
+import pytest
+
+from deel.lip import applications
+from deel.lip.certification import lipschitz_bound
+from deel.lip.initializers import DiracInitializer
+from deel.lip.losses import OffsetCategoricalCrossentropy
+
+BUILDERS = [getattr(applications, name) for name in applications.__all__]
+SHAPE = (8, 8, 3)
+
+# What proofs may add: 5e-4 for a convolution whose image is neither small
+# enough for its singular values nor circular.
+PROVEN_WITHIN = 5e-3
+
+every_builder = pytest.mark.parametrize("builder", BUILDERS)
+
+
+def _images(count):
+    x = np.random.default_rng(0).standard_normal((count, *SHAPE))
+    return x.astype("float32")
+
+
+@pytest.fixture(scope="module", params=BUILDERS, ids=applications.__all__)
+def trained(request):
+    """A network with two scores of constant 3, after two large steps."""
+    model = request.param(
+        "S", input_shape=SHAPE, classes=2, k_coef_lip=3.0, name="mine"
+    )
+    model.compile(
+        keras.optimizers.Adam(0.05),
+        OffsetCategoricalCrossentropy(),
+        jit_compile=False,
+    )
+    before = model.get_weights()
+    labels = np.eye(2, dtype="float32")[np.arange(8) % 2]
+    model.fit(_images(8), labels, batch_size=4, verbose=0)
+    changed = [
+        not np.array_equal(a, b)
+        for a, b in zip(before, model.get_weights(), strict=True)
+    ]
+    assert any(changed)
+    return model
+
+
+def test_each_score_has_the_constant_after_training(trained):
+    assert trained.name == "mine"
+    assert trained.output_shape == (None, 2)
+    bound = lipschitz_bound(trained, by_output=True)
+    assert 0.01 < bound <= 3.0 * (1 + PROVEN_WITHIN)
+
+
+def test_it_is_saved_and_exported(trained, tmp_path):
+    x = _images(4)
+    expected = trained.predict(x, verbose=0)
+    trained.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    exported = trained.vanilla_export()
+    np.testing.assert_allclose(
+        exported.predict(x, verbose=0), expected, atol=1e-5
+    )
+
+
+@every_builder
+def test_features_are_a_vector(builder):
+    model = builder("S", input_shape=SHAPE, include_top=False)
+    assert len(model.output_shape) == 2
+    assert model.layers[-1].name != "scores"
+
+
+@every_builder
+def test_wrong_arguments_are_refused(builder):
+    with pytest.raises(ValueError, match="size=XS"):
+        builder("XS")
+    with pytest.raises(ValueError, match=r"input_shape=\(30, 32, 3\)"):
+        builder("S", input_shape=(30, 32, 3))
+    with pytest.raises(ValueError, match="multiples"):
+        builder("S", input_shape=(None, None, 3))
+    with pytest.raises(ValueError, match="classes=0"):
+        builder("S", classes=0)
+
+
+@pytest.mark.parametrize("builder", BUILDERS[1:])
+def test_scores_depend_on_the_image(builder):
+    # At the start, after all layers; VGG is the one whose signal fades.
+    x = 10.0 * _images(8)
+    scores = builder("S", input_shape=SHAPE).predict(x, verbose=0)
+    assert np.min(np.std(scores, axis=0)) > 0.01
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4])
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 3), (2, 4), (4, 2)])
+def test_dirac_kernel_copies_its_input(size, inputs, outputs):
+    layer = keras.layers.Conv2D(
+        outputs, size, padding="same", kernel_initializer=DiracInitializer()
+    )
+    x = np.random.default_rng(0).standard_normal((2, 6, 5, inputs))
+    x = x.astype("float32")
+    shared = min(inputs, outputs)
+    y = keras.ops.convert_to_numpy(layer(x))
+    np.testing.assert_array_equal(y[..., :shared], x[..., :shared])
+    assert not np.any(y[..., shared:])
+    config = keras.initializers.serialize(DiracInitializer())
+    again = keras.initializers.deserialize(config)
+    np.testing.assert_array_equal(
+        keras.ops.convert_to_numpy(again(layer.kernel.shape)),
+        keras.ops.convert_to_numpy(layer.kernel),
+    )
