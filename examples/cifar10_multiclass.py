@@ -32,6 +32,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import Augmented
 from common import add_data_argument
 from common import download
 from common import input_gradient
@@ -109,7 +110,7 @@ def as_pixels(x):
     return np.clip((x / SCALE + MEAN) / 255.0, 0.0, 1.0)
 
 
-class AugmentedImages(keras.utils.PyDataset):
+class AugmentedImages(Augmented):
     """Batches of images that are changed anew each time.
 
     Args:
@@ -123,10 +124,6 @@ class AugmentedImages(keras.utils.PyDataset):
     """
 
     def __init__(self, x, y, batch_size, strength=1.0, seed=0):
-        super().__init__()
-        self.x, self.y, self.batch_size = x, y, batch_size
-        self.random = np.random.default_rng(seed)
-        self.order = self.random.permutation(len(x))
         changes = [layers.RandomFlip("horizontal", seed=seed)]
         if strength > 0:
             shift = 0.1 * strength
@@ -138,19 +135,10 @@ class AugmentedImages(keras.utils.PyDataset):
                 # Takes grey levels, and so comes before they are centred.
                 layers.RandomContrast(0.2 * strength, seed=seed),
             ]
-        self.change = keras.Sequential(changes)
+        super().__init__(x, y, batch_size, changes, seed)
 
-    def __len__(self):
-        return len(self.x) // self.batch_size
-
-    def __getitem__(self, index):
-        start = index * self.batch_size
-        rows = self.order[start : start + self.batch_size]
-        images = self.change(self.x[rows], training=True)
-        return network_input(keras.ops.convert_to_numpy(images)), self.y[rows]
-
-    def on_epoch_end(self):
-        self.order = self.random.permutation(len(self.x))
+    def finished(self, images):
+        return network_input(images)
 
 
 def build_model(width=1.0):

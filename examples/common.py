@@ -38,6 +38,16 @@ def read_npz(path):
     return (x_train, y_train), (x_test, y_test)
 
 
+def add_dataset_argument(parser):
+    """Adds `--dataset`, one of those that `load_data` knows."""
+    parser.add_argument(
+        "--dataset",
+        choices=("digits", "mnist", "fashion_mnist", "cifar10"),
+        default="digits",
+        help="digits come with scikit-learn, the others are downloaded",
+    )
+
+
 def add_data_argument(parser):
     """Adds `--data`, for machines that cannot download."""
     parser.add_argument(
@@ -68,6 +78,37 @@ def download(name):
         ) from error
 
 
+def load_digits():
+    """The 1,797 digits of scikit-learn, 8x8 pixels, one fifth for testing."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = load_digits()
+    x_train, x_test, y_train, y_test = train_test_split(
+        digits.images / 16.0,
+        digits.target,
+        test_size=0.2,
+        random_state=0,
+        stratify=digits.target,
+    )
+    return (x_train, y_train), (x_test, y_test)
+
+
+def load_data(args):
+    """Images in [0, 1] and class numbers, for training and for testing."""
+    if args.data is not None:
+        train, test = args.data
+    elif args.dataset == "digits":
+        train, test = load_digits()
+    else:
+        train, test = download(args.dataset)
+    limit = slice(args.limit)
+    return (
+        (as_images(train[0][limit]), train[1][limit].ravel().astype("int64")),
+        (as_images(test[0]), test[1].ravel().astype("int64")),
+    )
+
+
 def as_images(x):
     """Returns pixels as float32 in [0, 1], with an axis for the channels.
 
@@ -80,6 +121,45 @@ def as_images(x):
     if x.ndim == 3:
         x = x[..., np.newaxis]
     return x.astype("float32")
+
+
+class Augmented(keras.utils.PyDataset):
+    """Batches of images that are changed anew each time, in a new order.
+
+    What is left over in an epoch is dropped.
+
+    Args:
+        x: Images.
+        y: Their labels.
+        batch_size: Integer.
+        changes: List of Keras layers, such as `keras.layers.RandomFlip`.
+        seed: Integer, for the order.
+    """
+
+    def __init__(self, x, y, batch_size, changes, seed=0):
+        super().__init__()
+        self.x, self.y, self.batch_size = x, y, batch_size
+        self.random = np.random.default_rng(seed)
+        self.order = self.random.permutation(len(x))
+        self.change = keras.Sequential(changes) if changes else None
+
+    def __len__(self):
+        return len(self.x) // self.batch_size
+
+    def __getitem__(self, index):
+        start = index * self.batch_size
+        rows = self.order[start : start + self.batch_size]
+        images = self.x[rows]
+        if self.change is not None:
+            images = self.change(images, training=True)
+        return self.finished(ops.convert_to_numpy(images)), self.y[rows]
+
+    def on_epoch_end(self):
+        self.order = self.random.permutation(len(self.x))
+
+    def finished(self, images):
+        """What the network takes of the changed images."""
+        return images
 
 
 def largest_difference(model, other, x):

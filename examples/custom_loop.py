@@ -9,7 +9,7 @@ import argparse
 import keras
 import numpy as np
 from common import as_images
-from demo import load_digits
+from common import load_digits
 
 from deel.lip.activations import GroupSort2
 from deel.lip.layers import SpectralDense

@@ -19,9 +19,9 @@ import keras
 import numpy as np
 from common import accuracy_beyond
 from common import add_data_argument
-from common import as_images
-from common import download
+from common import add_dataset_argument
 from common import largest_difference
+from common import load_data
 
 from deel.lip.activations import GroupSort2
 from deel.lip.certification import attack_distances
@@ -37,37 +37,6 @@ RADII = (0.1, 0.25, 0.5, 0.75, 1.0, 1.5)
 
 # What a reloaded model may differ by: the rounding of float32 sums.
 TOLERANCE = 1e-5
-
-
-def load_digits():
-    """The 1,797 digits of scikit-learn, 8x8 pixels, one fifth for testing."""
-    from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = load_digits()
-    x_train, x_test, y_train, y_test = train_test_split(
-        digits.images / 16.0,
-        digits.target,
-        test_size=0.2,
-        random_state=0,
-        stratify=digits.target,
-    )
-    return (x_train, y_train), (x_test, y_test)
-
-
-def load_data(args):
-    """Images in [0, 1] and class numbers, for training and for testing."""
-    if args.data is not None:
-        train, test = args.data
-    elif args.dataset == "digits":
-        train, test = load_digits()
-    else:
-        train, test = download(args.dataset)
-    limit = slice(args.limit)
-    return (
-        (as_images(train[0][limit]), train[1][limit].ravel().astype("int64")),
-        (as_images(test[0]), test[1].ravel().astype("int64")),
-    )
 
 
 def build_model(input_shape, classes):
@@ -290,12 +259,7 @@ def parse_arguments(argv=None):
         "predictions and attacks them.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument(
-        "--dataset",
-        choices=("digits", "mnist", "fashion_mnist", "cifar10"),
-        default="digits",
-        help="digits come with scikit-learn, the others are downloaded",
-    )
+    add_dataset_argument(parser)
     add_data_argument(parser)
     parser.add_argument(
         "--epochs", type=int, default=20, help="training epochs"

@@ -116,7 +116,7 @@ def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
     assert results["difference"] <= demo.TOLERANCE
     model = keras.models.load_model(output / "model.keras")
     assert type(model) is keras.Sequential
-    _, (x, y) = demo.load_digits()
+    _, (x, y) = common.load_digits()
     certificates = certify(model, common.as_images(x), y)
     assert certificates.accuracy == results["accuracy"]
     np.testing.assert_array_equal(
@@ -143,7 +143,7 @@ def test_demo_builds_a_network_for_images_of_each_data_set(shape):
 
 def test_data_comes_from_a_local_file(mnist_like):
     args = demo.parse_arguments(["--data", mnist_like, "--limit", "30"])
-    (x_train, y_train), (x_test, y_test) = demo.load_data(args)
+    (x_train, y_train), (x_test, y_test) = common.load_data(args)
     assert x_train.shape == (30, 28, 28, 1)
     assert y_train.shape == (30,)
     assert x_test.shape == (50, 28, 28, 1)
