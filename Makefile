@@ -1,6 +1,6 @@
 # Everything a checkout needs, from nothing but Python and make.
 #   make demo    train, certify, attack and export a classifier
-#   make test    the test suite (TensorFlow)
+#   make test    the test suite (TensorFlow), but for what takes long
 #   make bench   what the constraint costs, in two minutes
 #   make doc     the documentation, in doc/_build/html
 
@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
+.PHONY: demo test test-slow bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
 
 $(VENV)/ready: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -19,7 +19,11 @@ demo: $(VENV)/ready
 	$(VENV)/bin/python examples/demo.py
 
 test: $(VENV)/ready
-	$(VENV)/bin/python -m pytest --numprocesses auto
+	$(VENV)/bin/python -m pytest --numprocesses auto -m "not slow"
+
+# Notebooks, programs, processes that are killed or work together.
+test-slow: $(VENV)/ready
+	$(VENV)/bin/python -m pytest --numprocesses auto -m slow tests
 
 # Files of other formats, and neighbours of Keras, which users need not have.
 $(VENV)/ready-formats: setup.py $(VENV)/ready

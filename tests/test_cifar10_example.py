@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 
+pytestmark = pytest.mark.slow
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
 program = importlib.import_module("cifar10_multiclass")
 common = importlib.import_module("common")

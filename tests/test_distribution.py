@@ -19,6 +19,8 @@ from processes import TESTS
 from processes import addresses
 from processes import run_together
 
+pytestmark = pytest.mark.slow
+
 WORKER = TESTS / "distribution_worker.py"
 EXAMPLES = ROOT / "examples"
 BACKEND = keras.backend.backend()

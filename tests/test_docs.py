@@ -104,6 +104,7 @@ def cells_of(notebook):
     return json.loads(notebook.read_text(encoding="utf-8"))["cells"]
 
 
+@pytest.mark.slow
 @on_tensorflow
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_runs_from_top_to_bottom(

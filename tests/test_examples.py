@@ -224,6 +224,7 @@ def walkthrough_run(tmp_path_factory, mnist_like):
         return keras_walkthrough.main(options), output
 
 
+@pytest.mark.slow
 def test_walkthrough_compares_all_models(walkthrough_run):
     status, output = walkthrough_run
     assert status == 0
@@ -236,6 +237,7 @@ def test_walkthrough_compares_all_models(walkthrough_run):
         assert set(history) == {"loss", "accuracy", "val_loss", "val_accuracy"}
 
 
+@pytest.mark.slow
 def test_walkthrough_draws_its_figures(walkthrough_run):
     pytest.importorskip("matplotlib")
     _, output = walkthrough_run

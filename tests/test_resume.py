@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 import resumable
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = pathlib.Path(resumable.__file__)
 
 

@@ -10,6 +10,7 @@ NAMES = {
         Sequential
         __version__
         activations
+        applications
         callbacks
         certification
         constraints
@@ -32,6 +33,12 @@ NAMES = {
         LipschitzPReLU
         MaxMin
         PReLUlip
+    """,
+    "deel.lip.applications": """
+        LiResNet
+        LipNeXt
+        OrthogonalResNet
+        VGG
     """,
     "deel.lip.callbacks": """
         CondenseCallback
@@ -61,6 +68,7 @@ NAMES = {
         WeightClipConstraint
     """,
     "deel.lip.initializers": """
+        DiracInitializer
         SpectralInitializer
     """,
     "deel.lip.layers": """
