@@ -42,14 +42,19 @@ RADII = {
 }
 
 
+MLP_UNITS = {
+    "S": (512, 512, 512, 256),
+    "M": (1024, 1024, 1024, 512),
+    "L": (2048, 2048, 2048, 1024),
+}
+
+
 def mlp(size, input_shape, classes):
-    """Dense layers that sort, 1-Lipschitz as a whole."""
-    units = {
-        "S": (512, 512, 512, 256),
-        "M": (1024, 1024, 1024, 512),
-        "L": (2048, 2048, 2048, 1024),
-    }[size]
-    hidden = [SpectralDense(n, activation=GroupSort2()) for n in units]
+    """Dense layers that sort; each score is 1-Lipschitz."""
+    hidden = [
+        SpectralDense(units, activation=GroupSort2())
+        for units in MLP_UNITS[size]
+    ]
     return Sequential(
         [
             keras.Input(input_shape),
