@@ -21,7 +21,7 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto -m "not slow"
 
-# Notebooks, programs, processes that are killed or work together.
+# Notebooks, programs, processes, and more of the layers with more arguments.
 test-slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto -m slow tests
 
@@ -80,8 +80,12 @@ test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 # other by spinning, which is slow where processes share the cores.
 test-torch: export OMP_NUM_THREADS := 1
 
+# JAX compiles each network anew, so the long programs are left to the others.
+SELECTED_jax = -m "not slow or processes"
+
 test-jax test-torch: test-%: .venv-%/ready
-	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto
+	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto \
+	    $(SELECTED_$*)
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -847,7 +847,18 @@ def _can_run(row):
     )
 
 
-def rows(*lists):
-    """Decorator: runs a test on each row of the lists, named after it."""
+def rows(*lists, slow=False):
+    """Decorator: runs a test on each row of the lists, named after it.
+
+    Args:
+        *lists: Lists of rows.
+        slow: Boolean, whether only the first row of each class is tested
+            outside of `make test-slow`.
+    """
     selected = [row for rows in lists for row in rows if _can_run(row)]
-    return pytest.mark.parametrize("row", selected, ids=lambda row: row.name)
+    parameters, classes = [], set()
+    for row in selected:
+        marks = [pytest.mark.slow] if slow and row.layer in classes else []
+        classes.add(row.layer)
+        parameters.append(pytest.param(row, id=row.name, marks=marks))
+    return pytest.mark.parametrize("row", parameters)

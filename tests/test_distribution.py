@@ -19,7 +19,7 @@ from processes import TESTS
 from processes import addresses
 from processes import run_together
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 WORKER = TESTS / "distribution_worker.py"
 EXAMPLES = ROOT / "examples"

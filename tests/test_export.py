@@ -110,6 +110,7 @@ def _run_saved_model(path, x, tmp_path):
 
 
 @only_on("tensorflow")
+@pytest.mark.slow
 def test_saved_model_is_served_without_the_library(trained, tmp_path):
     model, x, expected = trained("tf_saved_model")
     path = tmp_path / "served"
@@ -122,6 +123,7 @@ def test_saved_model_is_served_without_the_library(trained, tmp_path):
 
 
 @only_on("tensorflow")
+@pytest.mark.slow
 def test_saved_model_holds_no_state_of_the_constraints(trained, tmp_path):
     import tensorflow as tf
 

@@ -51,7 +51,7 @@ class CheckBound(keras.callbacks.Callback):
                 self.checked += 1
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 def test_bound_holds_while_training_at_any_learning_rate(row):
     inputs = keras.Input(row.input_shape)
     layer = row.make()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import resumable
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 PROGRAM = pathlib.Path(resumable.__file__)
 

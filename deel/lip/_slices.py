@@ -1,4 +1,9 @@
-"""Ranges of an axis, by slices, which all formats and exporters can hold."""
+"""Parts and mirror images of tensors, in words that all of Keras understands.
+
+All versions, that is, and all formats that models are exported to.
+"""
+
+from keras import ops
 
 
 def sliced(x, axis, start, stop):
@@ -16,3 +21,17 @@ def sliced(x, axis, start, stop):
     index = [slice(None)] * len(x.shape)
     index[axis] = slice(start, stop)
     return x[tuple(index)]
+
+
+def mirrored_kernel(kernel):
+    """The kernel of the transposed convolution, as one of a convolution.
+
+    Args:
+        kernel: Tensor `(height, width, in, out)`.
+
+    Returns:
+        Tensor `(height, width, out, in)`, flipped along both spatial axes.
+    """
+    # Axis by axis: Keras 3.4 cannot flip two at once.
+    mirrored = ops.flip(ops.flip(kernel, axis=0), axis=1)
+    return ops.transpose(mirrored, (0, 1, 3, 2))

@@ -13,6 +13,7 @@ from keras import ops
 from deel.lip._differentiation import vector_jacobian
 from deel.lip._labels import kr_weights
 from deel.lip._padding import pad
+from deel.lip._slices import mirrored_kernel
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 
@@ -440,6 +441,4 @@ def _maybe_transpose_kernel(w, transpose=False):
         Tensor `(height, width, out, in)`, flipped along both spatial axes, if
         `transpose`; else `w`.
     """
-    if not transpose:
-        return w
-    return ops.flip(ops.transpose(w, (0, 1, 3, 2)), axis=(0, 1))
+    return mirrored_kernel(w) if transpose else w

@@ -6,6 +6,7 @@ from keras import ops
 from deel.lip._lipschitz import Condensable
 from deel.lip._padding import pad
 from deel.lip._register import register
+from deel.lip._slices import mirrored_kernel
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
@@ -342,10 +343,9 @@ class ResidualConv2D(_Residual, keras.layers.Conv2D):
 
     def _adjoint(self, hidden):
         # Odd windows and no stride: the adjoint is a convolution as well.
-        mirrored = ops.flip(self.kernel, axis=(0, 1))
         return ops.conv(
             hidden,
-            ops.transpose(mirrored, (0, 1, 3, 2)),
+            mirrored_kernel(ops.convert_to_tensor(self.kernel)),
             padding="same",
             data_format=self.data_format,
         )
