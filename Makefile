@@ -31,7 +31,8 @@ $(VENV)/ready-formats: setup.py $(VENV)/ready
 	touch $@
 
 test-formats: $(VENV)/ready-formats
-	$(VENV)/bin/python -m pytest tests/test_export.py tests/test_ecosystem.py
+	$(VENV)/bin/python -m pytest -m "not slow" \
+	    tests/test_export.py tests/test_ecosystem.py
 
 # Sphinx shares the environment of the tests: it imports the library to read
 # its docstrings, and a second TensorFlow would only cost time.

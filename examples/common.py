@@ -138,6 +138,11 @@ class Augmented(keras.utils.PyDataset):
 
     def __init__(self, x, y, batch_size, changes, seed=0):
         super().__init__()
+        if batch_size > len(x):
+            raise ValueError(
+                "A batch needs that many images. Expected at most "
+                f"{len(x)}. Received: batch_size={batch_size}"
+            )
         self.x, self.y, self.batch_size = x, y, batch_size
         self.random = np.random.default_rng(seed)
         self.order = self.random.permutation(len(x))

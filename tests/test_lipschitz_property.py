@@ -255,16 +255,15 @@ def test_bound_holds_with_an_optimizer_that_ignores_constraints():
         harness.assert_bounded(layer)
 
 
-def test_user_constraint_is_kept_and_the_bound_holds():
-    model = keras.Sequential(
-        [
-            keras.Input((6,)),
-            layers.SpectralDense(4, kernel_constraint="non_neg"),
-        ]
-    )
+@pytest.mark.parametrize(
+    "layer_class",
+    [layers.SpectralDense, layers.AOLDense, layers.OrthogonalDense],
+)
+def test_user_constraint_is_kept_and_the_bound_holds(layer_class):
+    layer = layer_class(4, kernel_constraint="non_neg")
+    model = keras.Sequential([keras.Input((6,)), layer])
     model.compile("sgd", "mse", **FAST)
     model.fit(np.ones((16, 6)), np.ones((16, 4)), epochs=3, verbose=0)
-    layer = model.layers[0]
     assert np.all(ops.convert_to_numpy(layer.kernel) >= 0)
     harness.assert_bounded(layer)
 

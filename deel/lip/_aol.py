@@ -46,8 +46,8 @@ from deel.lip import _orthogonal
 from deel.lip._operator import by_phase
 from deel.lip._parametrization import Parametrization
 from deel.lip._variables import full
-from deel.lip._variables import known
 from deel.lip._variables import store
+from deel.lip._variables import value_or_none
 
 # Sums are rounded up by this much, more than what rounding takes from them.
 _SLACK = 4e-6
@@ -101,15 +101,16 @@ class AOL(Parametrization):
         super().condense(kernel)
         store(self.q, weights / ops.max(weights))
 
-    def retract(self, kernel):
+    def follow(self, kernel):
         # Without weights, `wbar` follows in the forward pass of the next step.
-        return kernel if known(self.q) is None else super().retract(kernel)
+        if value_or_none(self.q) is not None:
+            super().follow(kernel)
 
     def _weights(self, kernel):
         """The weights, which a file may have set to anything at all."""
         if self.q is None:
             return ops.ones((1,), dtype=kernel.dtype)
-        weights = ops.cast(known(self.q), kernel.dtype)
+        weights = ops.cast(value_or_none(self.q), kernel.dtype)
         usual = ops.clip(weights, _LEAST_WEIGHT, 1.0)
         # False for what is not a number.
         return ops.where(weights > 0, usual, ops.ones_like(weights))

@@ -126,13 +126,19 @@ class Parametrization(keras.layers.Layer):
     def retract(self, kernel):
         """Kernel that replaces the one that an optimizer has moved.
 
-        By default the same; `wbar` follows, so that inference after a training
-        step uses what the step has learned. (JAX compiles the update as a
-        function of the trained variables alone: there `wbar` follows in the
-        forward pass of the next step.)
+        By default the same, which `wbar` follows.
+        """
+        self.follow(kernel)
+        return kernel
+
+    def follow(self, kernel):
+        """Makes `wbar` follow what an optimizer has done to the kernel.
+
+        So inference after a training step uses what the step has learned. (JAX
+        compiles the update as a function of the trained variables alone: there
+        `wbar` follows in the forward pass of the next step.)
         """
         self.refresh(kernel)
-        return kernel
 
     def exported(self, dtype):
         """The constrained kernel as an array that keeps its bound in a dtype.

@@ -55,7 +55,7 @@ def gathered_retractions(known):
         _retractions.values = _retractions.known = None
 
 
-def known(variable):
+def value_or_none(variable):
     """Value of a variable that is not trained, or None where it has none.
 
     On JAX, variables have no values of their own during `fit`.

@@ -289,7 +289,8 @@ class ResidualDense(_Residual, keras.layers.Dense):
         )
 
     def _adjoint(self, hidden):
-        return ops.matmul(hidden, ops.transpose(self.kernel))
+        # The axes are named, for the ONNX exporter of PyTorch knows no `.T`.
+        return ops.matmul(hidden, ops.transpose(self.kernel, (1, 0)))
 
 
 @register("ResidualConv2D")
