@@ -77,21 +77,31 @@ def convolutions(rng):
             {"Conv2D": keras.layers.Conv2D(channels, 3, padding="same")},
             {
                 "SpectralConv2D": layers.SpectralConv2D(channels, 3),
+                "bound='operator'": layers.SpectralConv2D(
+                    channels, 3, bound="operator"
+                ),
                 "OrthogonalConv2D": layers.OrthogonalConv2D(channels, 3),
+                "AOLConv2D": layers.AOLConv2D(channels, 3),
+                "SLLConv2D": layers.SLLConv2D(channels, 3),
             },
             rng,
         )
 
 
 def dense_layers(rng):
-    """Ways to make a dense layer orthogonal, beside `Dense`."""
+    """Ways to make a dense layer 1-Lipschitz, beside `Dense`."""
     methods = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
     for inputs, units in ((512, 512), (784, 128)):
         yield training_steps(
             f"dense {inputs}x{units}, training step of 256",
             (256, inputs),
             {"Dense": keras.layers.Dense(units)},
-            {m: layers.OrthogonalDense(units, method=m) for m in methods},
+            {
+                "SpectralDense": layers.SpectralDense(units),
+                **{m: layers.OrthogonalDense(units, method=m) for m in methods},
+                "AOLDense": layers.AOLDense(units),
+                "SLLDense": layers.SLLDense(units),
+            },
             rng,
         )
 
