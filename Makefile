@@ -23,7 +23,8 @@ test: $(VENV)/ready
 
 # Notebooks, programs, processes, and more of the layers with more arguments.
 test-slow: $(VENV)/ready
-	$(VENV)/bin/python -m pytest --numprocesses auto -m slow tests
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup \
+	    -m slow tests
 
 # Files of other formats, and neighbours of Keras, which users need not have.
 $(VENV)/ready-formats: setup.py $(VENV)/ready
@@ -81,7 +82,8 @@ test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 # other by spinning, which is slow where processes share the cores.
 test-torch: export OMP_NUM_THREADS := 1
 
-# JAX compiles each network anew, so the long programs are left to the others.
+# JAX compiles each network anew: long programs, and more rows of arguments, are
+# left to the others.
 SELECTED_jax = -m "not slow or processes"
 
 test-jax test-torch: test-%: .venv-%/ready

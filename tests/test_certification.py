@@ -200,7 +200,7 @@ def test_norm_that_is_proven_by_cholesky_is_close_and_never_less(spectrum):
     assert exact <= value <= 1.003 * exact
 
 
-@rows(CONSTRAINED)
+@rows(CONSTRAINED, slow=True)
 def test_bound_of_our_layers_is_measured_and_within_their_promise(row):
     layer = row.make()
     layer.build((None, *row.input_shape))

@@ -56,7 +56,7 @@ def test_config_is_plain_and_rebuilds_an_equal_layer(row):
             assert np.all(np.asarray(getattr(layer, name)) == value)
 
 
-@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+@registry.rows(registry.CONSTRAINED, registry.OTHERS, slow=True)
 def test_map_expands_by_no_more_than_its_constant(row):
     layer = row.make()
     rng = np.random.default_rng(0)
@@ -77,7 +77,7 @@ def test_map_expands_by_no_more_than_its_constant(row):
     assert np.all(moved <= row.constant * distance * (1 + 1e-5) + 1e-5)
 
 
-@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+@registry.rows(registry.CONSTRAINED, registry.OTHERS, slow=True)
 def test_saved_model_predicts_the_same_bit_for_bit(row, tmp_path):
     model = _model(row)
     model(_data(row), training=True)
@@ -91,7 +91,7 @@ def test_saved_model_predicts_the_same_bit_for_bit(row, tmp_path):
         np.testing.assert_array_equal(a, b)
 
 
-@registry.rows(registry.CONSTRAINED, registry.OTHERS)
+@registry.rows(registry.CONSTRAINED, registry.OTHERS, slow=True)
 def test_inference_changes_no_variable(row):
     model = _model(row)
     before = model.get_weights()
@@ -101,7 +101,7 @@ def test_inference_changes_no_variable(row):
         np.testing.assert_array_equal(a, b)
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 def test_export_is_the_stock_layer_with_the_same_output(row):
     layer = row.make()
     x = _data(row)
@@ -127,7 +127,7 @@ def test_export_of_a_layer_that_is_not_built_is_refused(row):
             getattr(row.make(), method)()
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
     # C3
     layer = row.make()
@@ -149,7 +149,7 @@ def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
     np.testing.assert_allclose(after, expected, atol=2e-5)
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 def test_new_constant_is_followed_at_once(row):
     # C3
     layer = row.make()
@@ -163,7 +163,7 @@ def test_new_constant_is_followed_at_once(row):
     harness.assert_bounded(layer)
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_reported(row, value):
     layer = row.make()
@@ -180,7 +180,7 @@ def test_weights_that_are_not_finite_are_reported(row, value):
         layer.vanilla_export()
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 def test_zero_kernel_gives_the_bias_and_finite_gradients(row):
     # C2
     layer = row.make()

@@ -105,7 +105,8 @@ def LiResNet(
     near the identity; here it is one layer, of which the norm of the operator
     is bounded as a whole (`SpectralConv2D` with `bound="operator"`): a sum of
     two branches would have to be halved, and this loses what the bound is too
-    large by, 2 % to 8 % along each axis. Dense layers on the whole image follow.
+    large by, 2 % to 8 % along each axis. Dense layers on the whole image
+    follow.
 
     Args:
         size: `"S"`, `"M"` or `"L"`: 64, 128 or 512 filters, 4, 8 or 12

@@ -12,7 +12,6 @@ from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._products import digits_of_products
 from deel.lip._register import register
-from deel.lip._slices import sliced
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.constraints import WeightClipConstraint
@@ -221,11 +220,13 @@ class Abs(_Activation):
         self._axis = 1 if data_format == "channels_first" else -1
 
     def call(self, inputs):
-        count = math.ceil(self.beta * inputs.shape[self._axis])
-        first = sliced(inputs, self._axis, None, count)
-        others = sliced(inputs, self._axis, count, None)
-        parts = [ops.abs(first), others]
-        return self._scaled(ops.concatenate(parts, axis=self._axis))
+        shape = [1] * len(inputs.shape)
+        shape[self._axis] = inputs.shape[self._axis]
+        slopes = np.ones(shape[self._axis])
+        slopes[: math.ceil(self.beta * len(slopes))] = -1.0
+        slopes = ops.cast(slopes.reshape(shape), inputs.dtype)
+        # The larger one of x and -x, or of x and x.
+        return self._scaled(ops.maximum(inputs, slopes * inputs))
 
     def get_config(self):
         return {**super().get_config(), "beta": self.beta}
