@@ -9,6 +9,7 @@ from keras import ops
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._validation import require_built
+from deel.lip._variables import AfterUpdate
 from deel.lip._variables import host
 from deel.lip._variables import retracting
 
@@ -25,16 +26,6 @@ class _KernelsInUse(threading.local):
 
 
 _in_use = _KernelsInUse()
-
-
-class _AfterUpdate(keras.constraints.Constraint):
-    """Hands a method to Keras optimizers, which call it after each update."""
-
-    def __init__(self, method):
-        self._method = method
-
-    def __call__(self, kernel):
-        return self._method(kernel)
 
 
 class ConstrainedKernel(LipschitzLayer, Condensable):
@@ -117,7 +108,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         super().build(input_shape)
         self._init_lip_coef(input_shape)
         self.parametrization.add_state(self.kernel, self._get_coef())
-        self.kernel.constraint = _AfterUpdate(self._after_update)
+        self.kernel.constraint = AfterUpdate(self._after_update)
         # All state must exist before the first step, weights of an activation
         # layer included.
         if isinstance(self.activation, keras.layers.Layer):

@@ -20,6 +20,20 @@ def host(variable):
     return ops.convert_to_numpy(ops.copy(variable))
 
 
+class AfterUpdate(keras.constraints.Constraint):
+    """Hands a function to Keras optimizers, which call it after each update.
+
+    Args:
+        function: Maps the value of a variable to the one that replaces it.
+    """
+
+    def __init__(self, function):
+        self._function = function
+
+    def __call__(self, value):
+        return self._function(value)
+
+
 class _Retractions(threading.local):
     """What is stored after the update of an optimizer, by id of variable.
 

@@ -37,6 +37,7 @@ from deel.lip._loss import parameter
 from deel.lip._register import register
 from deel.lip._replicas import summed_over_replicas
 from deel.lip._validation import positive_float
+from deel.lip._variables import AfterUpdate
 from deel.lip._variables import host
 from deel.lip._variables import store
 
@@ -434,8 +435,7 @@ class _LearnedMargins(LipschitzLoss):
                 trainable=True,
                 name="margin_loss",
             )
-            # Keras optimizers apply it after each update.
-            self.margins.constraint = self._clipped
+            self.margins.constraint = AfterUpdate(self._clipped)
         elif self.margins.shape != (outputs,):
             raise ValueError(
                 f"Loss '{self.name}' has learned one margin for each of "
