@@ -512,9 +512,8 @@ def test_rounding_to_whole_numbers_has_no_bound():
     with pytest.raises(ValueError, match="of dtype int32"):
         lipschitz_bound(keras.Model(x, nested(x)))
     for dtype in ("int32", "float16"):
-        model = keras.Sequential(
-            [keras.Input((4,), dtype=dtype), keras.layers.Dense(2)]
-        )
+        x = keras.Input((4,), dtype=dtype)
+        model = keras.Model(x, keras.layers.Dense(2)(x))
         with pytest.raises(ValueError, match="must not be rounded"):
             certify(model, np.ones((1, 4)))
 
@@ -836,7 +835,8 @@ def test_bad_data_is_an_error():
 @pytest.mark.parametrize("dtype", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_is_not_certified(dtype):
     model = with_layers(keras.layers.Dense(2, dtype=dtype))
-    with pytest.raises(ValueError, match="half precision"):
+    # Keras 3.4 has it round the inputs, too.
+    with pytest.raises(ValueError, match=r"half precision|must not be rounded"):
         certify(model, np.ones((1, 4)))
 
 

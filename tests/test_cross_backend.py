@@ -6,6 +6,7 @@ made there. To renew them all, run this program once under each backend:
     KERAS_BACKEND=jax PYTHONPATH=.:tests python tests/test_cross_backend.py
 """
 
+import json
 import pathlib
 import zipfile
 
@@ -91,12 +92,20 @@ def _compress(path):
             archive.writestr(name, data)
 
 
+def _numbers(version):
+    return tuple(int(number) for number in version.split(".")[:2])
+
+
 @pytest.fixture(scope="module", params=BACKENDS)
 def written(request):
     """A model that another backend saved, and what it said there."""
     # Under PyTorch, Keras writes an optimizer that no other backend can read.
     compiled = request.param in ("tensorflow", "jax", keras.backend.backend())
     path = DATA / f"{request.param}.keras"
+    with zipfile.ZipFile(path) as archive:
+        writer = json.loads(archive.read("metadata.json"))["keras_version"]
+    if _numbers(writer) > _numbers(keras.__version__):
+        pytest.skip(f"Layers of Keras {writer} have more arguments.")
     model = keras.models.load_model(path, compile=compiled)
     return model, np.load(DATA / f"{request.param}.npz")
 

@@ -47,7 +47,10 @@ def run(program, path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_programs_of_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    run(program_of(page), page)
+    program = program_of(page)
+    if "keras.wrappers" in program and not hasattr(keras, "wrappers"):
+        pytest.skip("The page shows what this version of Keras has not.")
+    run(program, page)
 
 
 def test_programs_keep_their_line_numbers(tmp_path):

@@ -209,7 +209,7 @@ def test_a_list_of_layers_is_exported_before_any_call(tmp_path):
     import tensorflow as tf
 
     model = Sequential([keras.Input((4,)), layers.SpectralDense(3)])
-    model.export(tmp_path / "served", verbose=False)
+    model.export(tmp_path / "served")
     x = np.ones((2, 4), "float32")
     served = tf.saved_model.load(tmp_path / "served")
     np.testing.assert_allclose(

@@ -304,6 +304,9 @@ def test_compiled_model_is_loaded_with_its_loss_and_goes_on(
     assert type(loaded.loss) is type(model.loss)
     assert loaded.loss.get_config() == model.loss.get_config()
     for _ in range(2):
+        # What the model has counted before is not in the file.
+        model.reset_metrics()
+        loaded.reset_metrics()
         found, expected = (m.train_on_batch(x, y) for m in (loaded, model))
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
@@ -372,14 +375,14 @@ def test_soft_hkr_follows_the_magnitude_of_the_scores(scale, state):
     loss = losses.MulticlassSoftHKR(
         5.0, 0.2, alpha_mean=0.6, temperature=3.0, reduction="none"
     )
-    assert float(loss.m) == pytest.approx(0.2)
+    assert ops.convert_to_numpy(loss.m) == pytest.approx(0.2)
     loss.m.assign(state)
     scores = (scale * D3[1]).astype("float32")
     for _ in range(3):
         expected, state = _soft_hkr(5.0, 0.2, state, scores, 3.0, 0.6)
         found = np.mean(ops.convert_to_numpy(loss(D3[0], scores)))
         assert found == pytest.approx(expected, rel=1e-5)
-        assert float(loss.m) == pytest.approx(state, rel=1e-5)
+        assert ops.convert_to_numpy(loss.m) == pytest.approx(state, rel=1e-5)
 
 
 def test_temperature_of_soft_hkr_has_no_gradient():
@@ -416,7 +419,7 @@ def test_soft_hkr_is_trained_by_fit_and_its_state_follows(jit):
         _, state = _soft_hkr(5.0, 0.2, state, scores)
     # JAX has no place for the state of a loss in a compiled step.
     expected = 0.2 if backend == "jax" else state
-    assert float(loss.m) == pytest.approx(expected, rel=1e-5)
+    assert ops.convert_to_numpy(loss.m) == pytest.approx(expected, rel=1e-5)
     model.optimizer.learning_rate = 0.1
     history = model.fit(D3[1], D3[0], epochs=5, batch_size=6, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
@@ -430,7 +433,7 @@ def test_soft_hkr_leaks_nothing_from_a_function_compiled_by_the_user():
 
     loss = losses.MulticlassSoftHKR(5.0, 0.2)
     found = float(jax.jit(lambda p: loss(D3[0], p))(D3[1]))
-    assert float(loss.m) == pytest.approx(0.2)
+    assert ops.convert_to_numpy(loss.m) == pytest.approx(0.2)
     assert float(loss(*D3)) == pytest.approx(found, rel=1e-6)
 
 

@@ -140,7 +140,7 @@ def _batch_normalization(layer):
     _input_shape(layer)
     variance = ops.convert_to_numpy(ops.copy(layer.moving_variance))
     factors = 1 / np.sqrt(variance.astype("float64") + layer.epsilon)
-    if layer.gamma is not None:
+    if layer.scale:
         factors *= np.abs(ops.convert_to_numpy(ops.copy(layer.gamma)))
     return float(factors.min()), float(factors.max())
 
