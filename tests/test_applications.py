@@ -40,13 +40,19 @@ def moved(request):
     return model
 
 
+@pytest.mark.slow
 def test_each_score_has_the_constant(moved):
     assert moved.name == "mine"
     assert moved.output_shape == (None, 2)
     bound = lipschitz_bound(moved, by_output=True)
     assert 0.01 < bound <= 3.0 * (1 + PROVEN_WITHIN)
+    kernel = keras.ops.convert_to_numpy(
+        moved.vanilla_export().layers[-1].kernel
+    )
+    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 3.0, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_is_saved_and_exported(moved, tmp_path):
     x = _images(4)
     expected = moved.predict(x, verbose=0)

@@ -245,6 +245,7 @@ def test_walkthrough_draws_its_figures(walkthrough_run):
         assert (output / f"{name}.png").stat().st_size > 5_000
 
 
+@pytest.mark.slow
 def test_walkthrough_writes_logs_for_tensorboard_where_it_can(walkthrough_run):
     _, output = walkthrough_run
     written = list((output / "logs").rglob("events*"))

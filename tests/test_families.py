@@ -258,6 +258,7 @@ def test_share_of_magnitudes_out_of_range_is_refused():
         layers.Abs(data_format="last")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-1])
 def test_deep_stack_of_families_is_trained_and_exported(learning_rate):
     model = Sequential(
