@@ -132,6 +132,7 @@ def trained():
     return model, x, y, history
 
 
+@pytest.mark.slow
 def test_no_layer_is_missing():
     protocols = {"Condensable", "LipschitzLayer", "SharedLipFactory"}
     modules = (layers, unconstrained)
