@@ -514,6 +514,8 @@ def test_rounding_to_whole_numbers_has_no_bound():
     for dtype in ("int32", "float16"):
         x = keras.Input((4,), dtype=dtype)
         model = keras.Model(x, keras.layers.Dense(2)(x))
+        if model.inputs[0].dtype != dtype:
+            continue  # Keras 3.4 does not round them.
         with pytest.raises(ValueError, match="must not be rounded"):
             certify(model, np.ones((1, 4)))
 

@@ -47,10 +47,7 @@ def run(program, path):
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.stem)
 def test_programs_of_the_page_run(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    program = program_of(page)
-    if "keras.wrappers" in program and not hasattr(keras, "wrappers"):
-        pytest.skip("The page shows what this version of Keras has not.")
-    run(program, page)
+    run(program_of(page), page)
 
 
 def test_programs_keep_their_line_numbers(tmp_path):
