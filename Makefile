@@ -21,9 +21,10 @@ demo: $(VENV)/ready
 test: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto -m "not slow"
 
-# Notebooks, programs, processes, and more of the layers with more arguments.
+# Notebooks, programs, processes, and more of the layers with more arguments. By
+# file, for what a file has trained once is for all of its tests.
 test-slow: $(VENV)/ready
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadgroup \
+	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
 	    -m slow tests
 
 # Files of other formats, and neighbours of Keras, which users need not have.

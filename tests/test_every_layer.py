@@ -12,6 +12,8 @@ from deel.lip.losses import MulticlassHKRauto
 from deel.lip.losses import MulticlassKR
 from deel.lip.model import LossVariableModel
 
+pytestmark = pytest.mark.slow
+
 # Makes up for what the bound of a convolution takes away, so that the input
 # can be told from the output of so many layers.
 GAIN = {"k_coef_lip": 3.0}
@@ -105,11 +107,6 @@ def _parts(model):
         yield type(getattr(layer, "activation", None))
 
 
-def training(test):
-    """Decorator: a slow test, in the process that has trained the network."""
-    return pytest.mark.slow(pytest.mark.xdist_group("every layer")(test))
-
-
 @pytest.fixture(scope="module")
 def trained():
     keras.utils.set_random_seed(0)
@@ -132,7 +129,6 @@ def trained():
     return model, x, y, history
 
 
-@pytest.mark.slow
 def test_no_layer_is_missing():
     protocols = {"Condensable", "LipschitzLayer", "SharedLipFactory"}
     modules = (layers, unconstrained)
@@ -146,7 +142,6 @@ def test_no_layer_is_missing():
     assert wanted - set(_parts(network())) == set()
 
 
-@training
 def test_it_learns(trained):
     _, _, _, history = trained
     assert np.all(np.isfinite(history["loss"]))
@@ -155,14 +150,12 @@ def test_it_learns(trained):
     assert history["accuracy"][-1] > 0.6
 
 
-@training
 def test_outputs_depend_on_inputs(trained):
     # Else nothing that compares predictions says anything.
     model, x, _, _ = trained
     assert np.min(np.std(model.predict(x, verbose=0), axis=0)) > 0.05
 
 
-@training
 def test_it_is_saved_and_loaded_bit_for_bit(trained, tmp_path):
     model, x, y, _ = trained
     model.save(tmp_path / "model.keras")
@@ -180,7 +173,6 @@ def test_it_is_saved_and_loaded_bit_for_bit(trained, tmp_path):
     )
 
 
-@training
 def test_it_is_cloned(trained):
     model, x, _, _ = trained
     clone = keras.models.clone_model(model)
@@ -190,7 +182,6 @@ def test_it_is_cloned(trained):
     )
 
 
-@training
 def test_it_is_exported_and_condensed(trained):
     model, x, _, _ = trained
     before = model.predict(x, verbose=0)
@@ -225,7 +216,6 @@ def test_it_is_exported_and_condensed(trained):
     )
 
 
-@training
 def test_exported_network_is_differentiable_and_callable(trained):
     model, x, _, _ = trained
     exported = model.vanilla_export()
