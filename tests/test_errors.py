@@ -195,6 +195,19 @@ def test_seed_in_the_base_makes_the_initializer_reproducible():
     )
 
 
+@pytest.mark.parametrize("shape", [(200, 70), (70, 200), (3, 3, 30, 64)])
+@pytest.mark.parametrize("gain", [1.0, -3.0])
+def test_initializer_draws_what_the_base_draws(shape, gain):
+    # Tall kernels are factorised in another way than that of Keras.
+    base = keras.initializers.Orthogonal(gain=gain, seed=3)
+    drawn = SpectralInitializer(base_initializer=base)(shape)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(drawn),
+        ops.convert_to_numpy(base(shape)) / abs(gain),
+        atol=1e-5,
+    )
+
+
 def test_initializer_without_orthogonalisation_bounds_the_norm():
     initializer = SpectralInitializer(
         eps_bjorck=None, base_initializer="glorot_uniform", k_coef_lip=3.0

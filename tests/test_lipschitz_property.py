@@ -13,6 +13,7 @@ from keras import ops
 
 from deel.lip import layers
 from deel.lip.activations import GroupSort2
+from deel.lip.initializers import SpectralInitializer
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
 
@@ -142,6 +143,37 @@ def test_bound_holds_before_training_for_any_initializer(initializer):
         inference = ops.convert_to_numpy(layer(x, training=False))
         training = ops.convert_to_numpy(layer(x, training=True))
         np.testing.assert_allclose(inference, training, atol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-3, 40.0])
+@pytest.mark.parametrize("base", ["orthogonal", "glorot_uniform"])
+@pytest.mark.parametrize("draws_orthogonal", [True, False])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_kernel_at_the_start_is_the_one_that_the_draw_is_constrained_to(
+    scale, base, draws_orthogonal, dtype
+):
+    # The layers trust some draws, and only those, to be constrained already.
+    initializer = SpectralInitializer(
+        k_coef_lip=scale,
+        base_initializer=base,
+        eps_bjorck=1e-3 if draws_orthogonal else None,
+    )
+    arguments = {"kernel_initializer": initializer, "dtype": dtype}
+    for layer, shape in (
+        (layers.SpectralDense(7, **arguments), (20,)),
+        (layers.SpectralDense(70, k_coef_lip=2.0, **arguments), (200,)),
+        (layers.SpectralDense(200, eps_bjorck=None, **arguments), (70,)),
+        (layers.SpectralConv2D(6, 3, **arguments), (6, 6, 2)),
+        (layers.SpectralGroupedConv2D(8, 1, groups=2, **arguments), (6, 6, 4)),
+        (layers.SpectralConv2D(6, 3, bound="operator", **arguments), (6, 6, 2)),
+    ):
+        layer.build((None, *shape))
+        harness.assert_bounded(layer)
+        # Half precision of the variable must not reach what is used.
+        start = ops.convert_to_numpy(layer.wbar)
+        layer.parametrization.refresh(layer.kernel)
+        expected = ops.convert_to_numpy(layer.wbar)
+        np.testing.assert_allclose(start, expected, atol=2e-6)
 
 
 def _network(container=keras.Sequential):

@@ -62,11 +62,17 @@ def cholesky_qr(w):
     columns = w.shape[1]
     shift = ops.sum(ops.square(ops.stop_gradient(w)))
     shift = 4 * (columns + 2) * _ROUNDING * shift
-    w = _whitened(w, ops.maximum(shift, _LEAST_SHIFT))
-    return _whitened(w, _SECOND_SHIFT)
+    w = whitened(w, ops.maximum(shift, _LEAST_SHIFT))
+    return whitened(w, _SECOND_SHIFT)
 
 
-def _whitened(w, shift):
+def whitened(w, shift):
+    """`W L^-T` with `W^T W + shift I = L L^T`: one pass of `cholesky_qr`.
+
+    Args:
+        w: Tensor `(n, m)` with n >= m.
+        shift: Float, or scalar tensor, not negative.
+    """
     gram = _orthogonal.gram_of(w)
     identity = ops.eye(w.shape[1], dtype=w.dtype)
     factor = ops.cholesky(_finite(gram + shift * identity))

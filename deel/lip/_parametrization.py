@@ -93,7 +93,7 @@ class Parametrization(keras.layers.Layer):
 
         # A function, since under a deferred build the kernel has no value yet.
         def constrained(shape, dtype):
-            return ops.cast(self._scaled(self.constrain(full(kernel))), dtype)
+            return ops.cast(self._initial(kernel), dtype)
 
         with keras.name_scope(self.name):
             self.wbar = GuardedVariable(
@@ -107,6 +107,10 @@ class Parametrization(keras.layers.Layer):
                 admit=lambda value: self._admit(value, kernel),
             )
         self.built = True
+
+    def _initial(self, kernel):
+        """What `wbar` holds for a kernel that has just been drawn."""
+        return self._scaled(self.constrain(full(kernel)))
 
     def _add_own_state(self, kernel):
         """Creates the variables of a subclass, before `wbar`."""

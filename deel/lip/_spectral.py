@@ -237,6 +237,26 @@ class Spectral(Parametrization):
         self.maxiter_spectral = maxiter_spectral
         self.maxiter_bjorck = maxiter_bjorck
         self.orthogonal = eps_bjorck is not None and beta_bjorck is not None
+        self._drawn_scale = None
+
+    def free_variable(self, shape, initializer):
+        # What `SpectralInitializer` draws is a multiple of what it would be
+        # constrained to: half of the time that building takes is saved.
+        is_exact = self.groups == 1 and getattr(
+            initializer, "is_orthogonal", False
+        )
+        self._drawn_scale = initializer.k_coef_lip if is_exact else None
+        return super().free_variable(shape, initializer)
+
+    def _initial(self, kernel):
+        drawn = full(kernel)
+        dtype = keras.backend.standardize_dtype(drawn.dtype)
+        has_all_digits = dtype == kernel.dtype
+        if self._drawn_scale is None or not has_all_digits:
+            return super()._initial(kernel)
+        # A new tensor: JAX donates the memory of each variable.
+        matrix = _orthogonal.as_matrix(drawn * (1.0 / self._drawn_scale))
+        return ops.reshape(self._used(matrix, drawn.shape), drawn.shape)
 
     def constrain(self, kernel):
         return spectral_constraint(
