@@ -75,7 +75,7 @@ def test_bound_holds_while_training_at_any_learning_rate(row):
         assert norm <= promise * (1 + TOLERANCE)
 
 
-@registry.rows(registry.CONSTRAINED)
+@registry.rows(registry.CONSTRAINED, slow=True)
 def test_bound_holds_for_hostile_kernels(row):
     layer = row.make()
     layer.build((None, *row.input_shape))
