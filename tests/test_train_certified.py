@@ -91,3 +91,18 @@ def test_certificates_of_half_precision_training_are_those_of_float32(
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["accuracy"] > 0.6
     assert results["certified_accuracy"][0] > 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", program.MODELS)
+def test_each_network_fits_the_program(name):
+    args = program.parse_arguments(["--model", name, "--size", "S"])
+    assert args.model == name
+    model = program.build(args, (32, 32, 3), 4)
+    exported = model.vanilla_export()
+    x = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
+    scores = keras.ops.convert_to_numpy(exported(x))
+    assert scores.shape == (2, 4)
+    np.testing.assert_allclose(
+        scores, keras.ops.convert_to_numpy(model(x, training=False)), atol=1e-5
+    )
