@@ -65,6 +65,7 @@ def test_it_is_saved_and_exported(moved, tmp_path):
     )
 
 
+@pytest.mark.slow
 @every_builder
 def test_features_are_a_vector(builder):
     model = builder("S", input_shape=SHAPE, include_top=False)
@@ -84,6 +85,7 @@ def test_wrong_arguments_are_refused(builder):
         builder("S", classes=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("builder", BUILDERS[1:])
 def test_scores_depend_on_the_image(builder):
     # At the start, after all layers; VGG is the one whose signal fades.
