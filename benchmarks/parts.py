@@ -90,7 +90,13 @@ def convolutions(rng):
 
 def dense_layers(rng):
     """Ways to make a dense layer 1-Lipschitz, beside `Dense`."""
-    methods = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
+    methods = (
+        "newton_schulz",
+        "cholesky_qr",
+        "cayley",
+        "exponential",
+        "block_reflector",
+    )
     for inputs, units in ((512, 512), (784, 128)):
         yield training_steps(
             f"dense {inputs}x{units}, training step of 256",

@@ -221,7 +221,13 @@ def _orthogonal(random):
     channels = int(random.integers(1, 4))
     kind = random.random()
     if kind < 0.2:
-        methods = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
+        methods = (
+            "newton_schulz",
+            "cholesky_qr",
+            "cayley",
+            "exponential",
+            "block_reflector",
+        )
         layer = layers.OrthogonalDense(4, method=_pick(random, *methods))
         return layer, (channels,)
     if kind < 0.4:

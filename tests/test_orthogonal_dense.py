@@ -10,7 +10,13 @@ from deel.lip import _orthogonal
 from deel.lip.layers import OrthogonalDense
 from deel.lip.layers import SpectralDense
 
-METHODS = ("newton_schulz", "cholesky_qr", "cayley", "exponential")
+METHODS = (
+    "newton_schulz",
+    "cholesky_qr",
+    "cayley",
+    "exponential",
+    "block_reflector",
+)
 every_method = pytest.mark.parametrize("method", METHODS)
 
 
@@ -33,7 +39,8 @@ def _constrained(layer, kernel):
 @pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9), (1, 1), (1, 5)])
 def test_all_singular_values_are_one(method, shape):
     layer = _built(method, shape, k_coef_lip=2.0)
-    for kernel in (layer.kernel, _array(*shape), 30.0 * _array(*shape)):
+    free = _array(*layer.kernel.shape)
+    for kernel in (layer.kernel, free, 30.0 * free):
         layer.kernel.assign(kernel)
         layer.condense()
         values = harness.singular_values(harness.as_matrix(layer.wbar))
@@ -44,7 +51,7 @@ def test_all_singular_values_are_one(method, shape):
 @pytest.mark.parametrize("shape", [(70, 50), (50, 70)])
 def test_no_kernel_expands_and_no_gradient_is_infinite(method, shape):
     layer = _built(method, shape)
-    for kind, kernel in harness.hostile_matrices(shape, 15):
+    for kind, kernel in harness.hostile_matrices(tuple(layer.kernel.shape), 15):
         norm = harness.singular_values(_constrained(layer, kernel))[0]
         assert norm <= 1 + harness.TOLERANCE, kind
         (slope,) = harness.gradient(
@@ -70,7 +77,7 @@ def test_gradient_is_that_of_the_map(method, shape):
     (slope,) = harness.gradient(value, kernel)
     assert np.max(np.abs(slope)) > 0.1
     for seed in range(3):
-        direction = _array(*shape, seed=seed)
+        direction = _array(*kernel.shape, seed=seed)
         step = np.float32(3e-3)
         ahead = float(value(ops.convert_to_tensor(kernel + step * direction)))
         behind = float(value(ops.convert_to_tensor(kernel - step * direction)))
@@ -116,10 +123,66 @@ def test_maps_of_skew_matrices_are_rotations_of_known_angle(method, angle):
     np.testing.assert_allclose(zero, np.eye(4, 3), atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("shape", "free", "expected"),
+    [
+        # I - 2 v v^T / 25
+        ((2, 2), [[3.0], [4.0]], [[0.28, -0.96], [-0.96, -0.28]]),
+        ((2, 1), [[3.0], [4.0]], [[0.28], [-0.96]]),
+        ((1, 2), [[3.0], [4.0]], [[0.28, -0.96]]),
+        # The columns span the first two axes.
+        ((3, 3), [[1.0, 2.0], [5.0, -1.0], [0.0, 0.0]], np.diag([-1, -1, 1])),
+        # They are one and the same direction, and nothing.
+        (
+            (3, 2),
+            [[2.0, 4.0], [0.0, 0.0], [0.0, 0.0]],
+            [[-1, 0], [0, 1], [0, 0]],
+        ),
+        ((3, 2), np.zeros((3, 2)), [[1, 0], [0, 1], [0, 0]]),
+    ],
+)
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_block_reflector_golden_values(shape, free, expected, scale):
+    free = scale * np.array(free)
+    layer = _built("block_reflector", shape, rank=free.shape[1])
+    found = _constrained(layer, free)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.parametrize(("rank", "reflected"), [(None, 2), (1, 1), (7, 7)])
+def test_block_reflector_has_as_many_negative_eigenvalues_as_its_rank(
+    rank, reflected
+):
+    layer = _built("block_reflector", (8, 8), rank=rank)
+    assert tuple(layer.kernel.shape) == (8, reflected)
+    kernel = ops.convert_to_numpy(layer.wbar)
+    np.testing.assert_allclose(kernel, kernel.T, atol=1e-6)
+    found = np.linalg.eigvalsh(kernel)
+    np.testing.assert_allclose(
+        found, np.r_[-np.ones(reflected), np.ones(8 - reflected)], atol=2e-5
+    )
+
+
+def test_block_reflector_depends_on_the_span_alone_which_a_retraction_keeps():
+    layer = _built("block_reflector", (9, 6), rank=3)
+    free, mixing = _array(9, 3), _array(3, 3, seed=1)
+    expected = _constrained(layer, free)
+    np.testing.assert_allclose(
+        _constrained(layer, free @ mixing), expected, atol=1e-4
+    )
+    kept = layer.parametrization.retract(ops.convert_to_tensor(free))
+    np.testing.assert_allclose(_constrained(layer, kept), expected, atol=2e-5)
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(layer.wbar), expected, atol=2e-5
+    )
+    values = harness.singular_values(ops.convert_to_numpy(kept))
+    assert values[0] <= values[-1] * 1.001
+
+
 @every_method
 def test_condensing_changes_no_prediction(method):
     layer = _built(method, (6, 4))
-    layer.kernel.assign(_array(6, 4))
+    layer.kernel.assign(_array(*layer.kernel.shape))
     layer.condense()
     x = _array(3, 6)
     before = ops.convert_to_numpy(layer(x, training=False))
@@ -136,11 +199,16 @@ def test_compiled_training_learns_and_stays_within_the_bound(
 ):
     if jit_compile and keras.backend.backend() == "torch":
         pytest.skip("Keras compiles no training step for PyTorch by itself.")
-    layer = OrthogonalDense(4, method=method)
+    own, wanted = {}, np.linalg.qr(_array(6, 4, seed=1))[0]
+    if method == "block_reflector":
+        # It reaches no others.
+        own, basis = {"rank": 3}, np.linalg.qr(_array(6, 3, seed=1))[0]
+        wanted = np.eye(6, 4) - 2 * basis @ basis[:4].T
+    layer = OrthogonalDense(4, method=method, **own)
     model = keras.Sequential([keras.Input((6,)), layer])
     model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
     x = _array(64, 6)
-    y = x @ np.linalg.qr(_array(6, 4, seed=1))[0]
+    y = x @ wanted
     losses = model.fit(x, y, 8, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < 0.7 * losses[0]
     harness.assert_bounded(layer)
@@ -154,6 +222,31 @@ def test_last_step_is_sound_for_anything_at_all():
         assert norm <= 1 + harness.TOLERANCE
 
 
+def test_block_reflector_of_a_basis_that_is_none_expands_nothing():
+    layer = _built("block_reflector", (9, 6), rank=3)
+    for scale in (0.7, 1.5, 1e3):
+        basis = ops.convert_to_tensor(np.float32(scale) * _array(9, 3))
+        kernel = layer.parametrization._kernel_of(basis)
+        norm = harness.singular_values(ops.convert_to_numpy(kernel))[0]
+        assert norm <= 1 + harness.TOLERANCE
+
+
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r"cholesky_qr.*Received: method=qr"):
         OrthogonalDense(4, method="qr")
+
+
+@pytest.mark.parametrize("method", METHODS[:4])
+def test_rank_of_another_method_is_refused(method):
+    with pytest.raises(ValueError, match=r"block_reflector.*Received: rank=2"):
+        OrthogonalDense(4, method=method, rank=2)
+
+
+def test_rank_out_of_its_range_is_refused():
+    for rank in (0, -1, 1.5):
+        with pytest.raises(ValueError, match=f"Received: rank={rank}"):
+            OrthogonalDense(4, method="block_reflector", rank=rank)
+    for rank in (6, 7):
+        layer = OrthogonalDense(4, method="block_reflector", rank=rank)
+        with pytest.raises(ValueError, match=f"side.*Received: rank={rank}"):
+            layer.build((None, 6))

@@ -14,6 +14,9 @@ References:
       Comput. 42 (2020), arXiv:1809.11085.
     - Cayley: Trockman and Kolter, "Orthogonalizing convolutional layers with
       the Cayley transform", ICLR 2021 (arXiv:2104.07167).
+    - Block reflectors: Lai et al., "Enhancing certified robustness via block
+      reflector orthogonal layers and logit annealing loss", ICML 2025
+      (arXiv:2505.15174).
     - Exponential: Lezcano-Casado and Martinez-Rubio, "Cheap orthogonal
       constraints in neural networks", ICML 2019 (arXiv:1901.08428).
 """
@@ -125,6 +128,20 @@ def exponential(w):
     return result[:, :columns]
 
 
+def reflected(basis, columns):
+    """The first columns of `I - 2 Q Q^T`, for any Q that does not expand.
+
+    Its eigenvalues are `1 - 2 q^2` for the singular values q of Q, hence
+    between -1 and 1, and -1 or 1 where Q is orthonormal.
+
+    Args:
+        basis: Tensor `(n, rank)`, the matrix Q.
+        columns: Integer, n at most.
+    """
+    identity = ops.eye(basis.shape[0], columns, dtype=basis.dtype)
+    return identity - 2 * product(basis, transposed(basis[:columns]))
+
+
 def _finite(matrix):
     """The identity instead of a matrix that is not finite.
 
@@ -155,6 +172,13 @@ def _with_slope(value, w, slope):
     return value + slope * (w - ops.stop_gradient(w))
 
 
+def _at_scale_of(kernel, factor):
+    """A factor of a kernel, as large as the kernel itself."""
+    _, scale = _orthogonal.unit_scale(kernel)
+    _, largest = _orthogonal.unit_scale(factor)
+    return ops.clip(scale / largest, *SCALES) * factor
+
+
 def _of_any_shape(function, kernel):
     """Applies a map of tall matrices, and the last cubic step."""
     if kernel.shape[0] < kernel.shape[1]:
@@ -176,14 +200,21 @@ class CholeskyQR(Parametrization):
         moved = full(kernel)
         factor = self.constrain(moved)
         store(self.wbar, self._scaled(factor))
-        _, scale = _orthogonal.unit_scale(moved)
-        _, largest = _orthogonal.unit_scale(factor)
-        return ops.cast(
-            ops.clip(scale / largest, *SCALES) * factor, kernel.dtype
-        )
+        return ops.cast(_at_scale_of(moved, factor), kernel.dtype)
 
 
-class OfSkew(Parametrization):
+class Mapped(Parametrization):
+    """Base of the maps whose result is no free kernel that gives it again.
+
+    They make the identity of zero.
+    """
+
+    def condense(self, kernel):
+        """Leaves the free kernel: the map gives another one of its result."""
+        self.refresh(kernel)
+
+
+class OfSkew(Mapped):
     """Kernels that a map of skew matrices gives, of free kernels of any kind.
 
     Args:
@@ -197,6 +228,48 @@ class OfSkew(Parametrization):
     def constrain(self, kernel):
         return _of_any_shape(self.function, kernel)
 
-    def condense(self, kernel):
-        """Leaves the free kernel: the map gives another one of its result."""
-        self.refresh(kernel)
+
+class BlockReflector(Mapped):
+    """Reflections at the space that the columns of a free matrix leave out.
+
+    Only the space that the columns span counts. So a retraction to an
+    orthonormal basis of it changes nothing but the condition.
+
+    Args:
+        rank: Integer, the number of columns; None means a quarter of the larger
+            side of the kernel.
+    """
+
+    def __init__(self, rank, **kwargs):
+        super().__init__(**kwargs)
+        self.rank = rank
+
+    def free_variable(self, shape, initializer):
+        super().free_variable(shape, initializer)
+        side = max(shape)
+        rank = self.rank or max(1, side // 4)
+        # A single number has no room for less than all of it.
+        if rank > max(1, side - 1):
+            raise ValueError(
+                "Argument `rank` must be less than the larger side of the "
+                f"kernel, {side}. Received: rank={rank}"
+            )
+        return (side, rank), initializer
+
+    def constrain(self, kernel):
+        return self._kernel_of(self._basis(kernel))
+
+    def retract(self, kernel):
+        moved = full(kernel)
+        basis = self._basis(moved)
+        store(self.wbar, self._scaled(self._kernel_of(basis)))
+        return ops.cast(_at_scale_of(moved, basis), kernel.dtype)
+
+    def _basis(self, kernel):
+        # A reflection would feel twice what the shifts have taken away.
+        return _orthogonal.nearer(cholesky_qr(kernel))
+
+    def _kernel_of(self, basis):
+        rows, columns = self._kernel_shape
+        found = _orthogonal.finished(reflected(basis, min(rows, columns)))
+        return found if rows >= columns else transposed(found)

@@ -280,6 +280,18 @@ def finished(w):
     return _cubic_step(w / ops.sqrt(square), _identity(gram) - gram / square)
 
 
+def nearer(w):
+    """A cubic step alone, where singular values of two are out of reach.
+
+    Differentiable. Unlike `finished`, this divides by nothing: singular values
+    that are far from one cost the others nothing.
+
+    Args:
+        w: Tensor `(n, m)`.
+    """
+    return _cubic_step(w, _identity(w) - gram_of(w))
+
+
 def mean_scale(w):
     """Root mean square of the singular values, 1 for zeros."""
     unit, largest = unit_scale(w, _each(w))

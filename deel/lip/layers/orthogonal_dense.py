@@ -5,6 +5,7 @@ import functools
 import keras
 
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip._dense_methods import BlockReflector
 from deel.lip._dense_methods import CholeskyQR
 from deel.lip._dense_methods import OfSkew
 from deel.lip._dense_methods import cayley
@@ -31,6 +32,7 @@ _PARAMETRIZATIONS = {
     "cholesky_qr": CholeskyQR,
     "cayley": functools.partial(OfSkew, cayley),
     "exponential": functools.partial(OfSkew, exponential),
+    "block_reflector": BlockReflector,
 }
 
 
@@ -60,6 +62,13 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
     - `"exponential"`: the exponential of a skew matrix, of the *larger* side,
       about fifteen products of it: for small or square kernels. A vector space
       as well, and every rotation is within reach.
+    - `"block_reflector"`: `I - 2 V (V^T V)^-1 V^T`, the reflection of what the
+      columns of the free matrix V span, cut to the columns that are needed. V
+      has the larger side for its rows, and only `rank` columns, so there is
+      less to train and to factorise. What it reaches are reflections, which
+      keep all but `rank` directions of a square kernel. Columns of V that
+      nearly depend on each other lose their reflection. Zero gives the
+      identity.
 
     Args:
         units: Positive integer, dimension of the output.
@@ -76,8 +85,12 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
         bias_constraint: Constraint of the bias.
         lora_rank: Must be None: LoRA would break the constraint.
         k_coef_lip: Float, the Lipschitz constant of the affine part.
-        method: `"newton_schulz"`, `"cholesky_qr"`, `"cayley"` or
-            `"exponential"`.
+        method: `"newton_schulz"`, `"cholesky_qr"`, `"cayley"`,
+            `"exponential"` or `"block_reflector"`.
+        rank: Integer, less than the larger side of the kernel: the number of
+            eigenvalues -1 of a block reflector, of which the free matrix has
+            the columns. None means a quarter of that side. For this method
+            only.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:
@@ -87,7 +100,8 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
         Tensor `(batch_size, ..., units)`.
 
     Raises:
-        ValueError: If an argument is out of its range, or `lora_rank` is given.
+        ValueError: If an argument is out of its range, if `lora_rank` is
+            given, or `rank` for another method.
 
     Example:
 
@@ -109,6 +123,9 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
         - [Fukaya et al., 2020](https://arxiv.org/abs/1809.11085), "Shifted
           Cholesky QR for computing the QR factorization of ill-conditioned
           matrices".
+        - [Lai et al., 2025](https://arxiv.org/abs/2505.15174), "Enhancing
+          certified robustness via block reflector orthogonal layers and logit
+          annealing loss".
     """
 
     def __init__(
@@ -126,12 +143,21 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
         lora_rank=None,
         k_coef_lip=1.0,
         method="newton_schulz",
+        rank=None,
         **kwargs,
     ):
         if method not in _PARAMETRIZATIONS:
             raise ValueError(
                 f"Argument `method` must be one of {tuple(_PARAMETRIZATIONS)}. "
                 f"Received: method={method}"
+            )
+        own = {}
+        if method == "block_reflector":
+            own["rank"] = None if rank is None else positive_int("rank", rank)
+        elif rank is not None:
+            raise ValueError(
+                'Argument `rank` is that of `method="block_reflector"`. '
+                f"Expected `rank=None` for {method!r}. Received: rank={rank}"
             )
         super().__init__(
             positive_int("units", units),
@@ -146,13 +172,18 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
             bias_constraint=bias_constraint,
             lora_rank=lora_rank,
             k_coef_lip=k_coef_lip,
-            parametrization=_PARAMETRIZATIONS[method](),
+            parametrization=_PARAMETRIZATIONS[method](**own),
             **kwargs,
         )
         self.method = method
+        self.rank = own.get("rank")
 
     def _compute_lip_coef(self, input_shape=None):
         return 1.0
 
     def get_config(self):
-        return {**super().get_config(), "method": self.method}
+        return {
+            **super().get_config(),
+            "method": self.method,
+            "rank": self.rank,
+        }
