@@ -298,7 +298,7 @@ def _activation(random):
         keras.layers.ELU(alpha=float(2 * random.random())),
         layers.Abs(0.5),
         layers.GroupSort(3),
-        layers.Householder(),
+        layers.Householder(order=int(random.integers(1, 4))),
         layers.MaxMin(),
         layers.LipschitzPReLU(2.0),
     )

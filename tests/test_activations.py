@@ -4,6 +4,9 @@ import harness
 import keras
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import settings
+from hypothesis import strategies as st
 from keras import ops
 
 from deel.lip import _compilation
@@ -18,6 +21,7 @@ from deel.lip.activations import Householder
 from deel.lip.activations import LipschitzPReLU
 from deel.lip.activations import MaxMin
 from deel.lip.activations import PReLUlip
+from deel.lip.certification import lipschitz_bound
 from deel.lip.model import Sequential
 
 X = [3.0, 1.0, -2.0, -5.0, 0.0, 4.0]
@@ -140,12 +144,131 @@ def test_activations_are_also_in_layers():
             {"theta_initializer": keras.initializers.Constant(np.pi / 3)},
             [-0.2320508, 1, 3.5980762, 5],
         ),
+        # The pairs (3, -2) and (1, 5) are sorted. The second fold leaves both,
+        # since |x| < y; the third changes the sign of x < 0.
+        ({"order": 2}, [-2, 1, 3, 5]),
+        ({"order": 3, "k_coef_lip": 2.0}, [4, 2, 6, 10]),
+        # A second fold at the same line finds nothing to reflect.
+        (
+            {
+                "order": 2,
+                "theta_initializer": keras.initializers.Constant(np.pi / 3),
+            },
+            [-0.2320508, 1, 3.5980762, 5],
+        ),
     ],
 )
 def test_householder_golden_values(arguments, expected):
     x = np.array([[3.0, 1.0, -2.0, 5.0]], "float32")
     found = ops.convert_to_numpy(Householder(**arguments)(x))
     np.testing.assert_allclose(found, [expected], atol=1e-6)
+
+
+def test_householder_of_second_order_reflects_both_pieces_of_the_first():
+    # All of (3, 1), (1, 3), (-1, -3) and (-3, -1) become (1, 3).
+    x = np.array([[3, 1, 1, 3], [-1, -3, -3, -1]], "float32").reshape(4, 2)
+    found = ops.convert_to_numpy(Householder(order=2)(x))
+    np.testing.assert_allclose(found, [[1, 3]] * 4, atol=1e-6)
+
+
+def _folds(angles, k_coef_lip=1.0):
+    """An activation of two channels with these angles."""
+    layer = Householder(order=len(angles), k_coef_lip=k_coef_lip)
+    layer.build((None, 2))
+    layer.theta.assign(np.reshape(angles, layer.theta.shape))
+    return layer
+
+
+angles_of_folds = st.lists(
+    st.floats(-7.0, 7.0, allow_nan=False, width=32), min_size=1, max_size=4
+)
+
+
+@settings(max_examples=40, deadline=None, database=None, derandomize=True)
+@given(angles_of_folds, st.floats(0.1, 10.0))
+def test_householder_is_continuous_and_expands_nothing(angles, radius):
+    # Neighbours on a circle, which crosses each line twice. At a jump they
+    # would be far apart.
+    turns = np.linspace(0, 2 * np.pi, 2001)
+    x = radius * np.stack([np.cos(turns), np.sin(turns)], axis=-1)
+    layer = _folds(angles, k_coef_lip=2.0)
+    y = ops.convert_to_numpy(layer(x.astype("float32"))).astype("float64")
+    steps = np.linalg.norm(np.diff(x, axis=0), axis=1)
+    moved = np.linalg.norm(np.diff(y, axis=0), axis=1)
+    assert np.all(moved <= 2.0 * steps + 1e-5 * radius)
+    # Norms are kept, and points far apart do not part either.
+    np.testing.assert_allclose(
+        np.linalg.norm(y, axis=1), 2.0 * radius, rtol=1e-5
+    )
+    for shift in (137, 500, 1000):
+        gap = np.linalg.norm(x[shift:] - x[:-shift], axis=1)
+        moved = np.linalg.norm(y[shift:] - y[:-shift], axis=1)
+        assert np.all(moved <= 2.0 * gap + 1e-5 * radius)
+
+
+@settings(max_examples=20, deadline=None, database=None, derandomize=True)
+@given(angles_of_folds, st.integers(0, 1000))
+def test_jacobian_of_householder_is_orthogonal(angles, seed):
+    x = np.random.default_rng(seed).standard_normal((20, 2)).astype("float32")
+    layer = _folds(angles)
+    rows = [
+        harness.gradient(lambda z, i=i: ops.sum(layer(z)[:, i]), x)[0]
+        for i in range(2)
+    ]
+    jacobians = np.stack(rows, axis=1)
+    values = np.linalg.svd(jacobians, compute_uv=False)
+    np.testing.assert_allclose(values, 1.0, atol=1e-5)
+
+
+def test_each_fold_of_householder_halves_what_those_before_have_left():
+    turns = np.linspace(0, 2 * np.pi, 1000)
+    x = np.stack([np.cos(turns), np.sin(turns)], axis=-1).astype("float32")
+    for order in (1, 2, 3, 4):
+        y = ops.convert_to_numpy(Householder(order=order)(x))
+        angles = np.arctan2(y[:, 1], y[:, 0]) - np.pi / 4
+        # Counted from a little before the diagonal, where the sector begins.
+        angles = np.mod(angles + 1e-3, 2 * np.pi) - 1e-3
+        sector = np.pi / 2 ** (order - 1)
+        assert sector - 1e-2 <= np.max(angles) <= sector + 1e-3
+
+
+def test_householder_of_first_order_is_what_it_was_without_an_order():
+    config = Householder(name="h").get_config()
+    assert config.pop("order") == 1
+    layer = Householder.from_config(config)
+    layer.build((None, 6))
+    assert tuple(layer.theta.shape) == (3,)
+    np.testing.assert_array_equal(
+        ops.convert_to_numpy(layer.theta), np.full(3, np.pi / 2, "float32")
+    )
+    assert Householder("channels_last", 1.0, None, 2).order == 2
+
+
+def test_householder_of_higher_order_is_bounded_trained_and_saved(tmp_path):
+    layer = layers.SpectralDense(4, activation=Householder(order=2))
+    model = Sequential([keras.Input((3,)), layer], k_coef_lip=2.0)
+    theta = ops.convert_to_numpy(layer.activation.theta)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    x = np.random.default_rng(0).standard_normal((8, 3))
+    model.fit(x, np.ones((8, 4)), verbose=0)
+    # Each of the folds has learned something.
+    moved = ops.convert_to_numpy(layer.activation.theta) != theta
+    assert np.all(np.any(moved, axis=1))
+    assert lipschitz_bound(model) <= 2 * (1 + 1e-4)
+    expected = model.predict(x, verbose=0)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.models.load_model(tmp_path / "model.keras")
+    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    exported = model.vanilla_export()
+    np.testing.assert_allclose(
+        exported.predict(x, verbose=0), expected, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("order", [0, -1, 1.5, "2"])
+def test_order_of_householder_must_be_a_positive_integer(order):
+    with pytest.raises(ValueError, match="Received: order="):
+        Householder(order=order)
 
 
 def test_householder_refuses_what_it_cannot_pair():

@@ -661,12 +661,18 @@ def _up_sampling(layer, input_shapes):
     layers.FullSort,
     layers.GroupSort,
     layers.GroupSort2,
-    layers.Householder,
     layers.LayerCentering,
     layers.MaxMin,
 )
 def _scaled_isometry(layer, input_shapes):
     return Bound(_factor(layer, layer.k_coef_lip), "formula", True)
+
+
+@_bound_of(layers.Householder)
+def _folds(layer, input_shapes):
+    # Each fold rounds anew, like a layer of its own.
+    terms = (8 * (layer.order - 1) + 1) ** 2
+    return Bound(_factor(layer, layer.k_coef_lip), "formula", True, terms=terms)
 
 
 @_bound_of(layers.BatchCentering)

@@ -287,10 +287,21 @@ class Householder(_Activation):
     other side are reflected at it. The initial angle, pi/2, sorts each pair in
     ascending order.
 
+    With `order=n` the plane of each pair is folded n times, each time at a line
+    of its own: both pieces that a fold has made are reflected anew where the
+    next line parts them, which makes up to 2^n pieces. A fold is continuous,
+    since points on its line stay, and 1-Lipschitz, since points on different
+    sides come closer when one of them is reflected. So is what folds make one
+    after the other. Its Jacobian is a product of reflections, hence orthogonal,
+    wherever there is one.
+
     Args:
         data_format: Must be `"channels_last"`.
         k_coef_lip: Float, multiplies the output.
-        theta_initializer: Initializer of the angles; None means pi/2.
+        theta_initializer: Initializer of the angles; None means pi/2, and for
+            each further fold the angle whose line halves what the folds before
+            have left.
+        order: Positive integer, the number of folds.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:
@@ -302,6 +313,7 @@ class Householder(_Activation):
     Raises:
         RuntimeError: If `data_format` is not `"channels_last"`, or if the
             number of channels is odd.
+        ValueError: If `order` is not a positive integer.
 
     Example:
 
@@ -310,6 +322,9 @@ class Householder(_Activation):
     >>> x = np.array([[3., 1., -2., 5.]], "float32")
     >>> print(keras.ops.convert_to_numpy(Householder()(x)).round(4))
     [[-2.  1.  3.  5.]]
+    >>> x = np.array([[-1., 1., -4., 2.]], "float32")
+    >>> print(keras.ops.convert_to_numpy(Householder(order=2)(x)).round(4))
+    [[1. 1. 4. 2.]]
 
     Reference:
         - [Singla et al., 2021](https://arxiv.org/abs/2108.04062), "Improved
@@ -321,6 +336,7 @@ class Householder(_Activation):
         data_format="channels_last",
         k_coef_lip=1.0,
         theta_initializer=None,
+        order=1,
         **kwargs,
     ):
         if data_format != "channels_last":
@@ -330,6 +346,7 @@ class Householder(_Activation):
             )
         super().__init__(data_format, k_coef_lip, **kwargs)
         self.theta_initializer = keras.initializers.get(theta_initializer)
+        self.order = positive_int("order", order)
 
     def build(self, input_shape):
         channels = input_shape[-1]
@@ -338,27 +355,19 @@ class Householder(_Activation):
                 "Householder pairs the channels, so their number must be even. "
                 f"Received: channels={channels}"
             )
+        pairs = (channels // 2,)
         self.theta = self.add_weight(
             name="theta",
-            shape=(channels // 2,),
-            initializer=self.theta_initializer
-            or keras.initializers.Constant(math.pi / 2),
+            shape=pairs if self.order == 1 else (self.order, *pairs),
+            initializer=self.theta_initializer or _halving,
         )
 
     def call(self, inputs):
-        theta = ops.convert_to_tensor(self.theta)
-        first, second = ops.split(inputs, 2, axis=-1)
-        side = first * ops.sin(theta / 2) - second * ops.cos(theta / 2)
-        sine, cosine = ops.sin(theta), ops.cos(theta)
-        reflected = (
-            first * cosine + second * sine,
-            first * sine - second * cosine,
-        )
-        stays = side <= 0
-        parts = [
-            ops.where(stays, first, reflected[0]),
-            ops.where(stays, second, reflected[1]),
-        ]
+        angles = ops.convert_to_tensor(self.theta)
+        angles = ops.reshape(angles, (self.order, -1))
+        parts = ops.split(inputs, 2, axis=-1)
+        for fold in range(self.order):
+            parts = _folded(*parts, angles[fold])
         return self._scaled(ops.concatenate(parts, axis=-1))
 
     def get_config(self):
@@ -366,7 +375,35 @@ class Householder(_Activation):
         return {
             **super().get_config(),
             "theta_initializer": self.theta_initializer and initializer,
+            "order": self.order,
         }
+
+
+def _halving(shape, dtype=None):
+    """Angles of folds one after the other, each of which halves the plane left.
+
+    The first leaves the half-plane above the diagonal, and each of the others
+    the half of a sector that begins there.
+    """
+    folds = np.arange(1 if len(shape) == 1 else shape[0])
+    angles = math.pi / 2 - 2 * math.pi * (1 - 2.0**-folds)
+    angles = np.broadcast_to(angles[:, None], (len(folds), shape[-1]))
+    return ops.convert_to_tensor(angles.reshape(shape), dtype=dtype)
+
+
+def _folded(first, second, theta):
+    """Reflects the points on one side of a line, which is at half the angle."""
+    side = first * ops.sin(theta / 2) - second * ops.cos(theta / 2)
+    sine, cosine = ops.sin(theta), ops.cos(theta)
+    reflected = (
+        first * cosine + second * sine,
+        first * sine - second * cosine,
+    )
+    stays = side <= 0
+    return [
+        ops.where(stays, first, reflected[0]),
+        ops.where(stays, second, reflected[1]),
+    ]
 
 
 @register("PReLUlip")
