@@ -259,6 +259,8 @@ def _orthogonal(random):
 
 def _family(random):
     """Layers that are bounded by other means than a matrix norm."""
+    if random.random() < 0.2:
+        return _branched(random)
     k_coef_lip = float(_pick(random, 0.3, 1.0, 2.0))
     image = (int(random.integers(3, 8)), int(random.integers(3, 8)), 2)
     units = int(random.integers(1, 7))
@@ -287,6 +289,31 @@ def _family(random):
         bound="operator",
     )
     return layer, image
+
+
+def _branched(random):
+    """Blocks around a layer or a model."""
+    units = int(random.integers(1, 5))
+    branch = _pick(
+        random,
+        keras.layers.Dense(units, activation=_pick(random, None, "tanh")),
+        SpectralDense(units, k_coef_lip=float(_pick(random, 0.3, 2.0))),
+        layers.SLLDense(3),
+        Sequential(
+            [
+                keras.Input((units,)),
+                SpectralDense(5, activation=layers.FullSort()),
+                FrobeniusDense(units, disjoint_neurons=False),
+            ]
+        ),
+    )
+    arguments = {"k_coef_lip": float(_pick(random, 0.3, 1.0, 2.0))}
+    if not isinstance(branch, layers.LipschitzLayer):
+        # Bounds are found from the weights, whatever is claimed.
+        arguments["k_branch"] = 1.5
+    if random.random() < 0.5:
+        return layers.PrescaledResidual(branch, **arguments), (units,)
+    return layers.PartialResidual(branch, **arguments), (2 * units,)
 
 
 def _activation(random):
@@ -329,6 +356,9 @@ def randomize(layer, random):
     if isinstance(layer, keras.Model):
         for inner in layer.layers:
             randomize(inner, random)
+        return
+    if isinstance(layer, keras.layers.Wrapper):
+        randomize(layer.layer, random)
         return
     scale = _pick(random, 0.1, 1.0, 1.0, 10.0)
     values = []

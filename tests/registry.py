@@ -40,11 +40,20 @@ class Row:
     residual: bool = False
 
     def make(self):
-        return self.layer(**self.arguments)
+        # Layers in arguments are copied, so that each test has its own.
+        arguments = {
+            key: type(value).from_config(value.get_config())
+            if isinstance(value, keras.layers.Layer)
+            else value
+            for key, value in self.arguments.items()
+        }
+        return self.layer(**arguments)
 
     @property
     def name(self):
-        arguments = ",".join(f"{k}={v}" for k, v in self.arguments.items())
+        arguments = ",".join(
+            f"{k}={getattr(v, 'name', v)}" for k, v in self.arguments.items()
+        )
         return f"{self.layer.__name__}({arguments})"
 
 
@@ -854,6 +863,40 @@ OTHERS = [
         (4,),
         (4,),
         constant=2.0,
+    ),
+    Row(
+        layers.PrescaledResidual,
+        {"layer": layers.SLLDense(3, name="branch"), "k_coef_lip": 0.5},
+        (4,),
+        (4,),
+        (15, 15),
+        constant=0.5,
+    ),
+    Row(
+        layers.PrescaledResidual,
+        {"layer": keras.layers.ReLU(name="relu"), "k_branch": 1.0},
+        (3, 4),
+        (3, 4),
+        constant=1.0,
+    ),
+    Row(
+        layers.PartialResidual,
+        {"layer": layers.SpectralDense(4, k_coef_lip=0.5, name="branch")},
+        (8,),
+        (8,),
+        (20, 21),
+        constant=1.0,
+    ),
+    Row(
+        layers.PartialResidual,
+        {
+            "layer": layers.SLLConv2D(3, 3, k_coef_lip=2.0, name="branch"),
+            "k_coef_lip": 3.0,
+        },
+        (4, 5, 4),
+        (4, 5, 4),
+        (57, 57),
+        constant=3.0,
     ),
     Row(layers.LipschitzPReLU, {}, (3, 4), (3, 4), (12, 0), constant=1.0),
     Row(

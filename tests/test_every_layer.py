@@ -32,6 +32,7 @@ def _image_branch(x, groups):
     x = layers.BatchCentering()(x)
     y = layers.SpectralConv2D(8, 3, padding_mode="reflect", **GAIN)(x)
     x = layers.LipResidual()([x, layers.Householder()(y)])
+    x = layers.PartialResidual(layers.OrthogonalConv2D(4, 3))(x)
     x = layers.LayerCentering()(x)
     x = layers.BatchLipNorm()(x)
     x = layers.ScaleBiasLayer(0.5)(x)
@@ -93,6 +94,7 @@ def network(groups=2, solid=True):
     x = keras.layers.Concatenate()(heads)
     x = layers.SpectralDense(16, activation=layers.Householder())(x)
     x = layers.OrthogonalDense(16)(x)
+    x = layers.PrescaledResidual(layers.OrthogonalDense(16))(x)
     x = layers.AOLDense(16)(x)
     x = layers.SLLDense(16)(x)
     x = unconstrained.ResidualDense(8)(x)
@@ -196,7 +198,8 @@ def test_it_is_exported_and_condensed(trained):
     ]
     # Only those stay that no stock layer can stand for.
     assert all(
-        type(layer).__name__.startswith("PadConv") for layer in constrained
+        type(layer).__name__.startswith(("PadConv", "Partial", "Prescaled"))
+        for layer in constrained
     )
     model.condense()
     condensed = model.predict(x, verbose=0)

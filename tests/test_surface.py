@@ -97,6 +97,8 @@ NAMES = {
         OrthogonalConv3D
         OrthogonalDense
         PReLUlip
+        PartialResidual
+        PrescaledResidual
         SLLConv2D
         SLLDense
         ScaleBiasLayer

@@ -9,12 +9,13 @@ import warnings
 import keras
 
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip._export import condensable_layers
+from deel.lip._export import vanillaModel
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_float
-from deel.lip._validation import require_built
 from deel.lip._variables import gathered_retractions
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
@@ -413,77 +414,6 @@ class LossVariableSequential(_TrainsLossVariables, Sequential):
     """
 
 
-def vanillaModel(model):
-    """Converts a model to stock Keras, without the cost of the constraints.
-
-    Each layer with a constrained kernel is replaced by the stock layer with
-    that kernel, every other layer by a copy. Names, topology and predictions
-    (within 1e-5) are those of the model, which is left as it is and shares no
-    variable with the result. Layers without kernel, such as `GroupSort` or
-    `ScaledL2NormPooling2D`, stay what they are.
-
-    Args:
-        model: A `keras.Sequential` or functional `keras.Model`, or one of
-            `deel.lip.model`, that is built.
-
-    Returns:
-        A `keras.Sequential` or `keras.Model`, not compiled.
-
-    Raises:
-        ValueError: If the model is not built, has weights that are not finite,
-            or is a subclass of `keras.Model` with a `call` of its own.
-    """
-    if not isinstance(model, keras.Model):
-        raise ValueError(
-            "`vanillaModel` expects a Keras model. "
-            f"Received: model={model} (of type {type(model).__name__})"
-        )
-    require_built(model, "vanilla_export")
-    # Copied weights are assigned last: copies are built by the new graph.
-    copies = []
-    converted = []
-
-    def convert(layer):
-        if isinstance(layer, keras.Model):
-            return vanillaModel(layer)
-        if isinstance(layer, Condensable):
-            converted.append(layer.vanilla_export())
-            return converted[-1]
-        copy = type(layer).from_config(layer.get_config())
-        copies.append((layer, copy))
-        return copy
-
-    def call(layer, *args, **kwargs):
-        # The graph remembers the default of a constrained layer, training. A
-        # stock layer has no use for it, and would hand it to all that follow.
-        if any(layer is one for one in converted):
-            kwargs.pop("training", None)
-        return layer(*args, **kwargs)
-
-    if isinstance(model, keras.Sequential):
-        _require_call_of(keras.Sequential, model)
-        # The list of `_layers` starts with the input layer.
-        layers = [convert(layer) for layer in model._layers]
-        exported = keras.Sequential(layers, name=model.name)
-        if not exported.built:
-            exported.build(model.input_shape)
-    elif hasattr(model, "operations"):
-        functional = _as_functional(model)
-        _require_call_of(type(functional), model)
-        clone = keras.models.clone_model(
-            functional,
-            input_tensors=_renewed_inputs(model),
-            clone_function=convert,
-            call_function=call,
-        )
-        exported = _as_functional(clone, name=model.name)
-    else:
-        _refuse(model)
-    for layer, copy in copies:
-        copy.set_weights(layer.get_weights())
-    return exported
-
-
 # Each constrained kernel may exceed its promise by the rounding of float32.
 _VERIFIED_WITHIN = 1e-4
 
@@ -512,40 +442,6 @@ def _verify(model, exported, verify):
         )
 
 
-def _require_call_of(stock_class, model):
-    if type(model).call is not stock_class.call:
-        _refuse(model)
-
-
-def _refuse(model):
-    raise ValueError(
-        "`vanillaModel` converts Sequential and functional models without a "
-        "`call` of their own, whose graph of layers is known. "
-        f"Received: model '{model.name}' of type {type(model).__name__}"
-    )
-
-
-def _as_functional(model, name=None):
-    # `input` and `output` keep the structure that the user gave: a tensor, a
-    # list or a dictionary.
-    return keras.Model(model.input, model.output, name=name or model.name)
-
-
-def _renewed_inputs(model):
-    """New input tensors like those of a functional model, names included."""
-    names = {
-        id(operation.output): operation.name
-        for operation in model.operations
-        if isinstance(operation, keras.layers.InputLayer)
-    }
-    return keras.tree.map_structure(
-        lambda x: keras.Input(
-            batch_shape=x.shape, dtype=x.dtype, name=names[id(x)]
-        ),
-        model.input,
-    )
-
-
 def _signature(model):
     """What `keras.Model.export` needs to know of the inputs of a model."""
     # A list of layers that was never called has no `input`.
@@ -563,7 +459,7 @@ def _signature(model):
 
 def condense_layers(model):
     """Condenses all layers, or none if one of them cannot be."""
-    layers = list(_condensable_layers(model))
+    layers = list(condensable_layers(model.layers))
     for layer in layers:
         layer._check_condensable()
     for layer in layers:
@@ -578,17 +474,9 @@ def averages_weights(optimizer):
 
 def _refresh_layers(model):
     """Makes inference use the free kernels as they are now."""
-    for layer in _condensable_layers(model):
+    for layer in condensable_layers(model.layers):
         if isinstance(layer, ConstrainedKernel):
             layer.parametrization.refresh(layer.kernel)
-
-
-def _condensable_layers(model):
-    for layer in model.layers:
-        if isinstance(layer, keras.Model):
-            yield from _condensable_layers(layer)
-        elif isinstance(layer, Condensable):
-            yield layer
 
 
 _ALWAYS_1_LIPSCHITZ = (

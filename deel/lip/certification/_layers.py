@@ -37,6 +37,9 @@ class Bound:
         terms: Integer, how many products are summed in an output.
         shift: Float, the norm of what is subtracted, in the units of the
             output, before something is added that may cancel it.
+        inside: Pair of floats. Where a layer holds others, the error of their
+            forward pass is at most `inside[0]` times the norm of its input,
+            plus `inside[1]`, in the units of the output.
     """
 
     value: float
@@ -46,6 +49,7 @@ class Bound:
     adds: bool = False
     terms: int = 1
     shift: float = 0.0
+    inside: tuple = (0.0, 0.0)
 
 
 _BOUNDS = {}
@@ -65,6 +69,10 @@ _NO_CONSTANT = {
     keras.layers.Masking: "jumps where a step has the value of the mask",
     keras.layers.Embedding: "maps integers",
 }
+
+
+# Blocks whose constant is that of the layer or model inside, and a formula.
+BRANCHED = (layers.PartialResidual, layers.PrescaledResidual)
 
 
 def register_bound(layer_class, bound=None):
@@ -836,6 +844,21 @@ def _residual(layer, input_shapes):
     # The weight is a float32 sigmoid.
     weights = [weight + 1e-6, 1 - weight + 1e-6]
     return _joined(weights, adds=True, method="weights")
+
+
+def branched_bound(layer, branch, error):
+    """Bound of a block from that of its branch.
+
+    Args:
+        layer: A layer of one of the classes in `BRANCHED`.
+        branch: Float, the constant of the branch.
+        error: Pair of floats, as `Bound.inside`, for the branch itself.
+    """
+    check_finite(layer)
+    factor = _factor(layer, layer._get_coef())
+    value = factor * layer.joined_constant(branch) * (1 + 1e-12)
+    inside = tuple(factor * part for part in error)
+    return Bound(value, "branch", inside=inside)
 
 
 @_bound_of(keras.layers.TimeDistributed)

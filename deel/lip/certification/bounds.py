@@ -11,7 +11,9 @@ the norms of the columns add up to a single row, by the triangle inequality.
 The constant of a set of tensors is the largest singular value of their stacked
 matrices. With one input, this is a product along a path, a sum where branches
 are added and the root of a sum of squares where they are concatenated. A layer
-that is used at several places has one constant and is used with it at each.
+that is used at several places has one constant and is used with it at each. A
+block that holds its branch has the constant that its formula makes of that of
+the branch, which is found like that of a model.
 
 Note [Errors of the forward pass]
 
@@ -39,6 +41,8 @@ from keras import ops
 
 from deel.lip import layers
 from deel.lip._validation import require_built
+from deel.lip.certification._layers import BRANCHED
+from deel.lip.certification._layers import branched_bound
 from deel.lip.certification._layers import inference_kernel
 from deel.lip.certification._layers import layer_bound
 from deel.lip.certification._norms import matrix_norm
@@ -325,8 +329,7 @@ class Walk:
             inputs: List of `Flow`.
             prefix: String, the names of the models around it.
         """
-        is_given = {layer.name, type(layer)} & set(self._constants)
-        if not isinstance(layer, keras.Model) or is_given:
+        if not isinstance(layer, keras.Model) or self._is_given(layer):
             return self._through_layer(layer, inputs, prefix)
         _require_graph(layer)
         if prefix:
@@ -336,6 +339,17 @@ class Walk:
         for inner in layer.layers:
             inputs = self.run(inner, inputs, self._inside(inner, prefix))
         return inputs
+
+    def _is_given(self, layer):
+        return bool({layer.name, type(layer)} & set(self._constants))
+
+    def _around_branch(self, layer, shapes, prefix):
+        """Bound of a block, whose branch is followed by itself."""
+        (shape,) = shapes
+        start = Flow(layer.branch_shape(shape), np.eye(1))
+        prefix = self._inside(layer.layer, f"{prefix}{layer.name}/")
+        (branch,) = self.run(layer.layer, [start], prefix)
+        return branched_bound(layer, joint_gain([branch]), branch.error)
 
     def _inside(self, layer, prefix):
         is_model = isinstance(layer, keras.Model)
@@ -407,13 +421,19 @@ class Walk:
         magnitude = magnitude + np.array([0.0, offset])
         rounded = magnitude + np.array([0.0, bound.shift])
         own = (8 + math.sqrt(bound.terms)) * self._unit * rounded
+        growth, constant = bound.inside
+        own = own + growth * sum(flow.magnitude() for flow in inputs)
+        own = own + np.array([0.0, constant])
         error = through([flow.error for flow in inputs]) + own
         return float(magnitude[1]), error
 
     def _bound(self, layer, shapes, prefix):
         key = (id(layer), tuple(shapes))
         if key not in self._known:
-            bound = layer_bound(layer, shapes, self._constants)
+            if type(layer) in BRANCHED and not self._is_given(layer):
+                bound = self._around_branch(layer, shapes, prefix)
+            else:
+                bound = layer_bound(layer, shapes, self._constants)
             self._known[key] = bound
             self.table.append(
                 LayerBound(

@@ -13,6 +13,8 @@ from deel.lip.layers.activations import MaxMin
 from deel.lip.layers.activations import PReLUlip
 from deel.lip.layers.almost_orthogonal import AOLConv2D
 from deel.lip.layers.almost_orthogonal import AOLDense
+from deel.lip.layers.branched import PartialResidual
+from deel.lip.layers.branched import PrescaledResidual
 from deel.lip.layers.convolutional import FrobeniusConv2D
 from deel.lip.layers.convolutional import SpectralConv1D
 from deel.lip.layers.convolutional import SpectralConv2D
@@ -79,6 +81,8 @@ __all__ = [
     "OrthogonalConv3D",
     "OrthogonalDense",
     "PReLUlip",
+    "PartialResidual",
+    "PrescaledResidual",
     "SLLConv2D",
     "SLLDense",
     "ScaleBiasLayer",

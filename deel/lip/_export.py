@@ -1,0 +1,142 @@
+"""How models, and layers inside of others, become stock Keras."""
+
+import keras
+
+from deel.lip._lipschitz import Condensable
+from deel.lip._validation import require_built
+
+
+def vanillaModel(model):
+    """Converts a model to stock Keras, without the cost of the constraints.
+
+    Each layer with a constrained kernel is replaced by the stock layer with
+    that kernel, every other layer by a copy. Names, topology and predictions
+    (within 1e-5) are those of the model, which is left as it is and shares no
+    variable with the result. Layers without kernel, such as `GroupSort` or
+    `ScaledL2NormPooling2D`, stay what they are.
+
+    Args:
+        model: A `keras.Sequential` or functional `keras.Model`, or one of
+            `deel.lip.model`, that is built.
+
+    Returns:
+        A `keras.Sequential` or `keras.Model`, not compiled.
+
+    Raises:
+        ValueError: If the model is not built, has weights that are not finite,
+            or is a subclass of `keras.Model` with a `call` of its own.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "`vanillaModel` expects a Keras model. "
+            f"Received: model={model} (of type {type(model).__name__})"
+        )
+    require_built(model, "vanilla_export")
+    # Copied weights are assigned last: copies are built by the new graph.
+    copies = []
+    converted = []
+
+    def convert(layer):
+        found, is_copy = stock_version(layer)
+        if is_copy:
+            copies.append((layer, found))
+        elif not isinstance(layer, keras.Model):
+            converted.append(found)
+        return found
+
+    def call(layer, *args, **kwargs):
+        # The graph remembers the default of a constrained layer, training. A
+        # stock layer has no use for it, and would hand it to all that follow.
+        if any(layer is one for one in converted):
+            kwargs.pop("training", None)
+        return layer(*args, **kwargs)
+
+    if isinstance(model, keras.Sequential):
+        _require_call_of(keras.Sequential, model)
+        # The list of `_layers` starts with the input layer.
+        layers = [convert(layer) for layer in model._layers]
+        exported = keras.Sequential(layers, name=model.name)
+        if not exported.built:
+            exported.build(model.input_shape)
+    elif hasattr(model, "operations"):
+        functional = _as_functional(model)
+        _require_call_of(type(functional), model)
+        clone = keras.models.clone_model(
+            functional,
+            input_tensors=_renewed_inputs(model),
+            clone_function=convert,
+            call_function=call,
+        )
+        exported = _as_functional(clone, name=model.name)
+    else:
+        _refuse(model)
+    for layer, copy in copies:
+        copy.set_weights(layer.get_weights())
+    return exported
+
+
+def stock_version(layer):
+    """A layer or model with the same inference, without the constraints.
+
+    Args:
+        layer: A built layer or model.
+
+    Returns:
+        Pair: the object, and whether it is a copy that is not built, so that
+        it has yet to get the weights of the layer.
+    """
+    if isinstance(layer, keras.Model):
+        return vanillaModel(layer), False
+    if isinstance(layer, Condensable):
+        return layer.vanilla_export(), False
+    return type(layer).from_config(layer.get_config()), True
+
+
+def condensable_layers(layers):
+    """Yields those of the layers that can be condensed, at any depth.
+
+    Args:
+        layers: Iterable of layers and models. What is inside of a model, or of
+            a wrapper, stands for it.
+    """
+    for layer in layers:
+        if isinstance(layer, keras.Model):
+            yield from condensable_layers(layer.layers)
+        elif isinstance(layer, keras.layers.Wrapper):
+            yield from condensable_layers([layer.layer])
+        elif isinstance(layer, Condensable):
+            yield layer
+
+
+def _require_call_of(stock_class, model):
+    if type(model).call is not stock_class.call:
+        _refuse(model)
+
+
+def _refuse(model):
+    raise ValueError(
+        "`vanillaModel` converts Sequential and functional models without a "
+        "`call` of their own, whose graph of layers is known. "
+        f"Received: model '{model.name}' of type {type(model).__name__}"
+    )
+
+
+def _as_functional(model, name=None):
+    # `input` and `output` keep the structure that the user gave: a tensor, a
+    # list or a dictionary.
+    return keras.Model(model.input, model.output, name=name or model.name)
+
+
+def _renewed_inputs(model):
+    """New input tensors like those of a functional model, names included."""
+    names = {
+        id(operation.output): operation.name
+        for operation in model.operations
+        if isinstance(operation, keras.layers.InputLayer)
+    }
+    return keras.tree.map_structure(
+        lambda x: keras.Input(
+            batch_shape=x.shape, dtype=x.dtype, name=names[id(x)]
+        ),
+        model.input,
+    )

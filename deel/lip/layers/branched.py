@@ -1,0 +1,247 @@
+"""Residual blocks that hold their branch.
+
+Note [Why the blocks never expand]
+
+Let the branch f be b-Lipschitz. By the triangle inequality, `x + f(x)` moves by
+at most `(1 + b) ||d||` where x moves by d. With x = [u, v], the squares of what
+`[u, f(v)]` moves by add up to at most `||d_u||^2 + b^2 ||d_v||^2`, hence to
+`max(1, b)^2 ||d||^2`. Each block divides by its factor.
+"""
+
+import keras
+from keras import ops
+
+from deel.lip._export import condensable_layers
+from deel.lip._export import stock_version
+from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._register import register
+from deel.lip._validation import positive_float
+from deel.lip._validation import require_built
+
+
+class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
+    """Base of the blocks: a branch of known constant, and a factor.
+
+    A subclass says how the branch is joined, and what that does to constants.
+    """
+
+    def __init__(self, layer, k_coef_lip=1.0, k_branch=None, **kwargs):
+        if not isinstance(layer, keras.layers.Layer):
+            raise ValueError(
+                f"The branch of {type(self).__name__} must be a Keras layer or "
+                f"model. Received: layer={layer} (of type "
+                f"{type(layer).__name__})"
+            )
+        is_known = isinstance(layer, LipschitzLayer)
+        if is_known and k_branch is not None:
+            raise ValueError(
+                "The constant of the branch is its own `k_coef_lip`, "
+                f"{layer.k_coef_lip}. Expected `k_branch=None`. "
+                f"Received: k_branch={k_branch}"
+            )
+        if not is_known and k_branch is None:
+            raise ValueError(
+                f"The branch of {type(self).__name__} must have a Lipschitz "
+                "constant: a layer with `k_coef_lip`, a "
+                "`deel.lip.model.Sequential`, or any other one with "
+                f"`k_branch=number`. Received: layer={layer}, k_branch=None"
+            )
+        super().__init__(layer, **kwargs)
+        self.set_klip_factor(k_coef_lip)
+        self.k_branch = (
+            None if k_branch is None else positive_float("k_branch", k_branch)
+        )
+
+    @property
+    def coef_lip(self):
+        # Not stored, since the branch may be given another constant.
+        return self._compute_lip_coef()
+
+    def _compute_lip_coef(self, input_shape=None):
+        known = self.k_branch
+        return 1.0 / self.joined_constant(
+            self.layer.k_coef_lip if known is None else known
+        )
+
+    def joined_constant(self, k_branch):
+        """Constant of the join, before it is divided by what is promised."""
+        raise NotImplementedError
+
+    def branch_shape(self, input_shape):
+        """Shape of what enters the branch."""
+        raise NotImplementedError
+
+    def build(self, input_shape):
+        shape = self.branch_shape(input_shape)
+        super().build(shape)
+        outputs = self.layer.compute_output_spec(
+            keras.KerasTensor(shape, self.compute_dtype)
+        )
+        found = [tuple(x.shape) for x in keras.tree.flatten(outputs)]
+        if found != [shape]:
+            raise ValueError(
+                f"The branch of {type(self).__name__} must keep the shape of "
+                f"its input, {shape}. Received: layer={self.layer}, with "
+                f"outputs of shapes {found}"
+            )
+        self.built = True
+
+    def call(self, inputs, training=None):
+        # Keras hands `training` to what is called inside.
+        outputs = self._joined(inputs)
+        factor = self._get_coef()
+        return outputs if factor == 1.0 else outputs * factor
+
+    def compute_output_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def _check_condensable(self):
+        require_built(self, "condense")
+        for layer in condensable_layers([self]):
+            layer._check_condensable()
+
+    def condense(self):
+        """Overwrites the free kernels of the branch with constrained ones."""
+        self._check_condensable()
+        for layer in condensable_layers([self]):
+            layer.condense()
+
+    def vanilla_export(self):
+        """Returns the same block around the stock version of its branch."""
+        require_built(self, "vanilla_export")
+        branch, is_copy = stock_version(self.layer)
+        known = self.k_branch
+        if not isinstance(branch, LipschitzLayer) and known is None:
+            known = self.layer.k_coef_lip
+        exported = type(self)(
+            branch,
+            k_coef_lip=self.k_coef_lip,
+            k_branch=known,
+            name=self.name,
+            dtype=self.dtype_policy,
+        )
+        exported.build(self._build_shapes_dict["input_shape"])
+        if is_copy:
+            branch.set_weights(self.layer.get_weights())
+        return exported
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "k_coef_lip": self.k_coef_lip,
+            "k_branch": self.k_branch,
+        }
+
+
+@register("PrescaledResidual")
+class PrescaledResidual(_Branched):
+    """The sum of the input and a branch, divided by its constant.
+
+    `k_coef_lip (x + f(x)) / (1 + b)`, where f is the branch and b its constant.
+    The branch is a layer or a model that keeps the shape. A small b makes
+    the block nearly the identity, and each block of a deep stack a small step.
+    Where the weight of the branch shall be learned, take `LipResidual`.
+
+    Args:
+        layer: The branch: a layer with a constant `k_coef_lip`, a
+            `deel.lip.model.Sequential`, or any other one with `k_branch`.
+        k_coef_lip: Float, the Lipschitz constant of the block.
+        k_branch: Float, the Lipschitz constant of a branch that has no
+            `k_coef_lip`, which you know. None for all others.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ...)`.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If the branch is no layer, changes the shape of its input,
+            or has no constant; or if it has one, and `k_branch` is given.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.activations import Abs
+    >>> from deel.lip.layers import PrescaledResidual
+    >>> x = np.array([[3., -2.]])
+    >>> layer = PrescaledResidual(Abs(k_coef_lip=0.25))
+    >>> print(keras.ops.convert_to_numpy(layer(x)))
+    [[ 3.  -1.2]]
+
+    Reference:
+        - [He et al., 2016](https://arxiv.org/abs/1603.05027), "Identity
+          mappings in deep residual networks".
+    """
+
+    def joined_constant(self, k_branch):
+        return 1.0 + k_branch
+
+    def branch_shape(self, input_shape):
+        return tuple(input_shape)
+
+    def _joined(self, inputs):
+        return inputs + self.layer(inputs)
+
+
+@register("PartialResidual")
+class PartialResidual(_Branched):
+    """Half of the channels pass, the others go through a branch.
+
+    `k_coef_lip [u, f(v)] / max(1, b)`, where u and v are the halves of the
+    channels, f is the branch and b its constant. With b at most one nothing is
+    divided. Unlike a sum, this loses nothing: it keeps distances where the
+    branch does. Mix the channels between two such blocks, by an orthogonal
+    layer.
+
+    Args:
+        layer: The branch, which keeps the shape of half of the channels: a
+            layer with a constant `k_coef_lip`, a `deel.lip.model.Sequential`,
+            or any other one with `k_branch`.
+        k_coef_lip: Float, the Lipschitz constant of the block.
+        k_branch: Float, the Lipschitz constant of a branch that has no
+            `k_coef_lip`, which you know. None for all others.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
+
+    Input shape:
+        Tensor `(batch_size, ..., channels)`, an even number of channels.
+
+    Output shape:
+        The same as the input shape.
+
+    Raises:
+        ValueError: If the branch is no layer, changes the shape of its input,
+            or has no constant; if it has one, and `k_branch` is given; or if
+            the number of channels is odd.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.activations import Abs
+    >>> from deel.lip.layers import PartialResidual
+    >>> x = np.array([[-3., -2., -1., 5.]])
+    >>> print(keras.ops.convert_to_numpy(PartialResidual(Abs())(x)))
+    [[-3. -2.  1.  5.]]
+
+    Reference:
+        - [Wang et al., 2019](https://arxiv.org/abs/1911.11929), "CSPNet: a new
+          backbone that can enhance learning capability of CNN".
+    """
+
+    def joined_constant(self, k_branch):
+        return max(1.0, k_branch)
+
+    def branch_shape(self, input_shape):
+        *leading, channels = input_shape
+        if channels % 2:
+            raise ValueError(
+                "PartialResidual splits the channels in two halves, so their "
+                f"number must be even. Received: channels={channels}"
+            )
+        return (*leading, channels // 2)
+
+    def _joined(self, inputs):
+        passed, changed = ops.split(inputs, 2, axis=-1)
+        return ops.concatenate([passed, self.layer(changed)], axis=-1)
