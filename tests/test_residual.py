@@ -305,12 +305,14 @@ def test_blocks_are_trained_within_their_bound_saved_and_exported(
     np.testing.assert_allclose(
         exported.predict(x, verbose=0), expected, atol=1e-5
     )
-    again = exported.get_layer("second").vanilla_export()
+    # One around a layer of Keras, and one around a model.
     hidden = np.ones((2, _width(block)), "float32")
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(again(hidden)),
-        ops.convert_to_numpy(exported.get_layer("second")(hidden)),
-    )
+    for name in ("first", "second"):
+        once = exported.get_layer(name)
+        np.testing.assert_array_equal(
+            ops.convert_to_numpy(once.vanilla_export()(hidden)),
+            ops.convert_to_numpy(once(hidden)),
+        )
     exported.save(tmp_path / "exported.keras")
     loaded = keras.models.load_model(tmp_path / "exported.keras")
     np.testing.assert_allclose(
@@ -325,7 +327,8 @@ def test_condensing_a_model_reaches_into_blocks_or_changes_nothing(block):
         layer.kernel.assign(
             np.random.default_rng(0).standard_normal(layer.kernel.shape)
         )
-    broken = model.get_layer("second").layer.layers[0].kernel
+    # The last to be condensed, but for one.
+    broken = model.get_layer("second").layer.layers[1].kernel
     sound = ops.convert_to_numpy(broken)
     broken.assign(np.full(broken.shape, np.nan))
     before = model.get_weights()
