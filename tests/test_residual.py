@@ -248,6 +248,8 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
 def test_rounding_inside_of_a_block_counts(block):
     layer, branch = block(_branch()), _branch()
     layer.build((None, _width(block)))
+    for each in (*layer.layer.layers, *branch.layers):
+        each.bias.assign(np.ones(each.bias.shape))
     unit = 1e-7
     (inside,) = Walk(unit=unit).run(branch, start(branch))
     (around,) = Walk(unit=unit).run(layer, start(layer))
