@@ -12,6 +12,7 @@ from deel.lip.activations import MaxMin
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification.bounds import Walk
 from deel.lip.certification.bounds import start
+from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import LipResidual
 from deel.lip.layers import PartialResidual
 from deel.lip.layers import PrescaledResidual
@@ -432,6 +433,11 @@ def test_training_is_handed_to_the_branch():
         (
             {"layer": SpectralDense(4), "k_coef_lip": -1.0},
             r"k_coef_lip=-1\.0",
+        ),
+        ({"layer": FrobeniusDense(4)}, "disjoint_neurons=True"),
+        (
+            {"layer": Sequential([SpectralDense(4), FrobeniusDense(4)])},
+            "disjoint_neurons=True",
         ),
     ],
 )

@@ -47,6 +47,8 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
                 "`deel.lip.model.Sequential`, or any other one with "
                 f"`k_branch=number`. Received: layer={layer}, k_branch=None"
             )
+        if is_known:
+            _require_joint_constant(layer)
         super().__init__(layer, **kwargs)
         self.set_klip_factor(k_coef_lip)
         self.k_branch = (
@@ -134,6 +136,17 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
         }
 
 
+def _require_joint_constant(branch):
+    """Refuses layers whose `k_coef_lip` is that of each output by itself."""
+    for layer in branch._flatten_layers():
+        if getattr(layer, "disjoint_neurons", False):
+            raise ValueError(
+                "The constant of a branch must be that of all of its outputs "
+                "together. Expected `disjoint_neurons=False`. "
+                f"Received: layer '{layer.name}' with disjoint_neurons=True"
+            )
+
+
 @register("PrescaledResidual")
 class PrescaledResidual(_Branched):
     """The sum of the input and a branch, divided by its constant.
@@ -148,7 +161,9 @@ class PrescaledResidual(_Branched):
             `deel.lip.model.Sequential`, or any other one with `k_branch`.
         k_coef_lip: Float, the Lipschitz constant of the block.
         k_branch: Float, the Lipschitz constant of a branch that has no
-            `k_coef_lip`, which you know. None for all others.
+            `k_coef_lip`, which you know. None for all others; their
+            activations must be 1-Lipschitz, like everywhere in a
+            `deel.lip.model.Sequential`.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:
@@ -159,7 +174,8 @@ class PrescaledResidual(_Branched):
 
     Raises:
         ValueError: If the branch is no layer, changes the shape of its input,
-            or has no constant; or if it has one, and `k_branch` is given.
+            or has no constant; if it has one, and `k_branch` is given; or if
+            it is that of each output by itself (`disjoint_neurons=True`).
 
     Example:
 
@@ -202,7 +218,9 @@ class PartialResidual(_Branched):
             or any other one with `k_branch`.
         k_coef_lip: Float, the Lipschitz constant of the block.
         k_branch: Float, the Lipschitz constant of a branch that has no
-            `k_coef_lip`, which you know. None for all others.
+            `k_coef_lip`, which you know. None for all others; their
+            activations must be 1-Lipschitz, like everywhere in a
+            `deel.lip.model.Sequential`.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:
@@ -213,7 +231,8 @@ class PartialResidual(_Branched):
 
     Raises:
         ValueError: If the branch is no layer, changes the shape of its input,
-            or has no constant; if it has one, and `k_branch` is given; or if
+            or has no constant; if it has one, and `k_branch` is given; if it
+            is that of each output by itself (`disjoint_neurons=True`); or if
             the number of channels is odd.
 
     Example:
