@@ -94,7 +94,7 @@ def network(groups=2, solid=True):
     x = keras.layers.Concatenate()(heads)
     x = layers.SpectralDense(16, activation=layers.Householder())(x)
     x = layers.OrthogonalDense(16)(x)
-    x = layers.PrescaledResidual(layers.OrthogonalDense(16))(x)
+    x = layers.PrescaledResidual(layers.OrthogonalDense(16), **GAIN)(x)
     x = layers.AOLDense(16)(x)
     x = layers.SLLDense(16)(x)
     x = unconstrained.ResidualDense(8)(x)
