@@ -10,10 +10,8 @@ from keras import ops
 def full(variable):
     """Value of a variable, or a tensor, in float32 at least."""
     tensor = ops.convert_to_tensor(variable)
-    given = keras.backend.standardize_dtype(tensor.dtype)
-    dtype = keras.backend.result_type(given, "float32")
-    # A cast to the same takes its time where a step consists of small ones.
-    return tensor if given == dtype else ops.cast(tensor, dtype)
+    dtype = keras.backend.result_type(tensor.dtype, "float32")
+    return ops.cast(tensor, dtype)
 
 
 def host(variable):
