@@ -176,6 +176,38 @@ def test_kernel_at_the_start_is_the_one_that_the_draw_is_constrained_to(
         np.testing.assert_allclose(start, expected, atol=2e-6)
 
 
+class _Expanding(SpectralInitializer):
+    """Draws anything, whatever the class that it comes from promises."""
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        return 5.0 * super().__call__(shape, dtype)
+
+
+class _Claiming(keras.initializers.Initializer):
+    """Has the names of those that are trusted, and not their draws."""
+
+    is_orthogonal = True
+    k_coef_lip = 1.0
+
+    def __call__(self, shape, dtype=None, **kwargs):
+        return 5.0 * ops.ones(shape, dtype)
+
+
+@pytest.mark.parametrize(
+    "initializer",
+    [
+        _Expanding(),
+        _Claiming(),
+        SpectralInitializer(k_coef_lip=1e-38),
+        SpectralInitializer(k_coef_lip=1e37),
+    ],
+)
+def test_bound_holds_at_the_start_for_initializers_of_others(initializer):
+    layer = layers.SpectralDense(7, kernel_initializer=initializer)
+    layer.build((None, 20))
+    harness.assert_bounded(layer)
+
+
 def _network(container=keras.Sequential):
     return container(
         [

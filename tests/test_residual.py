@@ -447,6 +447,15 @@ def test_branches_of_unknown_constant_are_refused(block, arguments, message):
 
 
 @every_block
+def test_outputs_by_themselves_are_refused_when_added_later_too(block):
+    branch = Sequential([SpectralDense(4)])
+    layer = block(branch)
+    branch.add(FrobeniusDense(4))
+    with pytest.raises(ValueError, match="disjoint_neurons=True"):
+        layer.build((None, _width(block)))
+
+
+@every_block
 @pytest.mark.parametrize("branch", [SpectralDense(3), MaxMin()])
 def test_branch_that_changes_the_shape_is_refused(block, branch):
     copy = type(branch).from_config(branch.get_config())

@@ -242,10 +242,9 @@ class Spectral(Parametrization):
     def free_variable(self, shape, initializer):
         # What `SpectralInitializer` draws is a multiple of what it would be
         # constrained to: half of the time that building takes is saved.
-        is_exact = self.groups == 1 and getattr(
-            initializer, "is_orthogonal", False
-        )
-        self._drawn_scale = initializer.k_coef_lip if is_exact else None
+        scale = getattr(initializer, "_proven_scale", None)
+        is_usual = scale is not None and _FACTORS[0] < scale < _FACTORS[1]
+        self._drawn_scale = scale if is_usual and self.groups == 1 else None
         return super().free_variable(shape, initializer)
 
     def _initial(self, kernel):

@@ -75,6 +75,9 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
         raise NotImplementedError
 
     def build(self, input_shape):
+        if self.k_branch is None:
+            # Again, since layers may have been added to a model.
+            _require_joint_constant(self.layer)
         shape = self.branch_shape(input_shape)
         super().build(shape)
         outputs = self.layer.compute_output_spec(
