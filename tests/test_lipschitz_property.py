@@ -198,7 +198,7 @@ class _Claiming(keras.initializers.Initializer):
     [
         _Expanding(),
         _Claiming(),
-        SpectralInitializer(k_coef_lip=1e-38),
+        SpectralInitializer(k_coef_lip=1e-40),
         SpectralInitializer(k_coef_lip=1e37),
     ],
 )
