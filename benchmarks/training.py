@@ -10,7 +10,7 @@ and peak memory, as ratios to the same network of stock Keras layers.
 
 import argparse
 import os
-import resource
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,10 +99,30 @@ def measure_network(name, args):
             key: measure.summary(value) for key, value in builds.items()
         }
         found["build_ratio"] = measure.ratio(builds["ours"], builds["stock"])
-        memory = {key: peak_memory(name, key, args) for key in _KINDS}
-        found["memory"] = memory
-        found["memory_ratio"] = memory["ours"] / memory["stock"]
+        found.update(measure_memory(name, batch_size, args))
     return found
+
+
+def measure_memory(name, batch_size, args):
+    """Peak memory of training, and how much of it each sample takes.
+
+    The second is the growth from one batch size to twice that: it tells what
+    is kept of each sample from what is loaded and compiled once.
+
+    Returns:
+        Dictionary of MiB, and ratios.
+    """
+    small, large = (
+        {kind: peak_memory(name, kind, size, args) for kind in _KINDS}
+        for size in (batch_size, 2 * batch_size)
+    )
+    growth = {kind: large[kind] - small[kind] for kind in _KINDS}
+    return {
+        "memory": small,
+        "memory_ratio": small["ours"] / small["stock"],
+        "memory_growth": growth,
+        "memory_growth_ratio": growth["ours"] / growth["stock"],
+    }
 
 
 def building_task(build, width):
@@ -115,15 +135,14 @@ def building_task(build, width):
     return measure.repeated(built)
 
 
-def peak_memory(name, kind, args):
-    """Memory that training takes on top of what is there before, in MiB.
+def peak_memory(name, kind, batch_size, args):
+    """Most memory that a process holds that trains a network, in MiB.
 
     Measured in a process of its own, since a process cannot lower its peak.
     """
     command = [sys.executable, __file__, name, "--memory-of", kind]
-    for option in ("batch", "width"):
-        value = getattr(args, option)
-        command += [f"--{option}", str(value)] if value else []
+    command += ["--batch", str(batch_size)]
+    command += ["--width", str(args.width)] if args.width else []
     command += ["--jit"] if args.jit else []
     output = subprocess.run(
         command, check=True, stdout=subprocess.PIPE, text=True
@@ -134,20 +153,14 @@ def peak_memory(name, kind, args):
 def print_memory(name, kind, args):
     """What the process of `peak_memory` does."""
     network = NETWORKS[name]
-    x, y = data(network, args.batch or network.batch_size)
+    x, y = data(network, args.batch)
     width = args.width or network.width
     model = compiled(network, kind == "ours", width, args.jit)
-    before = resident_memory()
     for _ in range(3):
         model.train_on_batch(x, y)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(peak - before)
-
-
-def resident_memory():
-    """Memory of this process, in MiB (Linux)."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
+    # Not `ru_maxrss`: a new process inherits that of the one that started it.
+    status = Path("/proc/self/status").read_text()
+    print(int(re.search(r"VmHWM:\s+(\d+)", status)[1]) / 1024)
 
 
 def print_results(results):
@@ -158,13 +171,13 @@ def print_results(results):
         return f"{times['median']:.1f} ({low:.1f}-{high:.1f})"
 
     columns = ["network", "step, ms", "stock", "ratio"]
-    columns += ["inference", "exported", "build", "memory"]
+    columns += ["inference", "exported", "build", "memory", "per sample"]
     rows = []
     for name, found in results.items():
         row = [name, milliseconds(found["step"]["ours"])]
         row += [milliseconds(found["step"]["stock"])]
         ratios = ("step", "inference_ours", "inference_exported")
-        ratios += ("build", "memory")
+        ratios += ("build", "memory", "memory_growth")
         for key in ratios:
             value = found.get(f"{key}_ratio")
             row.append("" if value is None else f"{value:.2f}")

@@ -6,18 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._compilation import fused
-from deel.lip._compilation import has_fast_strides
-from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip._products import digits_of_products
 from deel.lip._register import register
+from deel.lip._sorting import sort_groups
+from deel.lip._sorting import sort_pairs
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.constraints import WeightClipConstraint
-
-# Most channels that one small matrix product sorts; see `_sort_by_products`.
-_BLOCK = 16
 
 
 class _Activation(LipschitzLayer, keras.layers.Layer):
@@ -113,8 +108,8 @@ class GroupSort(_Activation):
         if size == 1:
             return self._scaled(inputs)
         if size == 2:
-            return self._scaled(_sort_pairs(inputs, training))
-        return self._scaled(_sort_groups(inputs, size))
+            return self._scaled(sort_pairs(inputs, training))
+        return self._scaled(sort_groups(inputs, size))
 
     def _group_size(self, channels):
         if self.n is None or self.n > channels:
@@ -506,107 +501,3 @@ class LipschitzPReLU(keras.layers.PReLU):
 
     def get_config(self):
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
-
-
-def _sort_groups(inputs, size):
-    """Sorts groups of `size` neighbours on the last axis."""
-    groups = ops.reshape(inputs, (-1, inputs.shape[-1] // size, size))
-    return ops.reshape(ops.sort(groups, axis=-1), _shape(inputs))
-
-
-def _shape(x):
-    """The shape to give to a tensor like `x`, of any number of samples."""
-    return ops.shape(x) if None in x.shape[1:] else (-1, *x.shape[1:])
-
-
-def _sort_pairs(inputs, training):
-    """Sorts pairs of neighbours on the last axis, exactly.
-
-    The gradient takes the same exchange as the values, so nothing but Booleans
-    is kept for it. A tie is left as it is.
-    """
-    if has_fast_strides(inputs, training):
-        return _sort_by_fused_halves(inputs)
-    if digits_of_products(inputs):
-        return _sort_by_halves(inputs)
-    return _sort_by_products(inputs)
-
-
-def _sorting(descending, exchange):
-    """The first values of all pairs against the second ones."""
-
-    @custom_gradient
-    def sort(inputs):
-        swap = descending(inputs)
-
-        def gradient(upstream):
-            return exchange(upstream, swap)
-
-        return exchange(inputs, swap), gradient
-
-    return sort
-
-
-def _descending(x):
-    first, second = _halves(x)
-    return first > second
-
-
-def _exchange(x, swap):
-    first, second = _halves(x)
-    pairs = [ops.where(swap, second, first), ops.where(swap, first, second)]
-    return ops.reshape(ops.stack(pairs, axis=-1), _shape(x))
-
-
-def _halves(x):
-    """First and second values of the pairs, half as many channels each."""
-    # Converters follow an unknown batch size through axes that stay.
-    pairs = ops.reshape(x, (*_shape(x)[:-1], x.shape[-1] // 2, 2))
-    return pairs[..., 0], pairs[..., 1]
-
-
-_sort_by_halves = _sorting(_descending, _exchange)
-_sort_by_fused_halves = _sorting(fused(_descending), fused(_exchange))
-
-
-@custom_gradient
-def _sort_by_products(inputs):
-    """The same from operations that all run at the speed of memory.
-
-    For TensorFlow alone, where access to every other channel is slow. The
-    difference within each pair and the exchange of its two values are products
-    with small constant matrices. Both are exact: each entry is a sum with at
-    most two terms, and one with a factor 1 for the exchange. Values must be
-    finite, since the products multiply the other channels by 0; and products
-    must not round their factors.
-    """
-    exchange, difference = _pair_matrices(inputs.shape[-1], inputs.dtype)
-    swap = _by_blocks(inputs, difference) > 0
-    outputs = ops.where(swap, _by_blocks(inputs, exchange), inputs)
-
-    def gradient(upstream):
-        return ops.where(swap, _by_blocks(upstream, exchange), upstream)
-
-    return outputs, gradient
-
-
-def _pair_matrices(channels, dtype):
-    """Matrices that exchange the values of each pair, and subtract them.
-
-    Both entries of a pair receive the same difference, first minus second.
-    """
-    sizes = range(2, _BLOCK + 1, 2)
-    size = max(size for size in sizes if channels % size == 0)
-    pairs = np.eye(size // 2)
-    exchange = np.kron(pairs, [[0, 1], [1, 0]])
-    difference = np.kron(pairs, [[1, 1], [-1, -1]])
-    return (
-        ops.convert_to_tensor(exchange, dtype=dtype),
-        ops.convert_to_tensor(difference, dtype=dtype),
-    )
-
-
-def _by_blocks(x, matrix):
-    """Multiplies consecutive blocks of channels by a small matrix."""
-    blocks = ops.reshape(x, (-1, matrix.shape[0]))
-    return ops.reshape(ops.matmul(blocks, matrix), ops.shape(x))

@@ -1,5 +1,6 @@
 """Pooling layers scaled to a Lipschitz constant."""
 
+import functools
 import math
 import numbers
 
@@ -80,12 +81,15 @@ class _WindowL2Norm(_WindowPooling):
         windows = self._windows(inputs.shape)
         # In float16 the square of 256 is infinite.
         values = full(inputs)
+        scale = self._get_coef()
         if windows is not None and has_fast_strides(inputs, training):
-            norms = _norms_of_windows(values, *windows, self.eps_grad_sqrt)
+            norms = _norms_of_windows(
+                values, *windows, self.eps_grad_sqrt, scale
+            )
         else:
             mean_square = super().call(ops.square(values))
-            norms = _root(mean_square + self.eps_grad_sqrt)
-        return ops.cast(norms * self._get_coef(), inputs.dtype)
+            norms = _root(mean_square + self.eps_grad_sqrt) * scale
+        return ops.cast(norms, inputs.dtype)
 
     def _windows(self, shape):
         """The shape of inputs whose spatial axes are split, and the new axes.
@@ -861,8 +865,8 @@ def _checked_epsilon(eps_grad_sqrt):
     return float(eps_grad_sqrt)
 
 
-def _norms_of_windows(inputs, shape, axes, epsilon):
-    """Root of the mean square of each window, and of `epsilon`.
+def _norms_of_windows(inputs, shape, axes, epsilon, scale):
+    """Root of the mean square of each window, and of `epsilon`, times `scale`.
 
     With a gradient that reads and writes the image once.
 
@@ -871,31 +875,45 @@ def _norms_of_windows(inputs, shape, axes, epsilon):
         shape: Tuple, the shape of `inputs` with its spatial axes split.
         axes: Tuple of integers, the axes within windows.
         epsilon: Float.
+        scale: Float.
     """
+    settings = {"shape": shape, "axes": axes, "scale": scale}
 
     @custom_gradient
     def pooled(inputs):
-        squares = _mean_squares(inputs, shape=shape, axes=axes)
-        norms, slope_of = _root_and_slope(squares + epsilon)
+        norms = _scaled_norms(inputs, epsilon=epsilon, **settings)
 
         def gradient(upstream):
-            size = math.prod(shape[axis] for axis in axes)
-            factors = slope_of(upstream) * (2.0 / size)
-            return _times_windows(inputs, factors, shape=shape, axes=axes)
+            return _slopes_of_norms(inputs, norms, upstream, **settings)
 
         return norms, gradient
 
     return pooled(inputs)
 
 
+# Whole, with the operations on the small tensors: one that TensorFlow does not
+# vectorise, as `where`, takes as long as reading the image.
 @fused
-def _mean_squares(inputs, shape, axes):
-    return ops.mean(ops.square(ops.reshape(inputs, shape)), axis=axes)
+def _scaled_norms(inputs, shape, axes, epsilon, scale):
+    size = math.prod(shape[axis] for axis in axes)
+    result = [n for axis, n in enumerate(shape) if axis not in axes]
+    # Rows are long enough for vector instructions once the last axis within
+    # windows and the channels behind it are one, in blocks.
+    rows = (*shape[: axes[-1]], math.prod(shape[axes[-1] :]))
+    sums = ops.square(ops.reshape(inputs, rows))
+    for axis in axes:
+        sums = functools.reduce(ops.add, ops.split(sums, shape[axis], axis))
+    return ops.sqrt(ops.reshape(sums / size, result) + epsilon) * scale
 
 
 @fused
-def _times_windows(inputs, factors, shape, axes):
-    """Multiplies each window by its factor."""
+def _slopes_of_norms(inputs, norms, upstream, shape, axes, scale):
+    """Gradient of the norms, which at zero is zero instead of infinite."""
+    size = math.prod(shape[axis] for axis in axes)
+    positive = norms > 0
+    safe = ops.where(positive, norms, ops.ones_like(norms))
+    factors = ops.where(positive, scale / safe, ops.zeros_like(norms))
+    factors = factors * upstream * (scale / size)
     ones = [1 if axis in axes else n for axis, n in enumerate(shape)]
     product = ops.reshape(inputs, shape) * ops.reshape(factors, ones)
     return ops.reshape(product, ops.shape(inputs))
