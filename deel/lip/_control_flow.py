@@ -18,12 +18,17 @@ def cond(predicate, if_true, if_false):
 
 
 def while_loop(condition, body, state):
-    """Repeats `state = body(*state)`, as `keras.ops.while_loop`."""
+    """Repeats `state = body(*state)`, as `keras.ops.while_loop`.
+
+    Numbers in the state become tensors where a graph is being traced.
+    """
     while (decided := known(condition(*state))) is not None:
         if not decided:
             return state
         state = body(*state)
-    return ops.while_loop(condition, body, state)
+    return ops.while_loop(
+        condition, body, tuple(map(ops.convert_to_tensor, state))
+    )
 
 
 def known(predicate):

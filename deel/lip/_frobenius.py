@@ -6,6 +6,7 @@ from keras import ops
 from deel.lip import _orthogonal
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._parametrization import Parametrization
+from deel.lip._slices import reshaped
 
 
 class Frobenius(Parametrization):
@@ -27,7 +28,7 @@ class Frobenius(Parametrization):
         unit, _ = _orthogonal.unit_scale(columns, axis=0)
         squares = _orthogonal.accurate_sum(ops.square(unit))
         constrained = unit / ops.sqrt(_orthogonal.one_for_zero(squares))
-        return _orthogonal.reshaped(constrained, kernel.shape)
+        return reshaped(constrained, kernel.shape)
 
     def expansion(self, kernel):
         axis = tuple(range(kernel.ndim - 1)) if self.by_column else None

@@ -46,6 +46,7 @@ from deel.lip._control_flow import cond
 from deel.lip._control_flow import while_loop
 from deel.lip._products import digits_of_products
 from deel.lip._products import product
+from deel.lip._slices import reshaped
 
 # Below this residual no division is needed; see the first note.
 NEAR = 0.75
@@ -87,13 +88,6 @@ def as_matrix(kernel):
     return reshaped(kernel, (math.prod(kernel.shape[:-1]), columns))
 
 
-def reshaped(x, shape):
-    """Reshapes what does not have the shape, since that costs time on torch."""
-    if tuple(x.shape) == tuple(shape):
-        return x
-    return ops.reshape(x, shape)
-
-
 def unit_scale(w, axis=None):
     """Divides by the largest magnitude, which is returned too (0 stays 0).
 
@@ -101,7 +95,7 @@ def unit_scale(w, axis=None):
     a constant for differentiation, which is exact in every function that does
     not depend on the scale of its argument.
     """
-    scale = ops.stop_gradient(ops.max(ops.abs(w), axis=axis, keepdims=True))
+    scale = ops.stop_gradient(ops.max(abs(w), axis=axis, keepdims=True))
     scale = one_for_zero(scale)
     # Compilers divide by multiplying with the reciprocal, which is lost below
     # the smallest normal number if the scale is near the largest one.
@@ -238,10 +232,11 @@ def polar(w, tolerance, max_steps):
     # The common case first, with nothing but its Gram matrix: a multiple of a
     # nearly orthogonal one. What overflows is NaN or infinite, hence not near.
     gram = gram_of(w)
-    mean_square = _trace(gram) / w.shape[-1]
-    defect = _identity(gram) - gram / mean_square
+    identity = _identity(gram)
+    mean_square = _sum(gram * identity) / w.shape[-1]
+    defect = identity - gram / mean_square
     residual = _norm(defect)
-    near = ops.logical_and(mean_square > _LEAST_SQUARE, residual < NEAR)
+    near = (mean_square > _LEAST_SQUARE) & (residual < NEAR)
     near = _of_all(ops.all, near)
 
     def nearby():
@@ -258,7 +253,7 @@ def polar(w, tolerance, max_steps):
     # Both end with a cubic step, so any tolerance at all is sound.
     start, scale, predicted = cond(near, nearby, distant)
     factor = _iterate(start, predicted, tolerance, max_steps)
-    return factor, ops.reshape(scale, (*w.shape[:-2], 1, 1))
+    return factor, scale[None, None] if len(w.shape) == 2 else scale
 
 
 def finished(w):
@@ -303,14 +298,12 @@ def _iterate(w, predicted, tolerance, max_steps):
     """More cubic steps, until the last is predicted to be close enough to 1."""
 
     def unfinished(w, predicted, step):
-        far = _of_all(ops.any, predicted > tolerance)
-        return ops.logical_and(far, step < max_steps)
+        return _of_all(ops.any, predicted > tolerance) & (step < max_steps)
 
     def improve(w, predicted, step):
         return *_improved(w), step + 1
 
-    start = (w, predicted, ops.full((), 1, "int32"))
-    return while_loop(unfinished, improve, start)[0]
+    return while_loop(unfinished, improve, (w, predicted, 1))[0]
 
 
 def _improved(w):
@@ -358,7 +351,7 @@ def _sum(x):
 
 def _of_all(quantifier, truth):
     """What decides about a stack: `ops.any` or `ops.all` of its matrices."""
-    return quantifier(truth) if truth.shape else truth
+    return quantifier(truth) if len(truth.shape) else truth
 
 
 def _trace(gram):
@@ -416,13 +409,13 @@ def _in_blocks(x, size=_BLOCK):
 
 def _norm(x):
     """Frobenius norm, kept from zero, where its gradient is not finite."""
-    return ops.sqrt(_sum(ops.square(x)) + _TINY)
+    return ops.sqrt(_sum(x * x) + _TINY)
 
 
 def _predicted(defect, residual):
     """Predicts |1 - s| after a cubic step; see the second note."""
     deviation = _deviation(defect, residual)
-    return 0.375 * ops.square(deviation) * (1.0 + deviation / 3.0)
+    return 0.375 * deviation * deviation * (1.0 + deviation / 3.0)
 
 
 def _deviation(defect, residual):

@@ -16,6 +16,7 @@ from deel.lip._compilation import fused
 from deel.lip._compilation import has_fast_strides
 from deel.lip._gradient import custom_gradient
 from deel.lip._products import digits_of_products
+from deel.lip._slices import reshaped
 
 # Most channels that one small matrix product sorts; see `_sort_by_products`.
 _BLOCK = 16
@@ -31,8 +32,8 @@ _WORDS = {
 
 def sort_groups(inputs, size):
     """Sorts groups of `size` neighbours on the last axis."""
-    groups = ops.reshape(inputs, (-1, inputs.shape[-1] // size, size))
-    return ops.reshape(ops.sort(groups, axis=-1), _shape(inputs))
+    groups = reshaped(inputs, (-1, inputs.shape[-1] // size, size))
+    return reshaped(ops.sort(groups, axis=-1), _shape(inputs))
 
 
 def sort_pairs(inputs, training):
@@ -65,26 +66,20 @@ def _sorting(descending, exchange):
 
 
 def _descending(x):
-    first, second = _halves(x)
-    return first > second
+    pairs = _paired(x)
+    return pairs[..., :1] > pairs[..., 1:]
 
 
 def _exchange(x, swap):
-    first, second = _halves(x)
-    pairs = [ops.where(swap, second, first), ops.where(swap, first, second)]
-    return ops.reshape(ops.stack(pairs, axis=-1), _shape(x))
-
-
-def _halves(x):
-    """First and second values of the pairs, half as many channels each."""
     pairs = _paired(x)
-    return pairs[..., 0], pairs[..., 1]
+    exchanged = ops.where(swap, ops.flip(pairs, axis=-1), pairs)
+    return reshaped(exchanged, _shape(x))
 
 
 def _paired(x):
     """The same values, with an axis of two at the end."""
     # Converters follow an unknown batch size through axes that stay.
-    return ops.reshape(x, (*_shape(x)[:-1], x.shape[-1] // 2, 2))
+    return reshaped(x, (*_shape(x)[:-1], x.shape[-1] // 2, 2))
 
 
 def _shape(x):
@@ -131,7 +126,7 @@ def _exchange_words(x, swap):
         def gradient(upstream):
             return _exchange_words(upstream, swap)
 
-        return ops.reshape(tf.bitcast(words, x.dtype), _shape(x)), gradient
+        return reshaped(tf.bitcast(words, x.dtype), _shape(x)), gradient
 
     return exchange(x)
 
@@ -195,5 +190,5 @@ def _pair_matrices(channels, dtype):
 
 def _by_blocks(x, matrix):
     """Multiplies consecutive blocks of channels by a small matrix."""
-    blocks = ops.reshape(x, (-1, matrix.shape[0]))
-    return ops.reshape(ops.matmul(blocks, matrix), ops.shape(x))
+    blocks = reshaped(x, (-1, matrix.shape[0]))
+    return reshaped(ops.matmul(blocks, matrix), ops.shape(x))

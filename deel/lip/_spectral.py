@@ -11,6 +11,7 @@ from deel.lip._constrained import ConstrainedKernel
 from deel.lip._control_flow import cond
 from deel.lip._gradient import custom_gradient
 from deel.lip._parametrization import Parametrization
+from deel.lip._slices import reshaped
 from deel.lip._validation import positive_int
 from deel.lip._variables import full
 from deel.lip._variables import store
@@ -70,7 +71,7 @@ def spectral_constraint(
         constrained = with_tangent_gradient(matrix, nearest, groups)
     else:
         constrained = _by_group(_orthogonal.divide_by_norm, groups, matrix)
-    return _orthogonal.reshaped(constrained, kernel.shape)
+    return reshaped(constrained, kernel.shape)
 
 
 def _by_group(function, groups, *matrices):
@@ -122,10 +123,10 @@ def _is_multiple(matrix, stored, factor):
 def _columns_agree(matrix, stored, factor):
     # By column, which XLA does at the speed of memory, unlike a single answer.
     expected = factor * stored
-    error = ops.abs(matrix - expected)
+    error = abs(matrix - expected)
     dtype = keras.backend.standardize_dtype(matrix.dtype)
     rounding = _ROUNDING * float(np.finfo(dtype).eps)
-    agree = error <= rounding * ops.abs(expected) + _NOTHING
+    agree = error <= rounding * abs(expected) + _NOTHING
     return ops.all(agree, axis=0)
 
 
@@ -156,7 +157,7 @@ def with_tangent_gradient(matrix, value, groups, coefficient_of=None):
                 tangent = coefficient * tangent
             return tangent, ops.zeros_like(value)
 
-        return ops.multiply(value, 1.0), gradient
+        return value * 1.0, gradient
 
     return pass_on(matrix, value)
 
@@ -295,9 +296,7 @@ class Spectral(Parametrization):
             return super().update(kernel)
         value = self._current(matrix, kernel.shape)
         followed = self._followed(matrix, value)
-        return self._differentiable(
-            _orthogonal.reshaped(followed, kernel.shape)
-        )
+        return self._differentiable(reshaped(followed, kernel.shape))
 
     def multiply(self, inputs, kernel):
         """`inputs @ update(kernel)`, with the cheaper gradient of two.
@@ -363,7 +362,7 @@ class Spectral(Parametrization):
             return stored
         self._record(vector, sigma)
         value = ops.stop_gradient(value)
-        store(self.wbar, _orthogonal.reshaped(value, self.wbar.shape))
+        store(self.wbar, reshaped(value, self.wbar.shape))
         return value
 
     def condense(self, kernel):
@@ -386,10 +385,10 @@ class Spectral(Parametrization):
         # It has no effect, so it is kept where every dtype has its digits.
         sigma = ops.clip(scale, *SCALES)
         stored = self._used(nearest, moved.shape)
-        store(self.wbar, _orthogonal.reshaped(stored, moved.shape))
+        store(self.wbar, reshaped(stored, moved.shape))
         store(self.sigma, sigma)
         retracted = self._multiple(stored, sigma)
-        retracted = _orthogonal.reshaped(retracted, moved.shape)
+        retracted = reshaped(retracted, moved.shape)
         return ops.cast(retracted, kernel.dtype)
 
     def _nearest(self, matrix, tolerance):

@@ -10,8 +10,9 @@ from keras import ops
 def full(variable):
     """Value of a variable, or a tensor, in float32 at least."""
     tensor = ops.convert_to_tensor(variable)
-    dtype = keras.backend.result_type(tensor.dtype, "float32")
-    return ops.cast(tensor, dtype)
+    own = keras.backend.standardize_dtype(tensor.dtype)
+    dtype = keras.backend.result_type(own, "float32")
+    return tensor if own == dtype else ops.cast(tensor, dtype)
 
 
 def host(variable):

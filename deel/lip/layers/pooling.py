@@ -12,6 +12,8 @@ from deel.lip._compilation import has_fast_strides
 from deel.lip._gradient import custom_gradient
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
+from deel.lip._slices import reshaped
+from deel.lip._slices import sliced
 from deel.lip._validation import int_tuple
 from deel.lip._variables import full
 from deel.lip.layers.conv_factor import first_spatial_axis
@@ -900,10 +902,13 @@ def _scaled_norms(inputs, shape, axes, epsilon, scale):
     # Rows are long enough for vector instructions once the last axis within
     # windows and the channels behind it are one, in blocks.
     rows = (*shape[: axes[-1]], math.prod(shape[axes[-1] :]))
-    sums = ops.square(ops.reshape(inputs, rows))
+    sums = ops.square(reshaped(inputs, rows))
     for axis in axes:
-        sums = functools.reduce(ops.add, ops.split(sums, shape[axis], axis))
-    return ops.sqrt(ops.reshape(sums / size, result) + epsilon) * scale
+        block = sums.shape[axis] // shape[axis]
+        starts = range(0, sums.shape[axis], block)
+        parts = [sliced(sums, axis, i, i + block) for i in starts]
+        sums = functools.reduce(ops.add, parts)
+    return ops.sqrt(reshaped(sums / size, result) + epsilon) * scale
 
 
 @fused
@@ -915,8 +920,8 @@ def _slopes_of_norms(inputs, norms, upstream, shape, axes, scale):
     factors = ops.where(positive, scale / safe, ops.zeros_like(norms))
     factors = factors * upstream * (scale / size)
     ones = [1 if axis in axes else n for axis, n in enumerate(shape)]
-    product = ops.reshape(inputs, shape) * ops.reshape(factors, ones)
-    return ops.reshape(product, ops.shape(inputs))
+    product = reshaped(inputs, shape) * reshaped(factors, ones)
+    return reshaped(product, ops.shape(inputs))
 
 
 def _root_and_slope(x):
