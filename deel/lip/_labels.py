@@ -27,9 +27,7 @@ def aligned(y_true, y_pred):
     y_true = ops.convert_to_tensor(y_true)
     if not _has_rank(y_true):
         y_true = ops.reshape(y_true, ops.shape(y_pred))
-    shapes = (
-        f"Received: y_true.shape={y_true.shape}, y_pred.shape={y_pred.shape}"
-    )
+    received = y_true.shape, y_pred.shape
     if len(y_pred.shape) == 1:
         y_pred = ops.expand_dims(y_pred, -1)
     if len(y_true.shape) == 1:
@@ -37,7 +35,7 @@ def aligned(y_true, y_pred):
     if len(y_true.shape) != 2 or len(y_pred.shape) != 2:
         raise ValueError(
             "Labels and predictions must have the shape (batch_size, outputs). "
-            + shapes
+            f"Received: {_shapes(*received)}"
         )
     pairs = list(zip(y_true.shape, y_pred.shape, strict=True))
     if any(a != b for a, b in pairs if a is not None and b is not None):
@@ -45,9 +43,14 @@ def aligned(y_true, y_pred):
         if y_true.shape[-1] == 1:
             hint = "Are the labels class numbers instead of one-hot vectors? "
         raise ValueError(
-            f"Labels and predictions must have the same shape. {hint}{shapes}"
+            f"Labels and predictions must have the same shape. {hint}"
+            f"Received: {_shapes(*received)}"
         )
     return ops.cast(y_true, y_pred.dtype), y_pred
+
+
+def _shapes(y_true, y_pred):
+    return f"y_true.shape={y_true}, y_pred.shape={y_pred}"
 
 
 def _has_rank(tensor):
