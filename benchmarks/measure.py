@@ -130,7 +130,7 @@ def print_table(title, columns, rows):
         table.add_column(column, justify="left" if index == 0 else "right")
     for row in rows:
         table.add_row(*row)
-    Console(width=100).print(table)
+    Console(width=112).print(table)
 
 
 def write_json(path, results):

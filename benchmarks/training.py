@@ -171,7 +171,7 @@ def print_results(results):
         return f"{times['median']:.1f} ({low:.1f}-{high:.1f})"
 
     columns = ["network", "step, ms", "stock", "ratio"]
-    columns += ["inference", "exported", "build", "memory", "per sample"]
+    columns += ["inference", "exported", "build", "memory", "growth"]
     rows = []
     for name, found in results.items():
         row = [name, milliseconds(found["step"]["ours"])]

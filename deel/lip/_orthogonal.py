@@ -462,9 +462,9 @@ def project_on_tangent(q, gradient):
         Tensor of shape `(n, m)`.
     """
     if q.shape[-2] >= q.shape[-1]:
-        mixed = transposed(q) @ gradient
+        mixed = ops.matmul(transposed(q), gradient)
         symmetric = 0.5 * (mixed + transposed(mixed))
-        return gradient - q @ symmetric
-    mixed = gradient @ transposed(q)
+        return gradient - ops.matmul(q, symmetric)
+    mixed = ops.matmul(gradient, transposed(q))
     symmetric = 0.5 * (mixed + transposed(mixed))
-    return gradient - symmetric @ q
+    return gradient - ops.matmul(symmetric, q)
