@@ -591,7 +591,7 @@ def samples(count=40, seed=0):
 def test_radius_by_pairs_is_never_below_the_one_for_the_whole_network():
     model, x = small_network(), samples()
     certificates = certify(model, x)
-    usual = certificates.margin - 2 * certificates.rounding
+    usual = certificates.margin - certificates.rounding
     usual /= np.sqrt(2) * certificates.lipschitz_constant
     assert np.all(certificates.radius >= usual * (1 - 1e-4))
     assert np.mean(certificates.radius) > 1.1 * np.mean(usual)
@@ -645,9 +645,8 @@ def test_attack_stays_within_the_bounds_of_valid_inputs():
         attack_distances(model, x - 1, [1], [10.0], bounds=(0, 1))
 
 
-def test_rounding_of_the_scores_is_below_what_is_taken_off():
-    model, x = small_network(), 10 * samples(200)
-    certificates = certify(model, x)
+def exact_margins(model, x):
+    """Leads of `small_network`, of float64 sums written by hand."""
     exact = x.astype("float64").reshape(len(x), -1)
     exported = model.vanilla_export()
     weights = [np.asarray(w, "float64") for w in exported.get_weights()]
@@ -660,10 +659,55 @@ def test_rounding_of_the_scores_is_below_what_is_taken_off():
     hidden = sorted_pairs(exact @ matrix[0] + np.tile(bias, 36))
     hidden = sorted_pairs(hidden @ first + first_bias)
     scores = np.sort(hidden @ last + last_bias, axis=1)
-    error = np.abs(scores[:, -1] - scores[:, -2] - certificates.margin)
+    return scores[:, -1] - scores[:, -2]
+
+
+def test_scores_of_float64_are_right_within_what_is_taken_off():
+    model, x = small_network(), 10 * samples(200)
+    certificates = certify(model, x)
+    error = np.abs(exact_margins(model, x) - certificates.margin)
+    assert np.all(error <= certificates.rounding)
+    assert np.max(certificates.rounding) < 1e-11 * np.max(certificates.margin)
+
+
+@pytest.mark.parametrize(
+    ("rounding", "share"), [("float32", 1e-3), ("estimated", 2e-4)]
+)
+def test_rounding_of_the_scores_is_below_what_is_taken_off(rounding, share):
+    model, x = small_network(), 10 * samples(200)
+    certificates = certify(model, x, rounding=rounding)
+    scores = np.sort(np.asarray(model.predict(x, verbose=0), "float64"), axis=1)
+    error = np.abs(exact_margins(model, x) - (scores[:, -1] - scores[:, -2]))
     assert np.all(error < certificates.rounding)
     # And it is small.
-    assert np.max(certificates.rounding) < 2e-4 * np.max(certificates.margin)
+    assert np.max(certificates.rounding) < share * np.max(certificates.margin)
+
+
+def test_radii_are_the_larger_the_less_is_proven_of_rounding():
+    model, x = small_network(), samples(200)
+    exact, float32, estimated = (
+        certify(model, x, rounding=rounding)
+        for rounding in ("exact", "float32", "estimated")
+    )
+    assert np.all(float32.radius <= exact.radius)
+    np.testing.assert_array_equal(float32.radius, exact.float32_radius)
+    np.testing.assert_array_equal(float32.radius, float32.float32_radius)
+    assert estimated.float32_radius is None
+    np.testing.assert_allclose(estimated.radius, exact.radius, atol=1e-4)
+    assert np.median(float32.radius) > 0.99 * np.median(exact.radius)
+    with pytest.raises(ValueError, match="rounding=float16"):
+        certify(model, x, rounding="float16")
+
+
+def test_a_device_with_fewer_digits_than_float32_is_noticed(monkeypatch):
+    model, x = small_network(), samples(4)
+    predict = model.predict_on_batch
+    monkeypatch.setattr(
+        model, "predict_on_batch", lambda x: predict(x) * (1 + 1e-3)
+    )
+    with pytest.raises(ValueError, match="fewer digits than float32"):
+        certify(model, x, rounding="float32")
+    assert np.all(certify(model, x).radius > 0)
 
 
 @pytest.mark.parametrize("name", ["BatchNormalization", "BatchCentering"])
@@ -678,9 +722,13 @@ def test_rounding_counts_what_is_subtracted_and_added_again(name):
         weight.assign(np.full(weight.shape, values.get(weight.name, 1.0)))
     model.layers[-1].set_weights([np.ones((1, 1)), np.zeros(1)])
     # Numbers near a million are 1/16 apart in float32.
-    certificates = certify(model, [[0.05]])
+    certificates = certify(model, [[0.05]], rounding="float32")
     assert certificates.rounding[0] > 1 / 16
     assert certificates.radius[0] == 0
+    # The network of real numbers has no such trouble.
+    certificates = certify(model, [[0.05]])
+    assert certificates.radius[0] == pytest.approx(0.05, rel=0.02)
+    assert certificates.float32_radius[0] == 0
 
 
 def test_images_of_each_size_have_a_bound_of_their_own():
@@ -701,8 +749,14 @@ def test_images_of_each_size_have_a_bound_of_their_own():
 
 def test_scores_that_are_not_finite_are_not_certified():
     model = linear_classifier(np.array([[3e38, 0.0], [0.0, 1.0]]))
-    with pytest.raises(ValueError, match="1 NaN or infinite scores out of 4"):
-        certify(model, [[10.0, 0.0], [0.0, 1.0]])
+    x = [[10.0, 0.0], [0.0, 1.0]]
+    for rounding in ("float32", "estimated"):
+        with pytest.raises(ValueError, match="1 NaN or infinite scores"):
+            certify(model, x, rounding=rounding)
+    # A float64 score is finite, and proven of the network of real numbers.
+    certificates = certify(model, x)
+    assert certificates.radius[0] == pytest.approx(10.0)
+    assert certificates.float32_radius[0] == 0
 
 
 @pytest.mark.parametrize("where", ["in the layer", "after it", "nested"])
@@ -725,9 +779,14 @@ def test_reduced_precision_of_products_is_noticed(monkeypatch):
     module = sys.modules["deel.lip.certification.certificates"]
     usual = module._rounding_unit()
     assert usual < 1e-6
+    assert module.rounding_of_factors() == 0
+    model, x = small_network(), samples(10)
+    radius = certify(model, x).float32_radius
     matmul = keras.ops.matmul
 
     def coarse(x, y):
+        if keras.backend.standardize_dtype(x.dtype) != "float32":
+            return matmul(x, y)
         x, y = (
             np.asarray(keras.ops.convert_to_numpy(z)).view("uint32")
             for z in (x, y)
@@ -738,6 +797,10 @@ def test_reduced_precision_of_products_is_noticed(monkeypatch):
 
     monkeypatch.setattr(module.ops, "matmul", coarse)
     assert module._rounding_unit() > 100 * usual
+    # Cut off after ten bits, instead of rounded to the nearest.
+    assert module.rounding_of_factors() == 2.0**-10
+    certificates = certify(model, x)
+    assert np.all(certificates.float32_radius < radius)
 
 
 def test_data_sets_are_certified_batch_by_batch():

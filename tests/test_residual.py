@@ -10,7 +10,10 @@ from deel.lip._constrained import ConstrainedKernel
 from deel.lip.activations import GroupSort2
 from deel.lip.activations import MaxMin
 from deel.lip.certification import lipschitz_bound
+from deel.lip.certification._rounding import FLOAT32
+from deel.lip.certification._rounding import Computed
 from deel.lip.certification.bounds import Walk
+from deel.lip.certification.bounds import propagate
 from deel.lip.certification.bounds import start
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import LipResidual
@@ -245,27 +248,35 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
         lipschitz_bound(unknown)
 
 
+def _computed(model):
+    """What is known of the float32 arithmetic of a model or layer."""
+    walk, inputs = Walk(), start(model)
+    (end,) = walk.run(model, inputs)
+    return propagate(walk.calls, {inputs[0]: Computed(1.0)}, FLOAT32)[end]
+
+
 @every_block
 def test_rounding_inside_of_a_block_counts(block):
     layer, branch = block(_branch()), _branch()
     layer.build((None, _width(block)))
     for each in (*layer.layer.layers, *branch.layers):
         each.bias.assign(np.ones(each.bias.shape))
-    unit = 1e-7
-    (inside,) = Walk(unit=unit).run(branch, start(branch))
-    (around,) = Walk(unit=unit).run(layer, start(layer))
+    inside, around = _computed(branch), _computed(layer)
     factor = layer.coef_lip
-    own = 9 * unit * around.magnitude()
-    np.testing.assert_allclose(
-        around.error, factor * inside.error + own, rtol=1e-3
-    )
+    # What the sum and the factor add is of the size of the output.
+    unit = FLOAT32.unit
+    own = 4 * unit * factor * layer.joined_constant(1.0)
+    assert factor * inside.relative <= around.relative
+    assert around.relative <= factor * inside.relative + own
+    own = 4 * unit * factor * inside.zero
+    assert factor * inside.absolute <= around.absolute
+    assert around.absolute <= factor * inside.absolute + own
     # The errors of a stack add up, and are not multiplied.
     model = Sequential([keras.Input((8,))])
     for _ in range(10):
         model.add(PartialResidual(_branch()))
-    (many,) = Walk(unit=unit).run(model, start(model))
-    (one,) = Walk(unit=unit).run(model.layers[0], start(model.layers[0]))
-    np.testing.assert_allclose(many.error[0], 10 * one.error[0], rtol=1e-2)
+    many, one = _computed(model), _computed(model.layers[0])
+    np.testing.assert_allclose(many.relative, 10 * one.relative, rtol=1e-2)
 
 
 @every_block

@@ -6,7 +6,9 @@ something else.
 """
 
 import dataclasses
+import functools
 import math
+import typing
 
 import keras
 import numpy as np
@@ -18,6 +20,14 @@ from deel.lip._variables import host
 from deel.lip.certification._norms import Axis
 from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import matrix_norm
+from deel.lip.certification._norms import nonnegative_convolution_norm
+from deel.lip.certification._norms import nonnegative_norm
+from deel.lip.certification._rounding import ELEMENTARY
+from deel.lip.certification._rounding import Beside
+from deel.lip.certification._rounding import Chain
+from deel.lip.certification._rounding import Repeated
+from deel.lip.certification._rounding import Step
+from deel.lip.certification._rounding import Sum
 from deel.lip.layers import unconstrained
 from deel.lip.layers.conv_factor import spatial_shape
 
@@ -34,12 +44,9 @@ class Bound:
         weights: None, or a tuple with a constant for each input.
         adds: Boolean. With `weights`, whether what the inputs contribute adds
             up, instead of standing side by side.
-        terms: Integer, how many products are summed in an output.
-        shift: Float, the norm of what is subtracted, in the units of the
-            output, before something is added that may cancel it.
-        inside: Pair of floats. Where a layer holds others, the error of their
-            forward pass is at most `inside[0]` times the norm of its input,
-            plus `inside[1]`, in the units of the output.
+        rounding: What the layer computes in floating point: a `Step`, or
+            several of them. None for one product with a matrix, of the norm
+            `value`, in which every input is a term of every output.
     """
 
     value: float
@@ -47,9 +54,21 @@ class Bound:
     exact: bool = False
     weights: tuple | None = None
     adds: bool = False
-    terms: int = 1
-    shift: float = 0.0
-    inside: tuple = (0.0, 0.0)
+    rounding: typing.Callable | None = None
+
+
+class Later:
+    """A step that is made when it is first asked for.
+
+    Args:
+        make: Function without arguments that returns a step.
+    """
+
+    def __init__(self, make):
+        self._make = functools.cache(make)
+
+    def __call__(self, arithmetic):
+        return self._make()(arithmetic)
 
 
 _BOUNDS = {}
@@ -131,7 +150,8 @@ def layer_bound(layer, input_shapes, constants):
     check_finite(layer)
     for key in (layer.name, type(layer)):
         if key in constants:
-            return Bound(checked_constant(key, constants[key]), "given")
+            bound = Bound(checked_constant(key, constants[key]), "given")
+            return _rounded_like_a_product(layer, bound, input_shapes)
     if type(layer) not in _BOUNDS:
         raise ValueError(_unknown(layer))
     if not keras.backend.is_float_dtype(layer.compute_dtype):
@@ -150,7 +170,103 @@ def layer_bound(layer, input_shapes, constants):
             f"Layer '{layer.name}' of type {type(layer).__name__} takes "
             f"one tensor. Received: {len(input_shapes)} tensors"
         )
+    if bound.rounding is None:
+        return _rounded_like_a_product(layer, bound, input_shapes)
     return bound
+
+
+def _rounded_like_a_product(layer, bound, input_shapes):
+    """A bound of which nothing is known but the constant; see `Bound`."""
+
+    def make():
+        outputs = output_shapes(layer, input_shapes)
+        read = sum(_size(shape) for shape in input_shapes)
+        written = sum(_size(shape) for shape in outputs)
+        zeros = [np.zeros((1, *x[1:]), "float32") for x in input_shapes]
+        of_zeros = layer(zeros if len(zeros) > 1 else zeros[0], training=False)
+        squares = [
+            np.sum(host(x).astype("float64") ** 2)
+            for x in keras.tree.flatten(of_zeros)
+        ]
+        return Step(
+            bound.value,
+            terms=read + 1,
+            # A matrix and its absolute values have the same Frobenius norm.
+            magnified=bound.value * math.sqrt(min(read, written)),
+            offset=math.sqrt(sum(squares)) * (1 + 1e-3),
+            entries=max(read, written),
+            is_product=True,
+        )
+
+    return dataclasses.replace(bound, rounding=Later(make))
+
+
+def output_shapes(layer, input_shapes):
+    """Shapes of the outputs of a layer, a list of tuples."""
+    tensors = [
+        keras.KerasTensor(shape, layer.compute_dtype) for shape in input_shapes
+    ]
+    outputs = layer.compute_output_spec(
+        tensors if len(tensors) > 1 else tensors[0]
+    )
+    return [tuple(x.shape) for x in keras.tree.flatten(outputs)]
+
+
+def _size(shape):
+    """Number of values of a sample; infinite where it is not known."""
+    return math.inf if None in shape[1:] else math.prod(shape[1:])
+
+
+def _step(layer, input_shapes, constant, terms, offset=0.0, **kwargs):
+    """The step of a layer that is no product.
+
+    Args:
+        layer: The layer.
+        input_shapes: List of tuples.
+        constant: Float.
+        terms: Integer.
+        offset: Float, or function without arguments that returns one.
+        **kwargs: As of `Step`.
+    """
+
+    def make():
+        shapes = [*input_shapes, *output_shapes(layer, input_shapes)]
+        return Step(
+            constant,
+            terms,
+            offset=offset() if callable(offset) else offset,
+            entries=max(_size(shape) for shape in shapes),
+            **kwargs,
+        )
+
+    return Later(make)
+
+
+def _spread(values, shape, factors=1.0):
+    """Norm of values that are broadcast to a shape, a function to call later.
+
+    Args:
+        values: Variable or array, or None for nothing.
+        shape: Tuple, with the batch axis.
+        factors: Float or array that multiplies the values.
+    """
+
+    def norm():
+        if values is None:
+            return 0.0
+        array = np.asarray(host(values), "float64") * factors
+        return float(
+            np.linalg.norm(array) * math.sqrt(_size(shape) / array.size)
+        )
+
+    return norm
+
+
+def half_unit(layer):
+    """The rounding unit of a layer in half precision, 0 for any other."""
+    dtype = layer.compute_dtype
+    units = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+    return units.get(dtype, 0.0)
 
 
 def checked_constant(name, value):
@@ -198,42 +314,70 @@ def activation_bound(activation, input_shape):
     """Bound of what layers take as `activation`: a function or a layer."""
     if isinstance(activation, keras.layers.Layer):
         return layer_bound(activation, [input_shape], {})
-    for function, slope in _SLOPES:
-        if activation is function:
-            return Bound(slope, "largest slope")
-    name = getattr(activation, "__name__", activation)
-    raise ValueError(
-        f"The Lipschitz constant of the activation `{name}` is not known, or "
-        "not finite. Use a layer of your own, registered with "
-        "`deel.lip.certification.register_bound`. "
-        f"Received: activation={activation}"
-    )
+    name = next((name for f, name in _NAMES if f is activation), None)
+    if name is None:
+        shown = getattr(activation, "__name__", activation)
+        raise ValueError(
+            f"The Lipschitz constant of the activation `{shown}` is not known, "
+            "or not finite. Use a layer of your own, registered with "
+            "`deel.lip.certification.register_bound`. "
+            f"Received: activation={activation}"
+        )
+    terms = input_shape[-1] if name == "softmax" else 0
+    return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms)
+
+
+def _of_slope(slope, shape, is_exact, terms=0):
+    """Bound of a function of one number, or of softmax.
+
+    Args:
+        slope: Float, the largest magnitude of its slope.
+        shape: Tuple, of the input.
+        is_exact: Boolean, whether it copies, multiplies and compares only.
+        terms: Integer, how many terms are summed besides.
+    """
+    count = _size(shape)
+    if is_exact:
+        rounding = Step(slope, 2, entries=count)
+    else:
+        # Values near zero are differences of numbers near one.
+        rounding = Step(
+            slope,
+            ELEMENTARY + terms,
+            magnified=1 + 2 * slope,
+            offset=math.sqrt(count) * max(1.0, slope),
+            entries=count,
+        )
+    return Bound(slope, "largest slope", rounding=rounding)
 
 
 # Upper bounds of the slope of functions of one number, and of the norm of the
 # Jacobian of softmax: by Gershgorin at most max 2 p (1 - p) = 1/2.
-_SLOPES = [
-    (getattr(keras.activations, name), slope)
-    for name, slope in {
-        "elu": 1.0,
-        "gelu": 1.13,
-        "hard_sigmoid": 0.1667,
-        "hard_silu": 1.5,
-        "leaky_relu": 1.0,
-        "linear": 1.0,
-        "log_sigmoid": 1.0,
-        "mish": 1.09,
-        "relu": 1.0,
-        "relu6": 1.0,
-        "selu": 1.7581,
-        "sigmoid": 0.25,
-        "silu": 1.1,
-        "softmax": 0.5,
-        "softplus": 1.0,
-        "softsign": 1.0,
-        "tanh": 1.0,
-    }.items()
-    # Not all are in the oldest Keras.
+_SLOPES = {
+    "elu": 1.0,
+    "gelu": 1.13,
+    "hard_sigmoid": 0.1667,
+    "hard_silu": 1.5,
+    "leaky_relu": 1.0,
+    "linear": 1.0,
+    "log_sigmoid": 1.0,
+    "mish": 1.09,
+    "relu": 1.0,
+    "relu6": 1.0,
+    "selu": 1.7581,
+    "sigmoid": 0.25,
+    "silu": 1.1,
+    "softmax": 0.5,
+    "softplus": 1.0,
+    "softsign": 1.0,
+    "tanh": 1.0,
+}
+_EXACT = ("leaky_relu", "linear", "relu", "relu6")
+
+# Not all are in the oldest Keras.
+_NAMES = [
+    (getattr(keras.activations, name), name)
+    for name in _SLOPES
     if hasattr(keras.activations, name)
 ]
 
@@ -275,26 +419,67 @@ def inference_kernel(layer):
     return _used(layer, layer.wbar if constrained else layer.kernel)
 
 
-def _activated(layer, value, method, exact, output_shape, terms):
-    """Bound of a linear map that is followed by the layer's activation."""
-    activation = activation_bound(layer.activation, output_shape)
+def _activated(layer, norm, magnified, terms, input_shape):
+    """Bound of a linear map that is followed by the layer's activation.
+
+    Args:
+        layer: The layer.
+        norm: Tuple of a float, a method, and whether that is exact.
+        magnified: Function without arguments that returns the norm of the map
+            with absolute values.
+        terms: Integer, how many products are summed.
+        input_shape: Tuple.
+    """
+    value, method, exact = norm
+    shape = _linear_shape(layer, input_shape)
+    activation = activation_bound(layer.activation, shape)
+    rounding = Later(
+        lambda: _linear_step(
+            value, magnified(), terms, layer.bias, input_shape, shape
+        )
+    )
     if layer.activation is not keras.activations.linear:
         method = f"{method}, activation"
         exact = False
-    return Bound(float(value * activation.value), method, exact, terms=terms)
+        rounding = Chain(rounding, activation.rounding)
+    return Bound(
+        float(value * activation.value), method, exact, rounding=rounding
+    )
 
 
-@_bound_of(
+def _linear_step(norm, magnified, terms, bias, input_shape, output_shape):
+    """The step of `A x + b`; see `_activated`."""
+    return Step(
+        norm,
+        terms + (bias is not None),
+        # It is at least the norm itself, whatever is known of it.
+        magnified=max(norm, magnified),
+        offset=_spread(bias, output_shape)(),
+        entries=max(_size(input_shape), _size(output_shape)),
+        is_product=True,
+    )
+
+
+# Dense layers, which may be the last one; see `final_dense`.
+DENSE = (
     keras.layers.Dense,
     layers.AOLDense,
     layers.FrobeniusDense,
     layers.OrthogonalDense,
     layers.SpectralDense,
 )
+
+
+@_bound_of(*DENSE)
 def _dense(layer, input_shapes):
     kernel = inference_kernel(layer)
-    shape = (*input_shapes[0][:-1], kernel.shape[-1])
-    return _activated(layer, *_decomposed(kernel), shape, terms=kernel.shape[0])
+    return _activated(
+        layer,
+        _decomposed(kernel),
+        lambda: nonnegative_norm(np.abs(kernel)),
+        kernel.shape[0],
+        input_shapes[0],
+    )
 
 
 def _decomposed(matrices):
@@ -327,9 +512,10 @@ def _einsum_dense(layer, input_shapes):
     stack = values.reshape(blocks, rows, -1)
     return _activated(
         layer,
-        *_decomposed(stack),
-        _linear_shape(layer, input_shapes[0]),
-        terms=rows,
+        _decomposed(stack),
+        lambda: nonnegative_norm(np.abs(stack)),
+        rows,
+        input_shapes[0],
     )
 
 
@@ -376,29 +562,67 @@ def _depthwise(layer, input_shapes):
 
 @_bound_of(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
 def _separable(layer, input_shapes):
-    # Both steps are one convolution, whose kernel is their product.
+    # Both steps are one convolution, whose kernel is their product. What stands
+    # between them is rounded all the same, however much of it cancels.
     by_channel = _used(layer, layer.depthwise_kernel)
     mixing = _used(layer, layer.pointwise_kernel)
     channels, multiplier = by_channel.shape[-2:]
+    between = channels * multiplier
     mixing = mixing.reshape(channels, multiplier, -1)
     kernel = np.einsum("...cm,cmf->...cf", by_channel, mixing)
-    return _convolved(layer, kernel[..., None, :, :], input_shapes)
+    axes = _axes(layer, input_shapes[0])
+    value, method, _ = convolution_norm(kernel[..., None, :, :], axes)
+    # Each channel is a group with one input.
+    by_channel = by_channel[..., None, :]
+    matrix = mixing.reshape(between, -1)
+    first = nonnegative_convolution_norm(np.abs(by_channel), axes)
+    second = nonnegative_norm(np.abs(matrix))
+    # The kernel is a float64 product.
+    value += _PRODUCT_SLACK * multiplier * first * second
+    shape = _linear_shape(layer, input_shapes[0])
+    activation = activation_bound(layer.activation, shape)
+
+    def make():
+        positions = _size(shape) // layer.filters
+        widened = (None, positions * between)
+        depthwise = _linear_step(
+            convolution_norm(by_channel, axes)[0],
+            first,
+            math.prod(layer.kernel_size),
+            None,
+            input_shapes[0],
+            widened,
+        )
+        pointwise = _linear_step(
+            _decomposed(matrix)[0], second, between, layer.bias, widened, shape
+        )
+        return Chain(depthwise, pointwise, activation.rounding)
+
+    if layer.activation is not keras.activations.linear:
+        method = f"{method}, activation"
+    return Bound(value * activation.value, method, False, rounding=Later(make))
+
+
+# Relative error of a float64 product of two factors, added up, for each term.
+_PRODUCT_SLACK = 4 * float(np.finfo("float64").eps)
 
 
 def _convolved(layer, kernel, input_shapes):
     (shape,) = input_shapes
     *taps, _, inputs, _ = kernel.shape
+    axes = _axes(layer, shape)
     return _activated(
         layer,
-        *_convolution_norm(layer, kernel, shape),
-        _linear_shape(layer, shape),
-        terms=math.prod(taps) * inputs,
+        convolution_norm(kernel, axes),
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
+        shape,
     )
 
 
-def _convolution_norm(layer, kernel, shape):
+def _axes(layer, shape):
     mode = getattr(layer, "_pad_mode", None)
-    axes = [
+    return [
         Axis(length, size, stride, dilation, mode or layer.padding)
         for length, size, stride, dilation in zip(
             spatial_shape(shape, layer.data_format),
@@ -408,33 +632,76 @@ def _convolution_norm(layer, kernel, shape):
             strict=True,
         )
     ]
-    return convolution_norm(kernel, axes)
 
 
 @_bound_of(layers.SLLDense, unconstrained.ResidualDense)
 def _residual_dense(layer, input_shapes):
     kernel = inference_kernel(layer)
-    return _symmetric_step(layer, *_decomposed(kernel), kernel.shape[:1])
+    return _symmetric_step(
+        layer,
+        _decomposed(kernel),
+        lambda: nonnegative_norm(np.abs(kernel)),
+        kernel.shape[0],
+        kernel.shape[1],
+        input_shapes[0],
+    )
 
 
 @_bound_of(layers.SLLConv2D, unconstrained.ResidualConv2D)
 def _residual_convolution(layer, input_shapes):
-    kernel = inference_kernel(layer)
-    norm = _convolution_norm(layer, kernel[..., None, :, :], input_shapes[0])
-    return _symmetric_step(layer, *norm, kernel.shape[:-1])
+    kernel = inference_kernel(layer)[..., None, :, :]
+    axes = _axes(layer, input_shapes[0])
+    *taps, _, inputs, outputs = kernel.shape
+    return _symmetric_step(
+        layer,
+        convolution_norm(kernel, axes),
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
+        math.prod(taps) * outputs,
+        input_shapes[0],
+    )
 
 
-def _symmetric_step(layer, norm, method, exact, window):
-    """Bound of `k x - 2/k A^T f(A x)`, slopes of f from 0 to 1.
+def _symmetric_step(layer, norm, magnified, terms, terms_back, shape):
+    """Bound of `k x - 2/k A^T f(A x + b)`, slopes of f from 0 to 1.
 
     Its Jacobian is symmetric, with eigenvalues from `k - 2/k ||A||^2` to k.
+
+    Args:
+        layer: The layer.
+        norm: As of `_activated`.
+        magnified: As of `_activated`.
+        terms: Integer, how many products each hidden value sums.
+        terms_back: Integer, how many products each output sums.
+        shape: Tuple, of the input.
     """
     unconstrained.require_monotone(layer.activation)
+    value, method, _ = norm
     k = layer.k_coef_lip
-    value = max(k, 2.0 / k * norm**2 - k) * (1 + 1e-12)
-    # The step may be twice as long as the output, before they cancel.
-    terms = 512 + 18 * (math.prod(window) + layer.kernel.shape[-1])
-    return Bound(float(_factor(layer, value)), method, False, terms=terms)
+    constant = max(k, 2.0 / k * value**2 - k) * (1 + 1e-12)
+    constant *= (1 + half_unit(layer)) ** 2
+
+    def make():
+        growth = magnified()
+        channels = layer.kernel.shape[-1]
+        hidden = (None, _size(shape) // shape[-1] * channels)
+        entries = max(_size(shape), _size(hidden))
+        activation = activation_bound(layer.activation, hidden)
+        # The step may be twice as long as the output, before they cancel.
+        return Sum(
+            Step(k, 2, entries=entries),
+            Chain(
+                _linear_step(value, growth, terms, layer.bias, shape, hidden),
+                activation.rounding,
+                _linear_step(value, growth, terms_back, None, hidden, shape),
+                Step(2.0 / k, 3, entries=entries),
+            ),
+            entries=entries,
+        )
+
+    return Bound(
+        float(_factor(layer, constant)), method, False, rounding=Later(make)
+    )
 
 
 def _per_axis(layer, values):
@@ -471,17 +738,16 @@ def _transposed(layer, input_shapes):
         if length is not None:
             length = (length - 1) * stride + (size - 1) * dilation + 1
         axes.append(Axis(length, size, stride, dilation, "valid"))
-    kernel = inference_kernel(layer)
-    value, method, exact = convolution_norm(kernel[..., None, :, :], axes)
+    kernel = inference_kernel(layer)[..., None, :, :]
+    value, method, exact = convolution_norm(kernel, axes)
     exact = exact and layer.padding == "valid"
-    *taps, _, inputs = kernel.shape
+    *taps, _, _, inputs = kernel.shape
     return _activated(
         layer,
-        value,
-        method,
-        exact,
-        _linear_shape(layer, shape),
-        terms=math.prod(taps) * inputs,
+        (value, method, exact),
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
+        shape,
     )
 
 
@@ -508,7 +774,9 @@ def _max_pooling(layer, input_shapes):
     # is read by `overlap` windows.
     axes = _pooling_axes(layer, input_shapes[0])
     overlap = math.prod(axis.overlap() for axis in axes)
-    return Bound(math.sqrt(overlap), "overlap", overlap <= 1)
+    value = math.sqrt(overlap)
+    rounding = _step(layer, input_shapes, value, 0)
+    return Bound(value, "overlap", overlap <= 1, rounding=rounding)
 
 
 @_bound_of(
@@ -519,12 +787,20 @@ def _max_pooling(layer, input_shapes):
 def _average_pooling(layer, input_shapes):
     axes = _pooling_axes(layer, input_shapes[0])
     norms = [_average_norm(axis) for axis in axes]
+    value = math.prod(norm for norm, _ in norms)
+    value *= (1 + half_unit(layer)) ** 2
+    terms = math.prod(layer.pool_size) + _FACTORS
     return Bound(
-        math.prod(norm for norm, _ in norms),
+        value,
         "singular values",
         all(exact for _, exact in norms),
-        terms=math.prod(layer.pool_size),
+        rounding=_step(layer, input_shapes, value, terms),
     )
+
+
+# Roundings behind what a layer does besides sums: constants that it makes, such
+# as roots and reciprocals, and products with them.
+_FACTORS = 16
 
 
 def _average_norm(axis):
@@ -570,7 +846,29 @@ def _scaled_pooling(layer, input_shapes):
     # so is the root of the mean of their squares.
     size = math.prod(layer.pool_size)
     value = _factor(layer, layer._get_coef()) / math.sqrt(size)
-    return Bound(value * (1 + 1e-12), "formula", True, terms=size)
+    return _pooled(layer, value, size, input_shapes)
+
+
+def _pooled(layer, value, size, input_shapes):
+    """Bound of a scaled mean or norm of so many values."""
+    value *= (1 + 1e-12) * (1 + half_unit(layer)) ** 3
+    epsilon = getattr(layer, "eps_grad_sqrt", None)
+
+    def offset():
+        if epsilon is None:
+            return 0.0
+        (shape,) = output_shapes(layer, input_shapes)
+        return value * math.sqrt(size * epsilon * _size(shape))
+
+    rounding = _step(
+        layer,
+        input_shapes,
+        value,
+        size + _FACTORS,
+        offset=offset,
+        squares=epsilon is not None,
+    )
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(
@@ -585,14 +883,10 @@ def _scaled_pooling(layer, input_shapes):
 )
 def _scaled_global_pooling(layer, input_shapes):
     lengths = spatial_shape(input_shapes[0], layer.data_format)
-    terms = 1 if None in lengths else math.prod(lengths)
-    return Bound(
-        # The root of the number of values is a factor, too.
-        _factor(layer, layer.k_coef_lip) * (1 + 1e-6),
-        "formula",
-        True,
-        terms=terms,
-    )
+    size = math.inf if None in lengths else math.prod(lengths)
+    # The root of the number of values is a factor, too.
+    value = _factor(layer, layer.k_coef_lip) * (1 + 1e-6)
+    return _pooled(layer, value, size, input_shapes)
 
 
 @_bound_of(
@@ -602,11 +896,16 @@ def _scaled_global_pooling(layer, input_shapes):
 )
 def _global_average(layer, input_shapes):
     lengths = spatial_shape(input_shapes[0], layer.data_format)
-    if None in lengths:
-        return Bound(1.0, "image of unknown size")
-    size = math.prod(lengths)
-    value = (1 + 1e-12) / math.sqrt(size)
-    return Bound(value, "formula", True, terms=size)
+    is_known = None not in lengths
+    size = math.prod(lengths) if is_known else math.inf
+    value = (1 + 1e-12) / math.sqrt(size) if is_known else 1.0
+    value *= (1 + half_unit(layer)) ** 2
+    return Bound(
+        value,
+        "formula" if is_known else "image of unknown size",
+        is_known,
+        rounding=_step(layer, input_shapes, value, size + _FACTORS),
+    )
 
 
 @_bound_of(
@@ -637,12 +936,19 @@ def _global_average(layer, input_shapes):
     layers.SpatialShift2D,
 )
 def _isometry(layer, input_shapes):
-    return Bound(1.0, "formula", True)
+    return Bound(1.0, "formula", True, rounding=_copied(layer, input_shapes))
+
+
+def _copied(layer, input_shapes, constant=1.0):
+    """The step of a layer that only copies and compares."""
+    return _step(layer, input_shapes, constant, 0)
 
 
 @_bound_of(keras.layers.RepeatVector)
 def _repetition(layer, input_shapes):
-    return Bound(math.sqrt(layer.n) * (1 + 1e-12), "formula", True)
+    value = math.sqrt(layer.n) * (1 + 1e-12)
+    rounding = _copied(layer, input_shapes, value)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(
@@ -661,7 +967,8 @@ def _up_sampling(layer, input_shapes):
         layer.size if isinstance(layer.size, (tuple, list)) else [layer.size]
     )
     value = math.sqrt(math.prod(sizes)) * (1 + 1e-12)
-    return Bound(value, "formula", True)
+    rounding = _copied(layer, input_shapes, value)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(
@@ -669,46 +976,92 @@ def _up_sampling(layer, input_shapes):
     layers.FullSort,
     layers.GroupSort,
     layers.GroupSort2,
-    layers.LayerCentering,
     layers.MaxMin,
 )
 def _scaled_isometry(layer, input_shapes):
-    return Bound(_factor(layer, layer.k_coef_lip), "formula", True)
+    value = _factor(layer, layer.k_coef_lip)
+    rounding = _step(layer, input_shapes, value, 3)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(layers.Householder)
 def _folds(layer, input_shapes):
-    # Each fold rounds anew, like a layer of its own.
-    terms = (8 * (layer.order - 1) + 1) ** 2
-    return Bound(_factor(layer, layer.k_coef_lip), "formula", True, terms=terms)
+    # Sines and cosines that are rounded make a reflection that expands.
+    fold = (1 + half_unit(layer)) ** 4
+    value = _factor(layer, layer.k_coef_lip) * fold**layer.order
+    entries = _size(input_shapes[0])
+    # Points that are taken for those of the other side are reflected at a line
+    # that is as near to them as the side was wrong.
+    step = Step(fold, ELEMENTARY + 4, magnified=4.0, entries=entries)
+    scaling = Step(_factor(layer, layer.k_coef_lip), 2, entries=entries)
+    rounding = Chain(*[step] * layer.order, scaling)
+    return Bound(value, "formula", True, rounding=rounding)
+
+
+@_bound_of(layers.LayerCentering)
+def _layer_centering(layer, input_shapes):
+    (shape,) = input_shapes
+    value = _factor(layer, layer.k_coef_lip)
+    means = [shape[axis] for axis in layer._axes]
+    terms = math.inf if None in means else math.prod(means) + _FACTORS
+    rounding = _step(
+        layer,
+        input_shapes,
+        value,
+        terms,
+        # The mean and what it is subtracted from, both at most the input.
+        magnified=2 * value,
+        offset=_spread(layer.bias, shape),
+    )
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(layers.BatchCentering)
 def _batch_centering(layer, input_shapes):
-    factor = _factor(layer, layer.k_coef_lip)
-    shift = _shift(layer.mean, factor, input_shapes[0])
-    return Bound(factor, "formula", True, shift=shift)
+    value = _factor(layer, layer.k_coef_lip)
+    rounding = _shifted(layer, input_shapes, value, layer.mean)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
-def _shift(mean, factors, input_shape):
-    """Norm of the means of all channels, at each position; see `Bound`."""
-    means = host(mean).astype("float64")
-    size = math.prod(n for n in input_shape[1:] if n is not None)
-    return float(np.linalg.norm(means * factors) * math.sqrt(size / means.size))
+def _shifted(layer, input_shapes, value, mean, bias=None, factors=None):
+    """The step of `(x - mean) * factor + bias`, which may cancel.
+
+    Args:
+        layer: The layer, with a `bias` if none is given.
+        input_shapes: List of tuples.
+        value: Float, the largest factor.
+        mean: Variable or array, or None.
+        bias: Variable or array, or None.
+        factors: Array, the factor of each channel; None for `value`.
+    """
+    (shape,) = input_shapes
+    bias = layer.bias if bias is None else bias
+    factors = value if factors is None else factors
+    shift, added = _spread(mean, shape, factors), _spread(bias, shape)
+    return _step(
+        layer,
+        input_shapes,
+        value,
+        _FACTORS,
+        offset=lambda: shift() + added(),
+    )
 
 
 @_bound_of(layers.BatchLipNorm)
 def _batch_lip_norm(layer, input_shapes):
     factor = float(ops.convert_to_numpy(layer.scaling_factor(training=False)))
-    shift = _shift(layer.mean, factor, input_shapes[0])
     # The factor is a float32 root.
     value = abs(factor) * (1 + 1e-6)
-    return Bound(value, "scaling factor", True, shift=shift)
+    mean = layer.mean if layer.centering else None
+    rounding = _shifted(layer, input_shapes, value, mean)
+    return Bound(value, "scaling factor", True, rounding=rounding)
 
 
 @_bound_of(layers.ScaleBiasLayer)
 def _scale_bias(layer, input_shapes):
-    return Bound(_factor(layer, layer.scalar), "formula", True)
+    value = _factor(layer, layer.scalar)
+    rounding = _shifted(layer, input_shapes, value, None)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(keras.layers.Rescaling)
@@ -727,20 +1080,29 @@ def _rescaling(layer, input_shapes):
                 "offset, or may do so. Expected shapes that fit an input of "
                 f"shape {shape}. Received: shape={values.shape}"
             )
-    return Bound(_factor(layer, scale), "formula", True)
+    value = _factor(layer, scale)
+    offset = _spread(np.asarray(layer.offset, "float64"), shape)
+    rounding = _step(layer, input_shapes, value, 4, offset=offset)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(keras.layers.Normalization)
 def _normalization(layer, input_shapes):
+    (shape,) = input_shapes
     deviation = np.sqrt(host(layer.variance).astype("float64"))
     deviation = np.maximum(deviation, keras.backend.epsilon())
     factors = deviation if layer.invert else 1 / deviation
-    return Bound(float(np.max(factors)) * (1 + 1e-6), "formula", True)
+    value = float(np.max(factors)) * (1 + 1e-6)
+    value *= (1 + half_unit(layer)) ** 3
+    mean = _spread(layer.mean, shape, 1.0 if layer.invert else factors)
+    rounding = _step(layer, input_shapes, value, _FACTORS, offset=mean)
+    return Bound(value, "formula", True, rounding=rounding)
 
 
 @_bound_of(keras.layers.BatchNormalization)
 def _batch_normalization(layer, input_shapes):
-    variance = host(layer.moving_variance).astype("float64") + layer.epsilon
+    moving = host(layer.moving_variance).astype("float64")
+    variance = moving + layer.epsilon
     if np.any(variance <= 0):
         raise ValueError(
             f"The moving variance of layer '{layer.name}' plus epsilon must "
@@ -749,10 +1111,19 @@ def _batch_normalization(layer, input_shapes):
     factors = 1 / np.sqrt(variance)
     if layer.scale:
         factors = factors * np.abs(host(layer.gamma).astype("float64"))
+    # A variance that is negative cancels, and its sum with epsilon is rounded.
+    cancelled = float(np.max((np.abs(moving) + layer.epsilon) / variance))
+    excess = 2e-7 * cancelled
     # Float32 roots are wrong by less.
-    value = float(np.max(factors)) * (1 + 1e-6)
-    shift = _shift(layer.moving_mean, factors, input_shapes[0])
-    return Bound(value, "largest factor", True, shift=shift)
+    value = float(np.max(factors)) * (1 + 1e-6 + excess)
+    value *= (1 + half_unit(layer)) ** 4
+    terms = _FACTORS + math.ceil(4 * cancelled)
+    shift = _spread(layer.moving_mean, input_shapes[0], factors)
+    bias = _spread(layer.beta if layer.center else None, input_shapes[0])
+    rounding = _step(
+        layer, input_shapes, value, terms, offset=lambda: shift() + bias()
+    )
+    return Bound(value, "largest factor", True, rounding=rounding)
 
 
 @_bound_of(keras.layers.Activation)
@@ -767,35 +1138,50 @@ def _relu(layer, input_shapes):
             f"Layer '{layer.name}' jumps at its threshold. Expected "
             f"`threshold=0`. Received: threshold={layer.threshold}"
         )
-    return Bound(max(1.0, _factor(layer, layer.negative_slope)), "slopes", True)
+    return _of_slopes(layer, _factor(layer, layer.negative_slope), input_shapes)
+
+
+def _of_slopes(layer, slope, input_shapes, is_exact=True):
+    """Bound of a function of the slope one, and another one for negatives."""
+    bound = _of_slope(max(1.0, slope), input_shapes[0], is_exact)
+    return dataclasses.replace(bound, method="slopes", exact=True)
 
 
 @_bound_of(keras.layers.LeakyReLU)
 def _leaky_relu(layer, input_shapes):
-    return Bound(max(1.0, _factor(layer, layer.negative_slope)), "slopes", True)
+    return _of_slopes(layer, _factor(layer, layer.negative_slope), input_shapes)
 
 
 @_bound_of(keras.layers.ELU)
 def _elu(layer, input_shapes):
-    return Bound(max(1.0, _factor(layer, layer.alpha)), "slopes", True)
+    slope = _factor(layer, layer.alpha)
+    return _of_slopes(layer, slope, input_shapes, is_exact=False)
 
 
 @_bound_of(keras.layers.PReLU, layers.LipschitzPReLU)
 def _prelu(layer, input_shapes):
     slopes = np.abs(_used(layer, layer.alpha))
-    return Bound(max(1.0, float(np.max(slopes))), "slopes", True)
+    return _of_slopes(layer, float(np.max(slopes)), input_shapes)
 
 
 @_bound_of(keras.layers.Softmax)
 def _softmax(layer, input_shapes):
-    return Bound(0.5, "largest slope")
+    (shape,) = input_shapes
+    axes = layer.axis if isinstance(layer.axis, (list, tuple)) else [layer.axis]
+    terms = math.prod(shape[axis] or math.inf for axis in axes)
+    return _of_slope(0.5, shape, False, terms)
 
 
-def _joined(weights, adds, method="formula"):
+def _joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
     """Bound of a layer that joins branches; see `Bound`."""
     squares = math.sqrt(math.fsum(w**2 for w in weights))
     value = squares * (1 + 1e-12) if adds else max(weights)
-    return Bound(value, method, weights=tuple(weights), adds=adds)
+    terms = len(weights) if terms is None else terms
+    # For inputs of which the norms add up.
+    rounding = _step(layer, input_shapes, max(weights), terms)
+    return Bound(
+        value, method, weights=tuple(weights), adds=adds, rounding=rounding
+    )
 
 
 def _repetitions(layer, input_shapes):
@@ -816,52 +1202,81 @@ def _repetitions(layer, input_shapes):
 
 @_bound_of(keras.layers.Add, keras.layers.Subtract)
 def _sum(layer, input_shapes):
-    return _joined(_repetitions(layer, input_shapes), adds=True)
+    weights = _repetitions(layer, input_shapes)
+    return _joined(layer, input_shapes, weights, adds=True)
 
 
 @_bound_of(keras.layers.Average)
 def _mean(layer, input_shapes):
     weights = _repetitions(layer, input_shapes)
-    return _joined([w / len(weights) for w in weights], adds=True)
+    weights = [w / len(weights) for w in weights]
+    terms = len(weights) + 4
+    bound = _joined(layer, input_shapes, weights, adds=True, terms=terms)
+    loosened = bound.value * (1 + half_unit(layer)) ** 2
+    return dataclasses.replace(bound, value=loosened)
 
 
 @_bound_of(keras.layers.Maximum, keras.layers.Minimum)
 def _maximum(layer, input_shapes):
     # |max a - max b| is at most the largest |a - b|, hence its square at most
     # the sum of all squares.
-    return _joined(_repetitions(layer, input_shapes), adds=False)
+    weights = _repetitions(layer, input_shapes)
+    return _joined(layer, input_shapes, weights, adds=False, terms=0)
 
 
 @_bound_of(keras.layers.Concatenate)
 def _concatenation(layer, input_shapes):
-    return _joined([1.0] * len(input_shapes), adds=False)
+    weights = [1.0] * len(input_shapes)
+    return _joined(layer, input_shapes, weights, adds=False, terms=0)
 
 
 @_bound_of(layers.LipResidual)
 def _residual(layer, input_shapes):
-    alpha = float(host(layer.alpha))
+    alpha = float(_used(layer, layer.alpha))
     weight = 1 / (1 + math.exp(-alpha)) if alpha > -700 else 0.0
-    # The weight is a float32 sigmoid.
-    weights = [weight + 1e-6, 1 - weight + 1e-6]
-    return _joined(weights, adds=True, method="weights")
+    # The weight is a sigmoid, right to some units of one.
+    excess = 1e-6 + 2 * half_unit(layer)
+    weights = [weight + excess, 1 - weight + excess]
+    bound = _joined(
+        layer,
+        input_shapes,
+        weights,
+        adds=True,
+        method="weights",
+    )
+    # Each weight is wrong by units of one, not of itself.
+    rounding = _step(layer, input_shapes, 1.0, ELEMENTARY + 4)
+    return dataclasses.replace(bound, rounding=rounding)
 
 
-def branched_bound(layer, branch, error):
+def branched_bound(layer, branch, rounding, input_shapes):
     """Bound of a block from that of its branch.
 
     Args:
         layer: A layer of one of the classes in `BRANCHED`.
         branch: Float, the constant of the branch.
-        error: Pair of floats, as `Bound.inside`, for the branch itself.
+        rounding: As of `Bound`, for the branch.
+        input_shapes: List of tuples.
     """
     check_finite(layer)
     factor = _factor(layer, layer._get_coef())
     value = factor * layer.joined_constant(branch) * (1 + 1e-12)
-    inside = tuple(factor * part for part in error)
-    return Bound(value, "branch", inside=inside)
+    value *= (1 + half_unit(layer)) ** 2
+    entries = _size(input_shapes[0])
+    passed = Step(entries=entries)
+    if isinstance(layer, layers.PartialResidual):
+        joined = Beside(passed, rounding)
+    else:
+        joined = Sum(passed, rounding, entries=entries)
+    scaled = Chain(joined, Step(factor, 2, entries=entries))
+    return Bound(value, "branch", rounding=scaled)
 
 
 @_bound_of(keras.layers.TimeDistributed)
 def _time_distributed(layer, input_shapes):
     inner = [(shape[0], *shape[2:]) for shape in input_shapes]
-    return layer_bound(layer.layer, inner, {})
+    bound = layer_bound(layer.layer, inner, {})
+    steps = input_shapes[0][1]
+    times = math.inf if steps is None else steps
+    rounding = Repeated(bound.rounding, times)
+    return dataclasses.replace(bound, rounding=rounding)

@@ -15,21 +15,11 @@ that is used at several places has one constant and is used with it at each. A
 block that holds its branch has the constant that its formula makes of that of
 the branch, which is found like that of a model.
 
-Note [Errors of the forward pass]
+Note [Calls]
 
-A network that runs in float32 is not quite the function that is bounded. With
-each tensor goes a bound of its norm, `a ||x|| + b`: constants as above times
-the norm of the input, plus what the layers make of zeros. A layer with n terms
-in each sum is taken to add an error of `(8 + sqrt(n)) u` times the bound of
-its output, with u the rounding unit that is found in products of the backend
-in use; errors of its inputs grow by its constant. The worst case of n terms
-is n u, which no sum comes near to: rounding errors of n terms have no common
-sign, and grow as sqrt(n) u (Higham and Mary). So this is conservative, and not
-proven. Everything else in this module is.
-
-Reference:
-    - Higham and Mary, "A new approach to probabilistic rounding error
-      analysis", SIAM J. Sci. Comput. 41 (2019).
+The walk through a graph leaves a list of calls, from the inputs to the outputs.
+With them the values at samples are followed, layer by layer, and what floating
+point adds to them (`deel.lip.certification._rounding`).
 """
 
 import dataclasses
@@ -37,22 +27,18 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
 
-from deel.lip import layers
 from deel.lip._validation import require_built
 from deel.lip.certification._layers import BRANCHED
+from deel.lip.certification._layers import DENSE
+from deel.lip.certification._layers import Bound
 from deel.lip.certification._layers import branched_bound
 from deel.lip.certification._layers import inference_kernel
 from deel.lip.certification._layers import layer_bound
+from deel.lip.certification._layers import output_shapes
 from deel.lip.certification._norms import matrix_norm
-
-_DENSE = (
-    keras.layers.Dense,
-    layers.FrobeniusDense,
-    layers.OrthogonalDense,
-    layers.SpectralDense,
-)
+from deel.lip.certification._rounding import Computed
+from deel.lip.certification._rounding import join
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,30 +135,74 @@ def lipschitz_bound(
     if by_output:
         last = final_dense(model, walk)
         if last is not None:
-            kernel, gain = last
-            bound = gain * float(np.max(np.linalg.norm(kernel, axis=0)))
+            _, kernel, flow = last
+            bound = float(np.max(np.linalg.norm(kernel, axis=0)))
+            bound *= joint_gain([flow])
             bound *= 1 + 1e-9
     return (bound, walk.table) if return_table else bound
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Flow:
     """What is known of a tensor; see the notes of this module.
 
     Attributes:
         shape: Tuple, with the batch axis.
         gain: Array `(rows, inputs)`, the matrix M.
-        size: Float, the number b.
-        error: Array of two numbers: `error[0] ||x|| + error[1]`.
     """
 
     shape: tuple
     gain: np.ndarray
-    size: float = 0.0
-    error: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros(2))
 
-    def magnitude(self):
-        return np.array([_norm(self.gain), self.size])
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A layer, as it is called at one place of a graph.
+
+    Attributes:
+        layer: The layer.
+        bound: `Bound` of the layer.
+        weights: Tuple of floats, its constant for each input.
+        inputs: List of `Flow`.
+        outputs: List of `Flow`.
+    """
+
+    layer: keras.layers.Layer
+    bound: Bound
+    weights: tuple
+    inputs: list
+    outputs: list
+
+
+def propagate(calls, known, arithmetic, sizes=None):
+    """Follows errors of a forward pass; see `_rounding`.
+
+    Args:
+        calls: List of `Call`.
+        known: Dictionary from inputs of the graph, `Flow`, to `Computed`.
+        arithmetic: `Arithmetic`.
+        sizes: Dictionary from other flows to the norms of their values at some
+            samples; None for an input of zero, and the norms that layers claim.
+
+    Returns:
+        The dictionary, with all flows of the graph.
+    """
+    known = dict(known)
+    for call in calls:
+        layer = call.bound.rounding(arithmetic)
+        inputs = [known[flow] for flow in call.inputs]
+        joined = join(inputs, call.weights, layer)
+        claimed = [
+            w * x.zero for w, x in zip(call.weights, inputs, strict=True)
+        ]
+        for flow in call.outputs:
+            zero = sum(claimed) + layer.zero
+            known[flow] = dataclasses.replace(
+                joined,
+                constant=joint_gain([flow]),
+                zero=zero if sizes is None else sizes[flow],
+            )
+    return known
 
 
 def joint_gain(flows):
@@ -194,11 +224,11 @@ def final_dense(model, walk):
         walk: The `Walk` that has run it.
 
     Returns:
-        Pair: the kernel, and the bound of the layers before; None if the
-        output of the model is not that of such a layer.
+        Tuple: the layer, its kernel, and the `Flow` that enters it; None if
+        the output of the model is not that of such a layer.
     """
     last = model.layers[-1] if isinstance(model, keras.Model) else model
-    if type(last) not in _DENSE or id(last) not in walk.entering:
+    if type(last) not in DENSE or id(last) not in walk.entering:
         return None
     if last.activation is not keras.activations.linear:
         return None
@@ -213,7 +243,8 @@ def final_dense(model, walk):
         )
         if not is_output:
             return None
-    return inference_kernel(last), joint_gain(walk.entering[id(last)])
+    (flow,) = walk.entering[id(last)]
+    return last, inference_kernel(last), flow
 
 
 def _norm(gain):
@@ -305,20 +336,19 @@ class Walk:
 
     Args:
         constants: As of `lipschitz_bound`.
-        unit: Float or None, the rounding unit of the forward pass. Without it
-            sizes and errors are not followed.
 
     Attributes:
+        calls: List of `Call`, in their order.
         table: List of `LayerBound`, one for each layer and input shape.
         entering: Dictionary from ids of layers, whose constant was not given,
             to the flows that they took in their last call.
     """
 
-    def __init__(self, constants=None, unit=None):
+    def __init__(self, constants=None):
+        self.calls = []
         self.table = []
         self.entering = {}
         self._constants = dict(constants or {})
-        self._unit = unit
         self._known = {}
 
     def run(self, layer, inputs, prefix=""):
@@ -348,8 +378,16 @@ class Walk:
         (shape,) = shapes
         start = Flow(layer.branch_shape(shape), np.eye(1))
         prefix = self._inside(layer.layer, f"{prefix}{layer.name}/")
-        (branch,) = self.run(layer.layer, [start], prefix)
-        return branched_bound(layer, joint_gain([branch]), branch.error)
+        # What is called inside of a block is part of the call of the block.
+        before, self.calls = self.calls, []
+        (end,) = self.run(layer.layer, [start], prefix)
+        calls, self.calls = self.calls, before
+
+        def rounding(arithmetic):
+            known = {start: Computed(1.0)}
+            return propagate(calls, known, arithmetic)[end]
+
+        return branched_bound(layer, joint_gain([end]), rounding, shapes)
 
     def _inside(self, layer, prefix):
         is_model = isinstance(layer, keras.Model)
@@ -396,36 +434,9 @@ class Walk:
         # Rotating the rows changes no norm; this keeps their number down.
         if len(gain) > gain.shape[1]:
             gain = np.linalg.qr(gain, mode="r") * (1 + 1e-12)
-        size, error = 0.0, np.zeros(2)
-        if self._unit is not None:
-            size, error = self._errors(layer, bound, weights, inputs)
-        return [
-            Flow(shape, gain, size, error)
-            for shape in _output_shapes(layer, shapes)
-        ]
-
-    def _errors(self, layer, bound, weights, inputs):
-        def through(values):
-            pairs = zip(weights, values, strict=True)
-            return sum(weight * value for weight, value in pairs)
-
-        zeros = [np.zeros((1, *flow.shape[1:]), "float32") for flow in inputs]
-        of_zeros = layer(zeros if len(zeros) > 1 else zeros[0], training=False)
-        offset = math.sqrt(
-            sum(
-                float(np.sum(ops.convert_to_numpy(x).astype("float64") ** 2))
-                for x in keras.tree.flatten(of_zeros)
-            )
-        )
-        magnitude = through([flow.magnitude() for flow in inputs])
-        magnitude = magnitude + np.array([0.0, offset])
-        rounded = magnitude + np.array([0.0, bound.shift])
-        own = (8 + math.sqrt(bound.terms)) * self._unit * rounded
-        growth, constant = bound.inside
-        own = own + growth * sum(flow.magnitude() for flow in inputs)
-        own = own + np.array([0.0, constant])
-        error = through([flow.error for flow in inputs]) + own
-        return float(magnitude[1]), error
+        outputs = [Flow(x, gain) for x in output_shapes(layer, shapes)]
+        self.calls.append(Call(layer, bound, weights, inputs, outputs))
+        return outputs
 
     def _bound(self, layer, shapes, prefix):
         key = (id(layer), tuple(shapes))
@@ -487,13 +498,3 @@ def _require_plain_call(node):
             "inputs that they were made with. Expected a tensor or a list. "
             f"Received: a dictionary, for model '{layer.name}'"
         )
-
-
-def _output_shapes(layer, shapes):
-    tensors = [
-        keras.KerasTensor(shape, layer.compute_dtype) for shape in shapes
-    ]
-    outputs = layer.compute_output_spec(
-        tensors if len(tensors) > 1 else tensors[0]
-    )
-    return [tuple(x.shape) for x in keras.tree.flatten(outputs)]

@@ -12,12 +12,29 @@ is the certificate. The first rule is never worse than the second, because
 `||w_j - w_i|| <= sqrt(2) ||W||`. A single score keeps its sign up to its
 magnitude divided by the bound.
 
-Scores are computed in floating point, and so are those of any other point. With
-e ||x|| + e_0 the error of the vector of scores (see the notes of
-`deel.lip.certification.bounds`), the lead that is seen can be wrong by
-sqrt(2) times that, at x and at a point at the distance r, where it is at most
-`e (||x|| + r) + e_0`. So the radius is
-`(lead - sqrt(2) (2 e ||x|| + 2 e_0)) / (slope + sqrt(2) e)`.
+Note [What is certified]
+
+A certificate is a statement on a function, and there are two. Let s be the
+scores of the real network, the one of real numbers whose weights are those of
+the model, and e how far scores computed in float64 can be from it, which is
+proven (`deel.lip.certification._rounding`).
+
+`rounding="exact"`: the real network keeps its prediction within
+`(lead - e) / slope`, with the lead of the scores in float64.
+
+`rounding="float32"`: so does the network as it runs in float32, in any batch,
+on any backend, with any order of summation. Its lead at a point at the distance
+r is wrong by at most `a + b r`, so the radius is
+`(lead - e - a) / (slope + b)`: rounding counts once, since the lead at the
+sample is that of float64. For a last Dense layer without activation, errors of
+what enters it move a lead by at most `||w_j - w_i||` times their size, and
+each of its own sums is wrong by at most `gamma_n (||w|| ||h|| + |b|)`.
+
+`rounding="estimated"`: what was certified before there were proofs of rounding.
+Scores are those of float32, the lead is lowered by what rounding usually does,
+at both ends, and nothing is proven of that.
+
+Distances are at most the largest number of float32: no input is further away.
 """
 
 import dataclasses
@@ -29,13 +46,33 @@ from keras import ops
 
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
+from deel.lip._variables import host
+from deel.lip.certification._float64 import as_float64
+from deel.lip.certification._float64 import float64
+from deel.lip.certification._float64 import float64_copy
+from deel.lip.certification._rounding import FLOAT32
+from deel.lip.certification._rounding import FLOAT64
+from deel.lip.certification._rounding import Computed
+from deel.lip.certification._rounding import Estimated
+from deel.lip.certification._rounding import Step
+from deel.lip.certification._rounding import followed
 from deel.lip.certification.bounds import Walk
 from deel.lip.certification.bounds import final_dense
 from deel.lip.certification.bounds import joint_gain
+from deel.lip.certification.bounds import propagate
 from deel.lip.certification.bounds import start
 
 # From so many samples on, `verbose="auto"` shows a progress bar.
 _MANY = 2000
+
+# What each kind of rounding certifies, in words.
+_ROUNDINGS = {
+    "exact": "the network of real numbers",
+    "float32": "the network in float32, any order of summation",
+    "estimated": "scores in float32, their rounding estimated, not proven",
+}
+
+_LARGEST_DISTANCE = float(np.finfo("float32").max)
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -54,6 +91,10 @@ class Certificates:
         lipschitz_constant: Float, the proven bound of the network; with images
             of several sizes, the largest.
         rounding: Array `(samples,)`, what the margin may be wrong by.
+        arithmetic: String, what the radii hold for: the argument `rounding` of
+            `certify`.
+        float32_radius: Array `(samples,)`, the radii of `rounding="float32"`,
+            zero where that proves nothing; None with `rounding="estimated"`.
     """
 
     radius: np.ndarray
@@ -62,6 +103,8 @@ class Certificates:
     label: np.ndarray | None
     lipschitz_constant: float
     rounding: np.ndarray
+    arithmetic: str = "exact"
+    float32_radius: np.ndarray | None = None
 
     def __len__(self):
         return len(self.radius)
@@ -100,11 +143,19 @@ class Certificates:
         """
         summary = {
             "samples": len(self),
+            "arithmetic": self.arithmetic,
             "lipschitz_constant": float(self.lipschitz_constant),
             "mean_radius": float(np.mean(self.radius)),
             "median_radius": float(np.median(self.radius)),
             "largest_rounding": float(np.max(self.rounding)),
         }
+        if self.float32_radius is not None:
+            summary["certificates"] = int(np.sum(self.radius > 0))
+            survive = (self.radius > 0) & (self.float32_radius > 0)
+            summary["float32_certificates"] = int(np.sum(survive))
+            summary["float32_median_radius"] = float(
+                np.median(self.float32_radius)
+            )
         if self.label is not None:
             certified = self.certified_accuracy(epsilons)
             summary["accuracy"] = self.accuracy
@@ -119,7 +170,15 @@ class Certificates:
             f"  proven Lipschitz constant  {summary['lipschitz_constant']:.6g}",
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
+            f"  certified                  {_ROUNDINGS[self.arithmetic]}",
         ]
+        if self.arithmetic == "exact" and self.float32_radius is not None:
+            lines.append(
+                f"  hold in float32, too       "
+                f"{summary['float32_certificates']} of "
+                f"{summary['certificates']}, median radius "
+                f"{summary['float32_median_radius']:.4g}"
+            )
         if self.label is not None:
             lines.append(f"  accuracy                   {self.accuracy:.4f}")
             pairs = zip(
@@ -167,19 +226,37 @@ class Certificates:
         return axes
 
 
-def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
+def certify(
+    model,
+    x,
+    y=None,
+    batch_size=256,
+    constants=None,
+    verbose="auto",
+    rounding="exact",
+):
     """Certifies the predictions of a classifier.
 
     For each sample, a radius within which no point has another prediction. It
     follows from a proven bound of the network (`lipschitz_bound`), made from
-    its weights as they are, and from the scores; rounding of the scores is
-    taken off. With a last Dense layer without activation, each pair of classes
-    has its own constant, which is never worse than that of the whole network.
+    its weights as they are, and from scores that are computed in float64, with
+    a proven bound of their own error. With a last Dense layer without
+    activation, each pair of classes has its own constant, which is never worse
+    than that of the whole network.
 
-    The number that is called the rounding unit is measured for the products of
-    the backend and device in use, so that reduced precision (TF32) is counted.
-    The size of the rounding errors is conservative and not proven; the bound
-    of the network is proven.
+    What a radius is proven for is up to `rounding`:
+
+    - `"exact"`: the network of real numbers with these weights. An attack that
+      computes in float64 finds nothing within the radius. The summary says how
+      many of the certificates hold in float32 as well.
+    - `"float32"`: the network as it runs in float32, in batches of any size, on
+      any backend, whatever order its sums are computed in. Rounding is counted
+      in its worst case, which grows with the number of terms of each sum: deep
+      and wide networks with small leads lose most of their certificates. On a
+      device that rounds factors of products to fewer digits (TensorFloat-32),
+      that is counted.
+    - `"estimated"`: scores in float32, lowered by what rounding usually does.
+      Nothing is proven of that part.
 
     Args:
         model: A built model with one input and one output `(batch, classes)`,
@@ -194,14 +271,17 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
         constants: See `lipschitz_bound`.
         verbose: `"auto"`, 0 or 1: whether a progress bar is shown. "auto" does
             for many samples.
+        rounding: `"exact"`, `"float32"` or `"estimated"`, see above.
 
     Returns:
         A `Certificates`.
 
     Raises:
         ValueError: As `lipschitz_bound`; and for half precision, several
-            inputs or outputs, empty data, labels out of range, or samples or
-            scores that are not finite.
+            inputs or outputs, empty data, labels out of range, samples or
+            scores that are not finite, a layer that cannot be copied by its
+            config, or with `rounding="float32"` a device that computes scores
+            further from the exact ones than float32 can.
 
     Example:
 
@@ -217,6 +297,11 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
     """
     check_classifier(model, "certify")
     _check_precision(model)
+    if rounding not in _ROUNDINGS:
+        raise ValueError(
+            f"Argument `rounding` must be one of {tuple(_ROUNDINGS)}. "
+            f"Received: rounding={rounding}"
+        )
     batch_size = positive_int("batch_size", batch_size)
     batches, count = _batches(x, y, batch_size)
     shows = verbose == 1 or (verbose == "auto" and (count or 0) >= _MANY)
@@ -228,22 +313,21 @@ def certify(model, x, y=None, batch_size=256, constants=None, verbose="auto"):
         x_batch = _floats(x_batch)
         shape = x_batch.shape[1:]
         if shape not in networks:
-            networks[shape] = _Network(model, shape, constants)
+            networks[shape] = _Network(model, shape, constants, rounding)
         parts.append(networks[shape].certify(x_batch, y_batch))
         if bar is not None:
             bar.add(len(x_batch))
     if not parts:
         raise ValueError("There is nothing to certify. Received: empty data")
-    radius, prediction, margin, rounding, label = zip(*parts, strict=True)
-    if any(one is None for one in label):
-        label = None
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    joined = {
+        name: None if any(x is None for x in values) else np.concatenate(values)
+        for name, values in columns.items()
+    }
     return Certificates(
-        radius=np.concatenate(radius),
-        prediction=np.concatenate(prediction),
-        margin=np.concatenate(margin),
-        label=None if label is None else np.concatenate(label),
+        **joined,
         lipschitz_constant=max(n.constant for n in networks.values()),
-        rounding=np.concatenate(rounding),
+        arithmetic=rounding,
     )
 
 
@@ -489,69 +573,311 @@ def _as_pair(batch):
 class _Network:
     """What certificates need to know of a network, for one input shape."""
 
-    def __init__(self, model, input_shape, constants):
+    def __init__(self, model, input_shape, constants, rounding):
         self.model = model
+        self.rounding = rounding
         self.features = math.prod(input_shape)
-        walk = Walk(constants, unit=_rounding_unit())
-        inputs = start(model, tuple(int(n) for n in input_shape))
-        (output,) = walk.run(model, inputs)
-        self.constant = joint_gain([output])
-        self.error = output.error
-        self.slopes = None
+        walk = Walk(constants)
+        (self.input,) = start(model, tuple(int(n) for n in input_shape))
+        (self.output,) = walk.run(model, [self.input])
+        self.calls = walk.calls
+        self.constant = joint_gain([self.output])
+        self.last = None
         last = final_dense(model, walk)
         if last is not None:
-            kernel, gain = last
-            columns = kernel.T
-            squares = [
-                np.sum((columns - column) ** 2, axis=-1) for column in columns
-            ]
-            # How fast the lead of one class over another can change.
-            self.slopes = gain * np.sqrt(squares) * (1 + 1e-9)
+            self.last = _LastLayer(*last)
+        self.copies = {}
+        self.float32 = dataclasses.replace(
+            FLOAT32, factors=rounding_of_factors()
+        )
 
     def certify(self, x, y):
-        """Returns radius, prediction, margin, rounding and labels."""
+        """Returns what `Certificates` has for each sample, a dictionary."""
         if not np.all(np.isfinite(x)):
             raise ValueError(
                 "Samples must be finite. Received: NaN or infinite values"
             )
-        scores = np.asarray(self.model.predict_on_batch(x), "float64")
-        if not np.all(np.isfinite(scores)):
-            raise ValueError(
-                "Scores must be finite to be certified. Received: "
-                f"{int(np.sum(~np.isfinite(scores)))} NaN or infinite scores "
-                f"out of {scores.size}"
-            )
-        classes = scores.shape[1]
+        classes = self.model.output_shape[-1]
         label = None if y is None else checked_labels(y, classes)
         if label is not None and len(label) != len(x):
             raise ValueError(
                 "Each sample needs one label. "
                 f"Received: {len(x)} samples and {len(label)} labels"
             )
+        if self.rounding == "estimated":
+            found = self._estimated(x)
+        else:
+            found = self._proven(x)
+        return {**found, "label": label}
+
+    def _estimated(self, x):
+        unit = _rounding_unit()
+        arithmetic = Estimated(unit, FLOAT32.smallest, FLOAT32.largest)
+        known = propagate(self.calls, {self.input: Computed(1.0)}, arithmetic)
+        error = known[self.output]
         norms = np.linalg.norm(x.reshape(len(x), -1).astype("float64"), axis=1)
-        per_unit, offset = self.error
-        if classes == 1:
-            margin = np.abs(scores[:, 0])
-            prediction = (scores[:, 0] > 0).astype("int64")
-            rounding = per_unit * norms + offset
-            lead = margin - 2 * rounding
-            radius = lead / max(self.constant + per_unit, 1e-300)
-            return np.maximum(radius, 0), prediction, margin, rounding, label
-        root = math.sqrt(2) * (1 + 1e-12)
-        rounding = root * (per_unit * norms + offset)
-        prediction = np.argmax(scores, axis=1)
-        rows = np.arange(len(scores))
-        leads = scores[rows, prediction][:, None] - scores
-        slopes = np.full(leads.shape, root * self.constant)
-        if self.slopes is not None:
-            slopes = np.minimum(slopes, self.slopes[prediction])
-        # A lead that never changes is a certificate for any distance.
-        slopes = np.maximum(slopes + root * per_unit, 1e-300)
-        radii = (leads - 2 * rounding[:, None]) / slopes
-        radii[rows, prediction] = np.inf
-        leads[rows, prediction] = np.inf
-        radius = np.maximum(np.min(radii, axis=1), 0)
-        return radius, prediction, np.min(leads, axis=1), rounding, label
+        scores = _Scores(self._float32_scores(x))
+        at_sample = error.relative * norms + error.absolute
+        rounding = scores.root * at_sample
+        slopes = self._slopes(scores) + scores.root * error.relative
+        radius = _radius(scores.leads - 2 * rounding[:, None], slopes)
+        return {
+            "radius": radius,
+            "prediction": scores.prediction,
+            "margin": scores.margin,
+            "rounding": rounding,
+            "float32_radius": None,
+        }
+
+    def _proven(self, x):
+        values, sizes = self._forward(x)
+        scores = _Scores(_finite(values))
+        start = Computed(1.0, zero=sizes[self.input])
+        exact = propagate(self.calls, {self.input: start}, FLOAT64, sizes)
+        own, _ = self._lead_errors(exact, scores, FLOAT64)
+        # What is measured is the norm of what float64 computes.
+        sizes = {f: sizes[f] + exact[f].absolute for f in sizes}
+        given = Step(terms=1, entries=self.features)(self.float32)
+        start = followed(Computed(1.0, zero=sizes[self.input]), given)
+        start = dataclasses.replace(start, zero=sizes[self.input])
+        rounded = propagate(
+            self.calls, {self.input: start}, self.float32, sizes
+        )
+        seen = scores
+        if self.rounding == "float32":
+            found = self._float32_scores(x)
+            self._check_arithmetic(
+                found, values, rounded[self.output], exact[self.output]
+            )
+            # The prediction is that of the network as it runs.
+            seen = _Scores(values, _Scores(found).winner)
+            own, _ = self._lead_errors(exact, seen, FLOAT64)
+        slopes = self._slopes(seen)
+        errors, growth = self._lead_errors(rounded, seen, self.float32)
+        float32_radius = np.minimum(
+            _radius(seen.leads - own - errors, slopes + growth),
+            np.nan_to_num(rounded[self.output].reach, nan=0.0),
+        )
+        radius, rounding = float32_radius, own + errors
+        if self.rounding == "exact":
+            radius, rounding = _radius(seen.leads - own, slopes), own
+        others = np.where(np.isfinite(seen.leads), rounding, 0.0)
+        return {
+            "radius": radius,
+            "prediction": seen.prediction,
+            "margin": seen.margin,
+            "rounding": np.max(others, axis=1),
+            "float32_radius": float32_radius,
+        }
+
+    def _float32_scores(self, x):
+        return _finite(self.model.predict_on_batch(x))
+
+    def _forward(self, x):
+        """Scores in float64, and the norms of all that is computed before."""
+        last_use = {
+            flow: index
+            for index, call in enumerate(self.calls)
+            for flow in call.inputs
+        }
+        sizes = {}
+        with float64():
+            values = {self.input: as_float64(x)}
+            sizes[self.input] = _norms(values[self.input])
+            for index, call in enumerate(self.calls):
+                if id(call.layer) not in self.copies:
+                    self.copies[id(call.layer)] = float64_copy(call.layer)
+                layer = self.copies[id(call.layer)]
+                inputs = [values[flow] for flow in call.inputs]
+                outputs = layer(
+                    inputs if len(inputs) > 1 else inputs[0], training=False
+                )
+                outputs = keras.tree.flatten(outputs)
+                for flow, value in zip(call.outputs, outputs, strict=True):
+                    values[flow] = value
+                    sizes[flow] = _norms(value)
+                for flow in call.inputs:
+                    if last_use[flow] == index and flow is not self.output:
+                        values.pop(flow, None)
+            scores = ops.convert_to_numpy(values[self.output])
+        return np.asarray(scores, "float64"), sizes
+
+    def _check_arithmetic(self, found, exact, float32, float64):
+        """Raises ValueError where scores are further off than float32 can be.
+
+        A device may have units of its own, which no constant tells.
+        """
+        error = np.linalg.norm(found - exact, axis=1)
+        allowed = float32.absolute + float64.absolute
+        # Without a bound there is nothing to check.
+        if np.any(error > allowed):
+            worst = int(np.argmax(error - allowed))
+            raise ValueError(
+                "This device computes scores with fewer digits than float32 "
+                "has, so nothing is proven of them. Expected errors of at most "
+                f"{allowed[worst]:.3g}. Received: {error[worst]:.3g}. Pass "
+                '`rounding="exact"`.'
+            )
+
+    def _slopes(self, scores):
+        """How fast each lead can change."""
+        slopes = np.full(scores.leads.shape, scores.root * self.constant)
+        if self.last is None:
+            return slopes
+        by_pair = self.last.distances(scores)
+        by_pair = by_pair * joint_gain([self.last.flow]) * (1 + 1e-9)
+        return np.minimum(slopes, by_pair)
+
+    def _lead_errors(self, known, scores, arithmetic):
+        """Errors of each lead at the samples, and for each unit of distance."""
+        if self.last is not None:
+            return self.last.errors(known[self.last.flow], scores, arithmetic)
+        error = known[self.output]
+        shape = scores.leads.shape
+        at_sample = np.broadcast_to(error.absolute, shape[:1])
+        return (
+            scores.root * np.repeat(at_sample[:, None], shape[1], axis=1),
+            np.full(shape, scores.root * error.relative),
+        )
+
+
+class _Scores:
+    """Scores of some samples, and the lead of the best one over each other.
+
+    A single score leads over one that is always zero, or that one over it.
+
+    Args:
+        values: Array `(samples, classes)`.
+        winner: Integer array, the class that leads; None for the best one.
+    """
+
+    def __init__(self, values, winner=None):
+        self.is_single = values.shape[1] == 1
+        if self.is_single:
+            values = np.concatenate([np.zeros_like(values), values], axis=1)
+        rows = np.arange(len(values))
+        self.winner = np.argmax(values, axis=1) if winner is None else winner
+        self.leads = values[rows, self.winner][:, None] - values
+        self.leads[rows, self.winner] = np.inf
+        # The difference of two scores is a product with (1, -1).
+        self.root = 1.0 if self.is_single else math.sqrt(2) * (1 + 1e-12)
+
+    @property
+    def prediction(self):
+        return self.winner.astype("int64")
+
+    @property
+    def margin(self):
+        return np.min(self.leads, axis=1)
+
+
+class _LastLayer:
+    """A last Dense layer without activation; see [What is certified].
+
+    Args:
+        layer: The layer.
+        kernel: Its kernel, float64.
+        flow: The `Flow` that enters it.
+    """
+
+    def __init__(self, layer, kernel, flow):
+        self.flow = flow
+        self.terms = len(kernel) + (layer.bias is not None)
+        columns = kernel.T
+        bias = np.zeros(len(columns))
+        if layer.bias is not None:
+            bias = np.abs(host(layer.bias).astype("float64"))
+        if len(columns) == 1:
+            columns = np.concatenate([np.zeros_like(columns), columns])
+            bias = np.concatenate([np.zeros_like(bias), bias])
+        squares = [np.sum((columns - one) ** 2, axis=-1) for one in columns]
+        self._distances = np.sqrt(squares) * (1 + 1e-12)
+        self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
+        self._bias = bias
+
+    def distances(self, scores):
+        """Distances of the column of the winner from each other."""
+        return self._distances[scores.winner]
+
+    def errors(self, entering, scores, arithmetic):
+        """See `_Network._lead_errors`.
+
+        Args:
+            entering: `Computed` of what enters the layer.
+            scores: `_Scores`.
+            arithmetic: `Arithmetic`.
+        """
+        winner = scores.winner
+        distances = self.distances(scores)
+        norms = self._norms[winner][:, None] + self._norms
+        bias = self._bias[winner][:, None] + self._bias
+        gamma = arithmetic.gamma(self.terms, is_product=True)
+        tiny = 2 * arithmetic.smallest
+        magnified = gamma * norms + 2 * tiny * math.sqrt(self.terms)
+        lost = tiny * (distances * math.sqrt(self.terms) + 4 * self.terms + 4)
+        absolute = np.reshape(entering.absolute, (-1, 1))
+        size = np.reshape(entering.zero, (-1, 1)) + absolute
+        return (
+            distances * absolute + magnified * size + gamma * bias + lost,
+            distances * entering.relative
+            + magnified * (entering.constant + entering.relative),
+        )
+
+
+def _radius(leads, slopes):
+    """The distance up to which all leads stay positive, zero if none."""
+    # Where nothing changes, no distance is too far; see the last note.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        radii = np.where(leads > 0, leads / slopes, 0.0)
+    radius = np.min(np.nan_to_num(radii, nan=0.0, posinf=np.inf), axis=1)
+    return np.minimum(radius * (1 - 1e-12), _LARGEST_DISTANCE)
+
+
+def _norms(tensor):
+    """Norm of each sample of a tensor, a NumPy array."""
+    axes = tuple(range(1, len(tensor.shape)))
+    norms = ops.sqrt(ops.sum(ops.square(tensor), axis=axes))
+    # More than the sum itself may be wrong by.
+    return ops.convert_to_numpy(norms) * (1 + 1e-9)
+
+
+def _finite(scores):
+    scores = np.asarray(scores, "float64")
+    if not np.all(np.isfinite(scores)):
+        raise ValueError(
+            "Scores must be finite to be certified. Received: "
+            f"{int(np.sum(~np.isfinite(scores)))} NaN or infinite scores "
+            f"out of {scores.size}"
+        )
+    return scores
+
+
+def rounding_of_factors():
+    """By how much this device rounds the factors of float32 products.
+
+    Zero where a product with an identity matrix is exact, and so is a
+    convolution with one. TensorFloat-32 keeps ten digits after the first, hence
+    2^-11; the power of two above what is seen counts.
+    """
+    random = np.random.default_rng(0)
+    values = random.uniform(1.0, 2.0, (1, 8, 8, 64)).astype("float32")
+    kernel = np.zeros((3, 3, 64, 64), "float32")
+    kernel[1, 1] = np.eye(64)
+    tensor = ops.convert_to_tensor(values)
+    product = ops.matmul(
+        ops.reshape(tensor, (64, 64)), ops.convert_to_tensor(kernel[1, 1])
+    )
+    convolved = ops.conv(
+        tensor,
+        ops.convert_to_tensor(kernel),
+        padding="same",
+        data_format="channels_last",
+    )
+    worst = 0.0
+    for found in (product, convolved):
+        found = ops.convert_to_numpy(found).reshape(values.shape)
+        worst = max(worst, float(np.max(np.abs(found / values - 1))))
+    return 2.0 ** math.ceil(math.log2(worst)) if worst else 0.0
 
 
 def _rounding_unit():

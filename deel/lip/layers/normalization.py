@@ -224,13 +224,14 @@ class _BatchStatistics(Condensable, _ChannelBias):
 
     def _add_statistic(self, name, shape, initializer):
         # Sums of a half-precision type would stop growing.
+        dtype = keras.backend.result_type(self.variable_dtype, "float32")
         return self.add_weight(
             name=name,
             shape=shape,
             initializer=initializer,
             trainable=False,
             autocast=False,
-            dtype="float32",
+            dtype=dtype,
             # Replicas that see parts of a batch agree on the mean of all.
             aggregation="mean",
         )

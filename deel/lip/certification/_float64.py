@@ -1,0 +1,95 @@
+"""Layers that compute in float64, for scores without the error of float32."""
+
+import contextlib
+
+import keras
+from keras import ops
+
+from deel.lip._constrained import ConstrainedKernel
+from deel.lip._variables import host
+
+
+@contextlib.contextmanager
+def float64():
+    """Surrounds what is computed in float64, which JAX has to be asked for."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        # Nothing is differentiated, so nothing is kept for it.
+        with torch.no_grad():
+            yield
+        return
+    if keras.backend.backend() != "jax":
+        yield
+        return
+    import jax
+
+    # It was experimental until it got a name of its own.
+    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
+    with enable(True):
+        yield
+
+
+def as_float64(array):
+    """A NumPy array as a float64 tensor, within `float64()`."""
+    tensor = ops.convert_to_tensor(array, dtype="float64")
+    if keras.backend.standardize_dtype(tensor.dtype) != "float64":
+        raise ValueError(
+            "Scores are certified in float64, which this device or backend "
+            "does not compute in. "
+            f"Received: {tensor.dtype}"
+        )
+    return tensor
+
+
+def float64_copy(layer):
+    """A layer of the same weights that computes in float64.
+
+    It shares nothing with the layer. To be made and called within `float64()`.
+
+    Args:
+        layer: A built layer, in float32 or float64.
+
+    Raises:
+        ValueError: If the layer cannot be made from its config.
+    """
+    source = layer
+    if isinstance(layer, ConstrainedKernel):
+        # Without the constraint of a kernel that is drawn for nothing.
+        source = layer.vanilla_export()
+    try:
+        copy = type(source).from_config(_in_float64(source.get_config()))
+        if not copy.built:
+            copy.build_from_config(source.get_build_config())
+        weights = list(zip(source.weights, copy.weights, strict=True))
+    except (NotImplementedError, TypeError, ValueError) as error:
+        raise ValueError(
+            "To compute scores in float64, `certify` copies each layer by its "
+            f"config, which failed for layer '{layer.name}' of type "
+            f"{type(layer).__name__}: {error}. Give it `get_config`, or pass "
+            '`rounding="estimated"`, which needs no copies.'
+        ) from error
+    for original, target in weights:
+        value = as_float64(host(original).astype("float64"))
+        # Constrained kernels inside of wrappers are those that are there.
+        getattr(target, "take", target.assign)(value)
+    for inner in copy._flatten_layers():
+        if isinstance(inner, keras.layers.Normalization):
+            inner.finalize_state()
+    return copy
+
+
+def _in_float64(config):
+    """A config of the same object, and of what is in it, in float64."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float64"}}
+        return {
+            key: "float64"
+            if key == "dtype" and isinstance(value, str)
+            else _in_float64(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_in_float64(value) for value in config)
+    return config

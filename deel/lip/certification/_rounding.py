@@ -1,0 +1,326 @@
+"""What floating point adds to a forward pass.
+
+Note [The worst case of a sum]
+
+Let u be the rounding unit, 2^-24 for float32. A sum of n products, computed in
+any order, with or without fused multiply-add, is the sum of these products with
+factors that differ from one by at most gamma_n = n u / (1 - n u) (Higham,
+chapter 3). So what is computed for `A x + b` differs from it, in the Euclidean
+norm, by at most `gamma_n (|| |A| || ||x|| + ||b||)`, with |A| the matrix of
+absolute values and n the number of terms, the bias included. That bound holds
+for every batch size, backend and order of summation, and is reached where all
+terms have one sign and are added one after the other. What algorithms add that
+sum transformed values (Winograd, FFT) is not covered; the backends use none of
+them on CPUs.
+
+Constants that a layer makes (a root, a reciprocal) are wrong by some units and
+count as that many terms. Elementary functions (exp, tanh, ...) are taken to be
+right to `ELEMENTARY` units of one plus the magnitude of their argument; there
+is no proof of that, but a test of each function on each backend.
+
+Note [Underflow]
+
+Backends may replace numbers below the smallest normal one, t, by zero: inputs,
+weights, products and sums. An input of m values then moves by at most
+sqrt(m) t, which counts times the constant of the map; weights by t each; and
+each of the n products and n sums of an output by t. A square that vanishes is
+the square of a value of up to sqrt(t) = 1e-19, which is what L2-norm pooling
+can lose.
+
+Note [Overflow]
+
+The statements above hold where nothing exceeds the largest number. All partial
+sums are at most `|| |A| || ||x|| + ||b||`, which limits the norm of x.
+
+Note [Errors on their way]
+
+A map f of constant L is computed as F with `||F(x) - f(x)|| <= p ||x|| + c`.
+If its input is wrong by e, the output is wrong by at most
+`L e + p (||x|| + e) + c`. With inputs of norm `s + g r` and errors `a + b r` at
+any point at the distance r from a sample (or from zero, where r is the norm of
+the input itself), errors remain linear in r; `propagate` follows them.
+
+Reference:
+    - Higham, "Accuracy and stability of numerical algorithms", 2nd ed., 2002.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+# Units by which elementary functions may be wrong, see the first note.
+ELEMENTARY = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Arithmetic:
+    """Floating point numbers, and the worst that they do.
+
+    Attributes:
+        unit: Float, the rounding unit.
+        smallest: Float, the smallest normal number.
+        largest: Float, a number that sums may reach.
+        factors: Float, by how much factors of products of matrices are rounded
+            besides, in relative terms: 2^-11 for TensorFloat-32.
+    """
+
+    unit: float
+    smallest: float
+    largest: float
+    factors: float = 0.0
+
+    def gamma(self, terms, is_product=False):
+        """Relative error of a sum of so many terms, see the first note."""
+        errors = terms * self.unit
+        if errors >= 0.5:
+            return math.inf
+        gamma = errors / (1 - errors)
+        if is_product:
+            return (1 + self.factors) ** 2 * (1 + gamma) - 1
+        return gamma
+
+    def computed(self, step):
+        """`Computed` of a `Step`."""
+        growth = step.growth
+        count = math.sqrt(step.entries)
+        gamma = self.gamma(step.terms, step.is_product)
+        tiny = 2 * self.smallest
+        lost = tiny * count * (step.constant + 2 * step.terms + 2)
+        reach = float(_distance(self.largest, step.offset, growth))
+        if step.squares:
+            lost += growth * count * math.sqrt(2 * tiny * (step.terms + 1))
+            reach = min(reach, math.sqrt(self.largest))
+        return Computed(
+            constant=step.constant,
+            zero=step.offset,
+            relative=gamma * growth + tiny * count * math.sqrt(step.terms + 1),
+            absolute=gamma * step.offset + lost,
+            reach=reach,
+        )
+
+
+# A quarter of the range is left to what errors may add.
+FLOAT32 = Arithmetic(2.0**-24, 2.0**-126, 2.0**126)
+FLOAT64 = Arithmetic(2.0**-53, 2.0**-1022, 2.0**1022)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimated(Arithmetic):
+    """Errors as they usually are: of independent signs, which proves nothing.
+
+    Rounding errors of n terms that have no common sign grow as sqrt(n) u
+    (Higham and Mary, "A new approach to probabilistic rounding error analysis",
+    SIAM J. Sci. Comput. 41, 2019). Sums of terms of one sign, and those of one
+    sample, which backends add one by one, can be wrong by far more.
+    """
+
+    def computed(self, step):
+        error = (8 + math.sqrt(step.terms)) * self.unit
+        return Computed(
+            constant=step.constant,
+            zero=step.offset,
+            relative=error * step.constant,
+            absolute=error * step.offset,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """A map, and how far what is computed for it may be from it.
+
+    Attributes:
+        constant: Float, its Lipschitz constant.
+        zero: Float, or array with a value for each sample: bound of the norm of
+            its output for the input zero, or for the sample.
+        relative: Float, the error for each unit of the norm of the input, or of
+            the distance from the sample.
+        absolute: Float or array, the error besides.
+        reach: Float or array, the norm of the input, or the distance, up to
+            which that holds.
+    """
+
+    constant: float
+    zero: float | np.ndarray = 0.0
+    relative: float = 0.0
+    absolute: float | np.ndarray = 0.0
+    reach: float | np.ndarray = math.inf
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step of a forward pass: sums, each computed in some order.
+
+    What `Bound.rounding` takes for a layer that does one thing, such as a
+    product with a matrix. The computed output is assumed to be the sum of its
+    terms, in any order, see the notes of this module.
+
+    Attributes:
+        constant: Float, the Lipschitz constant of the step.
+        terms: Integer, how many roundings stand behind an output: the products
+            of a sum, its bias, factors. 0 for what copies and compares.
+        magnified: Float, the constant of the step with the absolute values of
+            its weights; None where that is the same.
+        offset: Float, the norm of all constants that are added, in the units of
+            the output.
+        entries: Integer, the number of values of the input or of the output,
+            whichever is more.
+        is_product: Boolean, whether it is a product of matrices or a
+            convolution, which devices may compute with fewer digits.
+        squares: Boolean, whether it takes the root of a sum of squares.
+    """
+
+    constant: float = 1.0
+    terms: int = 0
+    magnified: float | None = None
+    offset: float = 0.0
+    entries: int = 1
+    is_product: bool = False
+    squares: bool = False
+
+    @property
+    def growth(self):
+        return self.constant if self.magnified is None else self.magnified
+
+    def __call__(self, arithmetic):
+        return arithmetic.computed(self)
+
+
+class Chain:
+    """Steps one after the other.
+
+    Args:
+        *steps: Functions from an `Arithmetic` to a `Computed`, such as `Step`.
+    """
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def __call__(self, arithmetic):
+        first, *others = [step(arithmetic) for step in self.steps]
+        for other in others:
+            first = followed(first, other)
+        return first
+
+
+class Sum:
+    """Steps that take the same input, and whose outputs are added.
+
+    Args:
+        *steps: As of `Chain`.
+        entries: Integer, the number of values of the output.
+    """
+
+    def __init__(self, *steps, entries):
+        self.steps = steps
+        self.entries = entries
+
+    def __call__(self, arithmetic):
+        parts = [step(arithmetic) for step in self.steps]
+        zero, slope = _entering(parts)
+        joined = Computed(
+            constant=sum(part.constant for part in parts),
+            zero=sum(part.zero for part in parts),
+            relative=sum(part.relative for part in parts),
+            absolute=sum(part.absolute for part in parts),
+            reach=min(part.reach for part in parts),
+        )
+        addition = Step(terms=len(parts) - 1, entries=self.entries)
+        added = addition(arithmetic)
+        return dataclasses.replace(
+            joined,
+            relative=joined.relative + added.relative * slope,
+            absolute=joined.absolute + added.relative * zero + added.absolute,
+            reach=min(joined.reach, _distance(added.reach, zero, slope)),
+        )
+
+
+def _entering(parts):
+    """What the norms of computed tensors add up to: at zero, and the slope."""
+    zero = sum(part.zero + part.absolute for part in parts)
+    return zero, sum(part.constant + part.relative for part in parts)
+
+
+def followed(first, second):
+    """`Computed` of a map after another one."""
+    return dataclasses.replace(
+        join([first], [second.constant], second),
+        constant=first.constant * second.constant,
+        zero=second.constant * first.zero + second.zero,
+    )
+
+
+def join(inputs, weights, layer):
+    """Errors of a layer of some inputs; see [Errors on their way].
+
+    Args:
+        inputs: List of `Computed`, those of the tensors that it takes.
+        weights: List of floats, the constant of the layer for each of them.
+        layer: `Computed` of the layer, for inputs of which the norms add up.
+
+    Returns:
+        `Computed`, whose `constant` and `zero` are those of the first input.
+    """
+    zero, slope = _entering(inputs)
+    pairs = list(zip(weights, inputs, strict=True))
+    reach = _distance(layer.reach, zero, slope)
+    for part in inputs:
+        reach = np.minimum(reach, part.reach)
+    return dataclasses.replace(
+        inputs[0],
+        relative=sum(w * part.relative for w, part in pairs)
+        + layer.relative * slope,
+        absolute=sum(w * part.absolute for w, part in pairs)
+        + layer.relative * zero
+        + layer.absolute,
+        reach=reach,
+    )
+
+
+def _distance(limit, zero, slope):
+    """The distance up to which `zero + slope * distance` is within a limit."""
+    if math.isinf(limit) or slope == 0:
+        return np.where(zero <= limit, math.inf, 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.maximum(limit - zero, 0.0) / slope
+
+
+class Repeated:
+    """A step that is taken for several parts of a tensor.
+
+    Args:
+        step: As of `Chain`.
+        times: Integer, the number of parts.
+    """
+
+    def __init__(self, step, times):
+        self.step = step
+        self.times = times
+
+    def __call__(self, arithmetic):
+        part = self.step(arithmetic)
+        root = math.sqrt(self.times)
+        return dataclasses.replace(
+            part, zero=root * part.zero, absolute=root * part.absolute
+        )
+
+
+class Beside:
+    """Steps for parts of a tensor, put side by side.
+
+    Args:
+        *steps: As of `Chain`.
+    """
+
+    def __init__(self, *steps):
+        self.steps = steps
+
+    def __call__(self, arithmetic):
+        parts = [step(arithmetic) for step in self.steps]
+        return Computed(
+            constant=max(part.constant for part in parts),
+            zero=sum(part.zero for part in parts),
+            relative=max(part.relative for part in parts),
+            absolute=sum(part.absolute for part in parts),
+            reach=min(part.reach for part in parts),
+        )
