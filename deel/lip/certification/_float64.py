@@ -1,8 +1,10 @@
 """Layers that compute in float64, for scores without the error of float32."""
 
 import contextlib
+import threading
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lip._constrained import ConstrainedKernel
@@ -11,35 +13,73 @@ from deel.lip._variables import host
 
 @contextlib.contextmanager
 def float64():
-    """Surrounds what is computed in float64, which JAX has to be asked for."""
+    """Surrounds what is computed in float64.
+
+    Raises:
+        ValueError: If the backend computes it with fewer digits all the same.
+    """
+    with _enabled(), _not_demoted():
+        pair = np.array([1.0, 1.0 + 2.0**-40])
+        mean = ops.mean(ops.convert_to_tensor(pair, dtype="float64"))
+        if float(ops.convert_to_numpy(mean)) == 1.0:
+            raise ValueError(
+                "Scores are certified in float64, which this backend or device "
+                "does not compute in. Received: backend="
+                f"{keras.backend.backend()}"
+            )
+        yield
+
+
+@contextlib.contextmanager
+def _enabled():
+    """Whatever a backend has to be asked for first."""
     if keras.backend.backend() == "torch":
         import torch
 
         # Nothing is differentiated, so nothing is kept for it.
         with torch.no_grad():
             yield
-        return
-    if keras.backend.backend() != "jax":
-        yield
-        return
-    import jax
+    elif keras.backend.backend() == "jax":
+        import jax
 
-    # It was experimental until it got a name of its own.
-    enable = getattr(jax, "enable_x64", None) or jax.experimental.enable_x64
-    with enable(True):
+        # It was experimental until it got a name of its own.
+        if hasattr(jax, "enable_x64"):
+            enable = jax.enable_x64
+        else:
+            enable = jax.experimental.enable_x64
+        with enable(True):
+            yield
+    else:
         yield
+
+
+_lock = threading.RLock()
+
+
+@contextlib.contextmanager
+def _not_demoted():
+    """Lets Keras promote dtypes to float64.
+
+    On JAX and PyTorch it replaces the float64 of its promotions by float32, as
+    JAX does by default: so means of float64 tensors have the digits of float32.
+    There is no public way to ask for something else. Tensors of float32 are
+    treated the same within and without, also in other threads.
+    """
+    from keras.src.backend.common import dtypes
+
+    table = dtypes.BIT64_TO_BIT32_DTYPE
+    with _lock:
+        before = table["float64"]
+        table["float64"] = "float64"
+        try:
+            yield
+        finally:
+            table["float64"] = before
 
 
 def as_float64(array):
     """A NumPy array as a float64 tensor, within `float64()`."""
-    tensor = ops.convert_to_tensor(array, dtype="float64")
-    if keras.backend.standardize_dtype(tensor.dtype) != "float64":
-        raise ValueError(
-            "Scores are certified in float64, which this device or backend "
-            "does not compute in. "
-            f"Received: {tensor.dtype}"
-        )
-    return tensor
+    return ops.convert_to_tensor(array, dtype="float64")
 
 
 def float64_copy(layer):
