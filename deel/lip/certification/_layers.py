@@ -794,7 +794,14 @@ def _average_pooling(layer, input_shapes):
         value,
         "singular values",
         all(exact for _, exact in norms),
-        rounding=_step(layer, input_shapes, value, terms),
+        rounding=_step(
+            layer,
+            input_shapes,
+            value,
+            terms,
+            # Windows that overlap repeat values, whose sums the norm divides.
+            partial=value * math.prod(layer.pool_size),
+        ),
     )
 
 
@@ -867,6 +874,7 @@ def _pooled(layer, value, size, input_shapes):
         size + _FACTORS,
         offset=offset,
         squares=epsilon is not None,
+        partial=max(value, 1.0) * math.sqrt(size),
     )
     return Bound(value, "formula", True, rounding=rounding)
 
@@ -904,7 +912,13 @@ def _global_average(layer, input_shapes):
         value,
         "formula" if is_known else "image of unknown size",
         is_known,
-        rounding=_step(layer, input_shapes, value, size + _FACTORS),
+        rounding=_step(
+            layer,
+            input_shapes,
+            value,
+            size + _FACTORS,
+            partial=math.sqrt(size),
+        ),
     )
 
 
@@ -1012,6 +1026,7 @@ def _layer_centering(layer, input_shapes):
         # The mean and what it is subtracted from, both at most the input.
         magnified=2 * value,
         offset=_spread(layer.bias, shape),
+        partial=max(value, 1.0) * math.sqrt(terms),
     )
     return Bound(value, "formula", True, rounding=rounding)
 
@@ -1178,7 +1193,9 @@ def _joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
     value = squares * (1 + 1e-12) if adds else max(weights)
     terms = len(weights) if terms is None else terms
     # For inputs of which the norms add up.
-    rounding = _step(layer, input_shapes, max(weights), terms)
+    # What is averaged is added before it is divided.
+    partial = len(weights) * max(weights) if adds else None
+    rounding = _step(layer, input_shapes, max(weights), terms, partial=partial)
     return Bound(
         value, method, weights=tuple(weights), adds=adds, rounding=rounding
     )

@@ -30,7 +30,9 @@ can lose.
 Note [Overflow]
 
 The statements above hold where nothing exceeds the largest number. All partial
-sums are at most `|| |A| || ||x|| + ||b||`, which limits the norm of x.
+sums are at most `|| |A| || ||x|| + ||b||`, which limits the norm of x. A mean
+first adds and then divides: its sums are larger than what it returns, and limit
+the norm instead (`Step.partial`).
 
 Note [Errors on their way]
 
@@ -87,7 +89,8 @@ class Arithmetic:
         gamma = self.gamma(step.terms, step.is_product)
         tiny = 2 * self.smallest
         lost = tiny * count * (step.constant + 2 * step.terms + 2)
-        reach = float(_distance(self.largest, step.offset, growth))
+        partial = max(growth, step.partial or 0.0)
+        reach = float(_distance(self.largest, step.offset, partial))
         if step.squares:
             lost += growth * count * math.sqrt(2 * tiny * (step.terms + 1))
             reach = min(reach, math.sqrt(self.largest))
@@ -168,6 +171,8 @@ class Step:
         is_product: Boolean, whether it is a product of matrices or a
             convolution, which devices may compute with fewer digits.
         squares: Boolean, whether it takes the root of a sum of squares.
+        partial: Float, the constant of the sums alone, where a factor makes
+            them smaller afterwards; None where that is not so.
     """
 
     constant: float = 1.0
@@ -177,6 +182,7 @@ class Step:
     entries: int = 1
     is_product: bool = False
     squares: bool = False
+    partial: float | None = None
 
     @property
     def growth(self):

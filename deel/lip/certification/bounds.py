@@ -247,6 +247,24 @@ def final_dense(model, walk):
     return last, inference_kernel(last), flow
 
 
+# Products below this one lose digits, or vanish, see `_scaled_gain`.
+_SMALLEST_GAIN = 1e-290
+
+
+def _scaled_gain(weight, gain):
+    """`weight * gain`, or a matrix with no less of a norm in any direction.
+
+    A product that vanishes where no factor does would make a constant of zero,
+    which later layers could not make larger again. A row for each input, of a
+    size that is 1e17 times what can vanish, bounds it, whatever is added to it.
+    """
+    part = weight * gain
+    small = (np.abs(part) < _SMALLEST_GAIN) & (gain != 0)
+    if weight and np.any(small):
+        part = np.concatenate([part, _SMALLEST_GAIN * np.eye(part.shape[1])])
+    return part
+
+
 def _norm(gain):
     if gain.shape == (1, 1):
         return float(abs(gain[0, 0]))
@@ -423,11 +441,12 @@ class Walk:
         # An overflow is an error at the end, in `joint_gain`.
         with np.errstate(over="ignore", invalid="ignore"):
             parts = [
-                weight * flow.gain
+                _scaled_gain(weight, flow.gain)
                 for weight, flow in zip(weights, inputs, strict=True)
             ]
         if bound.adds:
-            columns = [np.linalg.norm(part, axis=0) for part in parts]
+            # Not `norm`, whose squares vanish below 1e-154.
+            columns = [np.hypot.reduce(part, axis=0) for part in parts]
             gain = np.sum(columns, axis=0)[None]
         else:
             gain = np.concatenate(parts)

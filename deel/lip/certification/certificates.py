@@ -72,6 +72,9 @@ _ROUNDINGS = {
     "estimated": "scores in float32, their rounding estimated, not proven",
 }
 
+# Added to each norm: more than backends take for zero, see [Underflow].
+_VANISHED = 1e-300
+
 _LARGEST_DISTANCE = float(np.finfo("float32").max)
 
 
@@ -694,6 +697,7 @@ class _Network:
                 )
                 outputs = keras.tree.flatten(outputs)
                 for flow, value in zip(call.outputs, outputs, strict=True):
+                    _require_float64(value, call.layer)
                     values[flow] = value
                     sizes[flow] = _norms(value)
                 for flow in call.inputs:
@@ -833,12 +837,28 @@ def _radius(leads, slopes):
     return np.minimum(radius * (1 - 1e-12), _LARGEST_DISTANCE)
 
 
+def _require_float64(tensor, layer):
+    """Raises ValueError where a layer of its own choice rounds its output."""
+    dtype = keras.backend.standardize_dtype(tensor.dtype)
+    if dtype != "float64":
+        raise ValueError(
+            "Scores are computed in float64, by copies of the layers with that "
+            "dtype. Expected a layer whose output has its `compute_dtype`. "
+            f"Received: layer '{layer.name}' of type {type(layer).__name__}, "
+            f"whose output is {dtype}"
+        )
+
+
 def _norms(tensor):
     """Norm of each sample of a tensor, a NumPy array."""
     axes = tuple(range(1, len(tensor.shape)))
-    norms = ops.sqrt(ops.sum(ops.square(tensor), axis=axes))
-    # More than the sum itself may be wrong by.
-    return ops.convert_to_numpy(norms) * (1 + 1e-9)
+    # Squares of what is below 1e-154 or above 1e154 are not there.
+    largest = ops.max(ops.abs(tensor), axis=axes, keepdims=True)
+    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
+    squares = ops.sum(ops.square(tensor / largest), axis=axes)
+    norms = ops.reshape(largest, (-1,)) * ops.sqrt(squares)
+    # More than the sum itself may be wrong by, or than may vanish.
+    return ops.convert_to_numpy(norms) * (1 + 1e-9) + _VANISHED
 
 
 def _finite(scores):
