@@ -919,6 +919,16 @@ def test_several_inputs_or_outputs_are_not_certified():
         certify(named, np.ones((1, 4)))
 
 
+def test_layers_that_are_built_from_the_start_take_the_shape_of_an_input():
+    layer = keras.layers.AveragePooling2D(2)
+    bound = lipschitz_bound(layer, input_shape=(8, 8, 2))
+    assert bound == pytest.approx(0.5)
+    with pytest.raises(ValueError, match="Expected `input_shape`"):
+        lipschitz_bound(layer)
+    with pytest.raises(ValueError, match="input_shape="):
+        lipschitz_bound(layer, input_shape=(8, 0, 2))
+
+
 def test_models_know_their_constant_and_certify():
     model, x = small_network(), samples(5)
     assert model.lipschitz_constant() == lipschitz_bound(model)

@@ -278,6 +278,9 @@ def start(model, input_shape=None):
         given = input_shape
         if not given or not isinstance(given[0], (tuple, list)):
             given = [given]
+        # Some stock layers are built from the start, for no shape of their own.
+        if shapes is None:
+            shapes = [(None,) * (len(shape) + 1) for shape in given]
         fits = len(given) == len(shapes) and all(
             len(new) + 1 == len(known)
             and all(
@@ -293,6 +296,12 @@ def start(model, input_shape=None):
                 f"Received: input_shape={input_shape}"
             )
         shapes = [(None, *shape) for shape in given]
+    if shapes is None:
+        raise ValueError(
+            f"Layer '{model.name}' does not know the shape of its input, which "
+            "its bound depends on. Expected `input_shape`, the shape of an "
+            "input without the batch axis. Received: input_shape=None"
+        )
     rows = np.eye(len(shapes))
     return [
         Flow(tuple(shape), rows[i : i + 1]) for i, shape in enumerate(shapes)
@@ -305,16 +314,14 @@ def _plain(shapes):
 
 
 def _input_shapes(model):
+    """Shapes that a model or layer was built for, or None."""
     if isinstance(model, keras.Model):
         _require_graph(model)
         return [tuple(tensor.shape) for tensor in model.inputs]
     config = model.get_build_config()
     shape = (config or {}).get("input_shape")
     if shape is None:
-        raise ValueError(
-            "The shape of the input of a layer is that which it was built for. "
-            f"Received: layer '{model.name}', built without a shape"
-        )
+        return None
     if shape and isinstance(shape[0], (tuple, list)):
         return [tuple(one) for one in shape]
     return [tuple(shape)]
