@@ -160,7 +160,8 @@ def main(argv=None):
     model = keras.models.load_model(args.model, compile=False)
     x, y = (array[: args.count] for array in args.data[1])
     x, y = as_images(x), np.ravel(y).astype("int64")
-    certificates = certify(model, x, y)
+    # The attacks run in float32, so that is what is certified.
+    certificates = certify(model, x, y, rounding="float32")
     (certified,) = certificates.certified_accuracy([args.epsilon])
     print(f"Accuracy on {len(x)} images: {certificates.accuracy:.4f}")
     print(f"Certified within {args.epsilon:g}: {certified:.4f}")

@@ -220,10 +220,11 @@ def certificates(scores, constant):
     Each score changes by at most `constant` times the distance that the image
     moves, the lead of the first over the second by at most twice as much.
 
-    What rounding can do is left out: scores of this network are so small beside
-    its inputs that the worst case of eleven rounded convolutions exceeds their
-    leads. `deel.lip.certification.certify`, which counts it, proves nothing
-    here. Networks that keep more of the signal do not have this problem.
+    As `deel.lip.certification.certify` does by default, from scores in float64
+    and with smaller constants. With `rounding="float32"` it proves nothing
+    here: scores of this network are so small beside its inputs that the worst
+    case of eleven rounded convolutions exceeds their leads. Networks that keep
+    more of the signal do not have this problem.
 
     Args:
         scores: Array `(samples, classes)`.

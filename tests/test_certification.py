@@ -989,7 +989,7 @@ def test_command_prints_the_table_and_the_curve(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "FrobeniusDense" in printed
     assert "Proven Lipschitz constant" in printed
-    assert "Accuracy on 12 samples: 1.0000" in printed
+    assert "accuracy                   1.0000" in printed
     assert "0.010" in printed
     assert "0 certificates broken" in printed
 

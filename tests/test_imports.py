@@ -69,6 +69,8 @@ ORDER = [
     "metrics",
     "_loss_parameters",
     "certification._norms",
+    "certification._rounding",
+    "certification._float64",
     "certification._layers",
     "certification.bounds",
     "certification.certificates",
@@ -101,6 +103,8 @@ EXCEPTIONS = {
     ("_differentiation", "tensorflow"),
     ("_differentiation", "jax"),
     ("_differentiation", "torch"),
+    ("certification._float64", "jax"),
+    ("certification._float64", "torch"),
 }
 
 

@@ -50,6 +50,7 @@ NAMES = {
         Bound
         Certificates
         LayerBound
+        Step
         attack_accuracy
         attack_distances
         certified_accuracy

@@ -2,6 +2,7 @@
 
 from deel.lip.certification._layers import Bound
 from deel.lip.certification._layers import register_bound
+from deel.lip.certification._rounding import Step
 from deel.lip.certification.attacks import attack_accuracy
 from deel.lip.certification.attacks import attack_distances
 from deel.lip.certification.bounds import LayerBound
@@ -14,6 +15,7 @@ __all__ = [
     "Bound",
     "Certificates",
     "LayerBound",
+    "Step",
     "attack_accuracy",
     "attack_distances",
     "certified_accuracy",
