@@ -724,9 +724,9 @@ def test_constants_set_again_and_again_let_no_kernel_drift():
     layer = layers.SpectralDense(16)
     layer.build((None, 16))
     before = harness.as_matrix(layer.wbar)
-    for _ in range(3000):
-        layer.set_klip_factor(0.3)
-        layer.set_klip_factor(1.0)
+    for _ in range(1000):
+        for constant in (1.7, 1.0):
+            layer.set_klip_factor(constant)
     values = harness.singular_values(harness.as_matrix(layer.wbar))
     np.testing.assert_allclose(values, 1.0, atol=2e-6)
     np.testing.assert_allclose(harness.as_matrix(layer.wbar), before, atol=2e-6)
