@@ -33,6 +33,7 @@ ORDER = [
     "_orthogonal",
     "_operator",
     "_lipschitz",
+    "_slopes",
     "_export",
     "_parametrization",
     "_constrained",

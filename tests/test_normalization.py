@@ -16,6 +16,7 @@ from deel.lip.layers import ScaleBiasLayer
 from deel.lip.layers import SharedLipFactory
 from deel.lip.model import Model
 from deel.lip.model import Sequential
+from deel.lip.model import vanillaModel
 
 RNG = np.random.default_rng(0)
 BATCHES = [
@@ -424,3 +425,39 @@ def test_half_precision_keeps_the_statistics_in_single(layer_class):
     expected = _numpy(layer_class()(x.astype("float32"), training=True))
     np.testing.assert_allclose(_numpy(found), expected, rtol=2e-3, atol=2e-3)
     assert all(v.dtype == "float32" for v in layer.variables)
+
+
+@pytest.mark.parametrize("use_bias", [True, False])
+@pytest.mark.parametrize("layer_class", BATCH_LAYERS)
+def test_exported_means_keep_the_digits_of_the_difference(
+    layer_class, use_bias, tmp_path
+):
+    layer = layer_class(bias_initializer="ones", use_bias=use_bias)
+    random = np.random.default_rng(0)
+    x = (1e6 + 3 * random.standard_normal((50, 3))).astype("float32")
+    model = keras.Sequential([keras.Input((3,)), layer])
+    model(x, training=True)
+    if layer_class is BatchCentering:
+        layer.set_klip_factor(0.3)
+    expected = _numpy(layer(x, training=False))
+    exported = vanillaModel(model)
+    exported.save(tmp_path / "model.keras")
+    for found in (exported, keras.models.load_model(tmp_path / "model.keras")):
+        np.testing.assert_allclose(
+            _numpy(found(x)), expected, rtol=1e-5, atol=1e-5
+        )
+
+
+def test_scale_and_bias_without_a_mean_are_read_from_old_files():
+    layer = ScaleBiasLayer(0.5, bias_initializer="ones")
+    config = layer.get_config()
+    assert config.pop("mean") is None
+    found = ScaleBiasLayer.from_config(config)(np.full((1, 2), 4.0))
+    np.testing.assert_array_equal(_numpy(found), np.full((1, 2), 3.0))
+    with pytest.raises(ValueError, match="Received: mean="):
+        ScaleBiasLayer(mean=[1.0]).build((None, 2))
+    with_mean = ScaleBiasLayer(0.5, mean=[1.0, 2.0], use_bias=False)
+    config = with_mean.get_config()
+    assert harness.is_plain(config)
+    found = ScaleBiasLayer.from_config(config)(np.full((1, 2), 4.0))
+    np.testing.assert_array_equal(_numpy(found), [[1.5, 1.0]])

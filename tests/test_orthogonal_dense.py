@@ -250,3 +250,30 @@ def test_rank_out_of_its_range_is_refused():
         layer = OrthogonalDense(4, method="block_reflector", rank=rank)
         with pytest.raises(ValueError, match=f"side.*Received: rank={rank}"):
             layer.build((None, 6))
+
+
+@every_method
+@pytest.mark.parametrize("shape", [(64, 20), (20, 64)])
+def test_values_that_differ_by_a_hundred_are_all_brought_to_one(method, shape):
+    layer = _built(method, shape)
+    free = tuple(layer.kernel.shape)
+    left, _, right = np.linalg.svd(_array(*free), full_matrices=False)
+    values = np.logspace(0, -2, min(free))
+    found = _constrained(layer, left * values @ right)
+    np.testing.assert_allclose(harness.singular_values(found), 1.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (4, 9), (20, 20)])
+def test_columns_that_depend_on_each_other_contract(shape):
+    # What the docstring says of a kernel of ones, method by method.
+    found = {
+        method: harness.singular_values(
+            _constrained(_built(method, shape), np.ones(shape))
+        )
+        for method in METHODS[:2]
+    }
+    for values in found.values():
+        assert values[0] <= 1 + harness.TOLERANCE
+        assert values[1] <= 1e-3
+    assert found["newton_schulz"][0] == pytest.approx(1.0, abs=1e-3)
+    assert 0.2 < found["cholesky_qr"][0] < 0.9

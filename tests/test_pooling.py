@@ -272,3 +272,52 @@ def test_networks_of_other_ranks_are_trained_and_exported(rank):
         model.predict(x, verbose=0),
         atol=1e-4,
     )
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("columns", [4, 5])
+def test_norms_of_huge_values_are_finite_and_do_not_expand(
+    training, columns, monkeypatch
+):
+    # Training takes another way with large tensors, so all are large here.
+    monkeypatch.setattr(_compilation, "_LARGE", 0)
+    scales = np.array([0.0, 1e-30, 1.0, 1e17, 6e18, 7e18, 1e19, 2e19, 1e37])
+    x = np.ones((len(scales), 4, columns, 1)) * scales[:, None, None, None]
+    x = x.astype("float32")
+    for layer in (
+        ScaledL2NormPooling2D(eps_grad_sqrt=0.0),
+        ScaledL2NormPooling2D((4, columns), k_coef_lip=2.0, eps_grad_sqrt=0.0),
+        ScaledGlobalL2NormPooling2D(eps_grad_sqrt=0.0),
+        ScaledAdaptiveL2NormPooling2D(eps_grad_sqrt=0.0),
+        layers.ScaledL2NormPooling1D(eps_grad_sqrt=0.0),
+        layers.ScaledGlobalL2NormPooling3D(eps_grad_sqrt=0.0),
+    ):
+        flat = x[:, 0] if "1D" in type(layer).__name__ else x
+        flat = x[:, None] if "3D" in type(layer).__name__ else flat
+        arguments = (
+            {"training": training} if hasattr(layer, "pool_size") else {}
+        )
+        found = ops.convert_to_numpy(layer(flat, **arguments)).astype("float64")
+        assert np.all(np.isfinite(found)), layer.name
+        flat = flat.astype("float64")
+        moved = np.diff(flat.reshape(len(scales), -1), axis=0)
+        changed = np.diff(found.reshape(len(scales), -1), axis=0)
+        bound = layer.k_coef_lip * np.linalg.norm(moved, axis=1)
+        # What is below 1e-19 may count as zero.
+        assert np.all(
+            np.linalg.norm(changed, axis=1) <= bound * (1 + 1e-6) + 1e-18
+        ), layer.name
+        # The norm itself, up to a limit that no square exceeds.
+        assert found[3].max() >= 1e17 * layer.k_coef_lip
+        assert found[-1].max() >= 1.2e19 * layer.k_coef_lip
+
+
+@pytest.mark.parametrize("columns", [4, 5])
+def test_gradient_is_zero_where_a_norm_is_cut_off(columns, monkeypatch):
+    monkeypatch.setattr(_compilation, "_LARGE", 0)
+    layer = ScaledL2NormPooling2D(2)
+    x = np.ones((1, 4, columns, 1), "float32")
+    x[0, :2, :2] = 1e20
+    (found,) = harness.gradient(lambda z: ops.sum(layer(z, training=True)), x)
+    assert np.all(found[0, :2, :2] == 0)
+    np.testing.assert_allclose(found[0, 2:, :2], 0.5, rtol=1e-5)

@@ -108,3 +108,30 @@ def test_norms_of_large_values_are_finite_in_float16(training):
         np.testing.assert_allclose(
             ops.convert_to_numpy(found).astype("float32"), expected, rtol=1e-3
         )
+
+
+@pytest.mark.parametrize("policy", ["float16", "mixed_float16"])
+@pytest.mark.parametrize("k_coef_lip", [1e6, 1e-9])
+def test_constants_that_float16_cannot_hold_are_refused(policy, k_coef_lip):
+    message = r"float16, whose normal numbers are from 6.1e-05 to .* Received: "
+    layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip, dtype=policy)
+    with pytest.raises(ValueError, match=message):
+        layer.build((None, 4))
+    layer = layers.SpectralDense(3, dtype=policy)
+    layer.build((None, 4))
+    with pytest.raises(ValueError, match=message):
+        layer.set_klip_factor(k_coef_lip)
+    assert layer.k_coef_lip == 1.0
+    harness.assert_bounded(layer)
+
+
+@pytest.mark.parametrize("k_coef_lip", [1e6, 1e-9])
+def test_kernels_that_float16_cannot_hold_are_not_exported(k_coef_lip):
+    layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip)
+    layer.build((None, 4))
+    with pytest.raises(ValueError, match=r"of dtype float16 .* Received: "):
+        layer.parametrization.exported("float16")
+    # bfloat16 has the exponents of float32.
+    exported = layer.parametrization.exported("bfloat16")
+    norm = exact_norm(exported)
+    assert 0.9 * k_coef_lip <= norm <= k_coef_lip * (1 + harness.TOLERANCE)

@@ -486,3 +486,32 @@ def test_block_that_is_not_built_is_neither_condensed_nor_exported(block):
     for method in ("condense", "vanilla_export"):
         with pytest.raises(ValueError, match=rf"{method}.*built"):
             getattr(block(SpectralDense(4)), method)()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_activation_of_the_branch_counts_with_its_constant(block):
+    branch = SpectralDense(
+        2, activation=GroupSort2(k_coef_lip=5.0), use_bias=False
+    )
+    layer = block(branch)
+    layer.build((None, 2 if block is PrescaledResidual else 4))
+    assert lipschitz_bound(layer) <= 1 + 1e-5
+    exported = layer.vanilla_export()
+    x = np.random.default_rng(0).standard_normal((5, 4)).astype("float32")
+    x = x[:, : 2 if block is PrescaledResidual else 4]
+    np.testing.assert_allclose(
+        ops.convert_to_numpy(exported(x)),
+        ops.convert_to_numpy(layer(x, training=False)),
+        atol=1e-5,
+    )
+
+
+def test_block_around_a_model_that_exceeds_its_promise_keeps_its_own():
+    branch = Sequential([keras.Input((2,)), SpectralDense(2)])
+    layer = PrescaledResidual(branch)
+    layer.build((None, 2))
+    with pytest.warns(UserWarning, match="exceed what the model promises"):
+        branch.layers[0].set_klip_factor(7.0)
+    assert lipschitz_bound(layer) <= 1 + 1e-5
+    with pytest.warns(UserWarning, match="activation of layer"):
+        PrescaledResidual(SpectralDense(2, activation=lambda x: 2 * x))

@@ -8,6 +8,8 @@ from keras import ops
 
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._slopes import activation_constant
+from deel.lip._validation import normal_range
 from deel.lip._validation import require_built
 from deel.lip._variables import AfterUpdate
 from deel.lip._variables import host
@@ -107,6 +109,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def build(self, input_shape):
         super().build(input_shape)
         self._init_lip_coef(input_shape)
+        self._require_representable(self._get_coef())
         self.parametrization.add_state(self.kernel, self._get_coef())
         self.kernel.constraint = AfterUpdate(self._after_update)
         # All state must exist before the first step, weights of an activation
@@ -145,10 +148,36 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             return self.activation.compute_output_shape(shape)
         return shape
 
-    def set_klip_factor(self, klip_factor):
-        super().set_klip_factor(klip_factor)
+    def _checked_constant(self, value):
+        value = super()._checked_constant(value)
         if self.coef_lip is not None:
-            self.parametrization.rescale(self._get_coef())
+            self._require_representable(self.coef_lip * value)
+        return value
+
+    def _use_constant(self):
+        if self.coef_lip is not None:
+            self.parametrization.rescale(self.kernel, self._get_coef())
+
+    def _whole_constant(self):
+        factor = activation_constant(self.activation)
+        # An activation that contracts is no reason to expand before it.
+        return None if factor is None else self.k_coef_lip * max(1.0, factor)
+
+    def _require_representable(self, coefficient):
+        """Refuses kernels that the dtype of the layer cannot hold.
+
+        In float16 they would be infinite, or zero; and values below the
+        smallest normal number are rounded up by as much as a half, beyond any
+        bound.
+        """
+        least, largest = normal_range(self.compute_dtype)
+        if not least <= coefficient <= largest:
+            raise ValueError(
+                f"Layer '{self.name}' computes in {self.compute_dtype}, whose "
+                f"normal numbers are from {least:.3g} to {largest:.3g}. "
+                "Expected a kernel of a norm in that range. Received: "
+                f"k_coef_lip * coef_lip={coefficient}"
+            )
 
     def _check_condensable(self):
         require_built(self, "condense")

@@ -1,9 +1,71 @@
-"""The two protocols of the library: a known constant, and an export."""
+"""The two protocols of the library: a known constant, and an export.
 
-from deel.lip._validation import positive_float
+Note [who counts on a constant]. A model promises a constant that it shares out
+over layers, which anybody can give another one later: a user, or another model
+that holds the same layer. So models register with the layers that they count
+on, and hear of each change at the moment it happens. The register is weak, and
+no attribute of the layers: Keras would track it, copies would bring it along.
+"""
+
+import contextlib
+import contextvars
+import weakref
+
+from deel.lip._validation import lipschitz_constant
+
+# For each layer, the models to tell; see the note.
+_counting = weakref.WeakKeyDictionary()
+
+# Models to tell once a change of several constants is complete; None outside.
+_waiting = contextvars.ContextVar("waiting", default=None)
 
 
-class LipschitzLayer:
+def count_on(layer, model):
+    """Has `model._hear_of_constant()` called when a constant changes.
+
+    Args:
+        layer: A `LipschitzLayer`.
+        model: An object with that method.
+    """
+    _counting.setdefault(layer, weakref.WeakSet()).add(model)
+
+
+@contextlib.contextmanager
+def changing_together():
+    """Surrounds changes of several constants, judged when all are made."""
+    if _waiting.get() is not None:
+        yield
+        return
+    # By identity, and in order.
+    models = {}
+    token = _waiting.set(models)
+    try:
+        yield
+    finally:
+        _waiting.reset(token)
+    for model in models.values():
+        model._hear_of_constant()
+
+
+def _tell_of_constant(layer, seen):
+    """Notes the models that count on a layer, and those that count on them."""
+    for model in list(_counting.get(layer, ())):
+        if id(model) not in seen:
+            seen[id(model)] = model
+            _tell_of_constant(model, seen)
+
+
+class KnownConstant:
+    """Mixin of the layers whose Lipschitz constant is known."""
+
+    def _whole_constant(self):
+        """Constant of the layer, activation included; None if not known."""
+        raise NotImplementedError(
+            f"{type(self).__name__} must implement `_whole_constant`."
+        )
+
+
+class LipschitzLayer(KnownConstant):
     """Mixin of the layers that take a Lipschitz constant `k_coef_lip`.
 
     A layer of this kind multiplies a 1-Lipschitz map by `k_coef_lip`. Most
@@ -15,19 +77,47 @@ class LipschitzLayer:
     `deel.lip.model.Sequential` hands each layer its share of the constant.
     """
 
-    k_coef_lip = 1.0
+    _k_coef_lip = 1.0
     coef_lip = None
+
+    @property
+    def k_coef_lip(self):
+        """The Lipschitz constant; to assign it is to call `set_klip_factor`."""
+        return self._k_coef_lip
+
+    @k_coef_lip.setter
+    def k_coef_lip(self, value):
+        # By name: a subclass may assign the attribute in the method.
+        LipschitzLayer.set_klip_factor(self, value)
 
     def set_klip_factor(self, klip_factor):
         """Sets the Lipschitz constant of the layer.
 
         A model that was compiled before has to be compiled again, as for any
         attribute that Keras reads when it traces the training step.
+        `deel.lip.model.Sequential` sees to it for its own layers, and warns if
+        it thereby exceeds the constant that it promises.
 
         Args:
-            klip_factor: Float, finite and greater than zero.
+            klip_factor: Float from 1e-18 to 1e18: squares of it, which
+                gradients contain, are then normal numbers in float32.
         """
-        self.k_coef_lip = positive_float("k_coef_lip", klip_factor)
+        with changing_together():
+            # All that may be refused, before anything changes.
+            value = self._checked_constant(klip_factor)
+            self._k_coef_lip = value
+            self._use_constant()
+            _tell_of_constant(self, _waiting.get())
+
+    def _checked_constant(self, value):
+        """`value` as a float, or the ValueError of a layer that is not so."""
+        return lipschitz_constant("k_coef_lip", value)
+
+    def _use_constant(self):
+        """Makes the layer obey a constant that has just been set."""
+
+    def _whole_constant(self):
+        return self.k_coef_lip
 
     def _compute_lip_coef(self, input_shape=None):
         """Returns the structural coefficient for `input_shape`, a float."""

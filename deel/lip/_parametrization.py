@@ -5,12 +5,16 @@ import numpy as np
 from keras import ops
 
 from deel.lip._control_flow import is_known
+from deel.lip._validation import normal_range
 from deel.lip._variables import full
 from deel.lip._variables import host
 from deel.lip._variables import store
 
 # Relative slack under which a kernel from outside counts as within its bound.
 SLACK = 1e-5
+
+# Products after which `wbar` is computed anew: each adds two roundings, 1e-7.
+_MOST_RATIOS = 8
 
 
 class Parametrization(keras.layers.Layer):
@@ -39,6 +43,7 @@ class Parametrization(keras.layers.Layer):
         super().__init__(name="parametrization", autocast=False, **kwargs)
         self.coefficient = None
         self.wbar = None
+        self._ratios = 0
 
     def free_variable(self, shape, initializer):
         """Shape and initializer of the variable that is trained.
@@ -152,10 +157,21 @@ class Parametrization(keras.layers.Layer):
 
         Args:
             dtype: String, the dtype of the variable that takes the values.
+
+        Raises:
+            ValueError: If none of the values is a normal number of the dtype.
         """
         value = host(self.wbar)
         if keras.backend.result_type(dtype, "float32") == dtype:
             return value
+        least, largest = normal_range(dtype)
+        size = float(np.max(np.abs(value)))
+        if size > largest or 0 < size < least:
+            raise ValueError(
+                f"A kernel of dtype {dtype} holds normal numbers from "
+                f"{least:.3g} to {largest:.3g}. Expected a largest magnitude "
+                f"in that range. Received: {size}"
+            )
         bound = self.coefficient * (1.0 + SLACK)
         factor, excess = 1.0, np.inf
         while excess > 1.0:
@@ -166,11 +182,27 @@ class Parametrization(keras.layers.Layer):
             factor /= max(excess, 1.0 + SLACK)
         return rounded
 
-    def rescale(self, coefficient):
-        """Changes the coefficient; `wbar` follows."""
-        if coefficient != self.coefficient:
-            ratio = coefficient / self.coefficient
-            self.coefficient = coefficient
+    def rescale(self, kernel, coefficient):
+        """Changes the coefficient; `wbar` follows.
+
+        Each product with a ratio rounds, and thousands of them would add up to
+        more than the slack of the bound. So every few times `wbar` is computed
+        anew from the kernel, which does not drift. Not each time: while layers
+        are added to a model, all of them get new constants again and again.
+
+        Args:
+            kernel: The free kernel.
+            coefficient: Float, see the class.
+        """
+        if coefficient == self.coefficient:
+            return
+        ratio = coefficient / self.coefficient
+        self.coefficient = coefficient
+        self._ratios += 1
+        if self._ratios == _MOST_RATIOS:
+            self._ratios = 0
+            self.refresh(kernel)
+        else:
             store(self.wbar, ratio * full(self.wbar))
 
     def _scaled(self, constrained):

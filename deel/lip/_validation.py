@@ -3,6 +3,13 @@
 import math
 import numbers
 
+import numpy as np
+
+# Constants of layers whose squares, and the inverses of them, are normal
+# numbers in float32 (1e-38 to 3e38), with a margin for what they multiply.
+# Gradients of small batches and residual blocks compute such squares.
+_CONSTANTS = (1e-18, 1e18)
+
 
 def positive_int(name, value):
     """Returns `value` as an int; accepts floats that are whole (`128.0`)."""
@@ -24,6 +31,26 @@ def positive_float(name, value):
             f"Received: {name}={value}"
         )
     return float(value)
+
+
+def lipschitz_constant(name, value):
+    """Returns `value` as a float if float32 has all of its digits to spare."""
+    value = positive_float(name, value)
+    least, largest = _CONSTANTS
+    if not least <= value <= largest:
+        raise ValueError(
+            f"Argument `{name}` must be from {least} to {largest}, the range "
+            "in which float32 keeps the digits of kernels and gradients. "
+            f"Received: {name}={value}"
+        )
+    return value
+
+
+def normal_range(dtype):
+    """Smallest and largest positive normal number of a floating dtype."""
+    # bfloat16, which NumPy has no name for, has the exponents of float32.
+    limits = np.finfo("float32" if dtype == "bfloat16" else dtype)
+    return float(limits.tiny), float(limits.max)
 
 
 def int_tuple(value, rank):

@@ -13,8 +13,10 @@ from deel.lip._export import condensable_layers
 from deel.lip._export import vanillaModel
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._lipschitz import count_on
 from deel.lip._loss_parameters import hand_over_loss_parameters
 from deel.lip._register import register
+from deel.lip._slopes import warn_of_activation
 from deel.lip._validation import positive_float
 from deel.lip._variables import gathered_retractions
 from deel.lip.certification import certify
@@ -149,9 +151,17 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
 
     The constant is shared out evenly: each of the n layers that take a
     Lipschitz constant gets `k_coef_lip ** (1 / n)`, also when layers are added
-    later. A nested `Sequential` counts for one and shares out its part. Layers
-    that are known to be 1-Lipschitz (max pooling, flatten, ReLU, ...) are left
-    alone. Any other layer makes the constant unknown, with a warning.
+    later, or taken away. A nested `Sequential` counts for one and shares out
+    its part. Layers that are known to be 1-Lipschitz (max pooling, flatten,
+    ReLU, ...) are left alone. Any other layer makes the constant unknown, with
+    a warning. An activation inside of a layer counts with it: what
+    `activation="selu"` expands, the kernel before it contracts.
+
+    The model promises `k_coef_lip`, and warns as soon as its layers exceed
+    that: when one of them is given another constant by a call, or by another
+    `Sequential` that it was added to; when none of them takes a share of a
+    constant below one; or when a layer that bounds each of its outputs by
+    itself (`FrobeniusDense` with disjoint neurons) is not the last.
 
     Args:
         layers: List of layers.
@@ -179,13 +189,22 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
     'keras'
     """
 
+    # What was last warned of, so that each excess is spoken of once.
+    _known_excess = None
+
     def __init__(self, layers=None, name=None, k_coef_lip=1.0, **kwargs):
-        LipschitzLayer.set_klip_factor(self, k_coef_lip)
+        self._k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
         # Read once: models inside of custom layers are made the usual way.
         self._keeps_shares = _reading_config.get()
         _reading_config.set(False)
         super().__init__(layers=layers, name=name, **kwargs)
         self.set_klip_factor(k_coef_lip)
+
+    def __call__(self, *args, **kwargs):
+        # While layers are added, the promise may wait for one that takes a
+        # share. Once the model is used, nothing is missing any more.
+        self._warn_of_excess()
+        return super().__call__(*args, **kwargs)
 
     def add(self, layer, rebuild=True):
         super().add(layer, rebuild=rebuild)
@@ -195,6 +214,11 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         if rebuild and not self._keeps_shares:
             self.set_klip_factor(self.k_coef_lip)
 
+    def pop(self, rebuild=True):
+        layer = super().pop(rebuild=rebuild)
+        self.set_klip_factor(self.k_coef_lip)
+        return layer
+
     def set_klip_factor(self, klip_factor):
         """Sets the constant of the model and shares it out over its layers.
 
@@ -202,13 +226,72 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
             klip_factor: Float, finite and greater than zero.
         """
         super().set_klip_factor(klip_factor)
-        layers = [x for x in self._layers if isinstance(x, LipschitzLayer)]
-        for layer in layers:
-            layer.set_klip_factor(self.k_coef_lip ** (1.0 / len(layers)))
+
+    def _checked_constant(self, value):
+        # What has a range is the share of each layer.
+        value = positive_float("k_coef_lip", value)
+        for layer, share in self._shares(value):
+            layer._checked_constant(share)
+        return value
+
+    def _use_constant(self):
+        self._count_on_layers()
+        for layer, share in self._shares(self.k_coef_lip):
+            layer.set_klip_factor(share)
+
+    def _shares(self, k_coef_lip):
+        """Pairs of a layer, and its part of a constant of the model."""
+        layers = [layer for layer in self._layers if _takes_share(layer)]
+        if not layers:
+            return []
+        share = k_coef_lip ** (1.0 / len(layers))
+        return [(layer, share / _unshared_factor(layer)) for layer in layers]
+
+    def _hear_of_constant(self):
+        """Called when the constant of a layer, at any depth, has changed."""
         # Compiled steps hold the former constants.
         self.train_function = None
         self.test_function = None
         self.predict_function = None
+        # Layers inside of others may be new.
+        self._count_on_layers()
+        if any(map(_takes_share, self._layers)):
+            self._warn_of_excess()
+
+    def _count_on_layers(self):
+        for layer in self._flatten_layers():
+            if isinstance(layer, LipschitzLayer):
+                count_on(layer, self)
+
+    def _whole_constant(self):
+        """Product of what the layers have, whatever the model promises."""
+        product = 1.0
+        for layer in self._layers:
+            if isinstance(layer, LipschitzLayer):
+                # Of unknown ones it was warned when they were added.
+                product *= layer._whole_constant() or layer.k_coef_lip
+            if layer is not self._layers[-1]:
+                product *= _factor_of_all_outputs(layer)
+        return product
+
+    def _warn_of_excess(self):
+        """Warns if the layers do not keep what the model promises."""
+        found = self._whole_constant()
+        if found <= self.k_coef_lip * (1 + _ROUNDING):
+            self._known_excess = None
+        elif found != self._known_excess:
+            self._known_excess = found
+            warnings.warn(
+                f"The constants of the layers of '{self.name}' exceed what the "
+                "model promises: a layer was given another constant, by a call "
+                "or by another model that holds it; or none of them can take a "
+                "share; or one that bounds each of its outputs by itself is "
+                "not the last. `set_klip_factor` of the model shares out its "
+                "constant anew. Expected a product of at most "
+                f"{self.k_coef_lip}. Received: {found}",
+                UserWarning,
+                stacklevel=2,
+            )
 
     def _compute_lip_coef(self, input_shape=None):
         return self._get_coef()
@@ -238,8 +321,11 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
             model = super().from_config(config, custom_objects)
         finally:
             _reading_config.set(False)
-        model.k_coef_lip = config.get("k_coef_lip", 1.0)
+        model._k_coef_lip = positive_float(
+            "k_coef_lip", config.get("k_coef_lip", 1.0)
+        )
         model._keeps_shares = False
+        model._hear_of_constant()
         return model
 
 
@@ -414,6 +500,31 @@ class LossVariableSequential(_TrainsLossVariables, Sequential):
     """
 
 
+def _takes_share(layer):
+    """Whether a layer, or one inside of a model, can take a constant."""
+    if isinstance(layer, Sequential):
+        return any(map(_takes_share, layer._layers))
+    return isinstance(layer, LipschitzLayer)
+
+
+def _unshared_factor(layer):
+    """What a layer multiplies its `k_coef_lip` by: that of its activation."""
+    if isinstance(layer, Sequential):
+        return 1.0
+    return (layer._whole_constant() or layer.k_coef_lip) / layer.k_coef_lip
+
+
+def _factor_of_all_outputs(layer):
+    """Constant of all outputs, where a layer promises that of each of them."""
+    if isinstance(layer, Sequential) and layer._layers:
+        return _factor_of_all_outputs(layer._layers[-1])
+    by_output = isinstance(layer, FrobeniusDense) and layer.disjoint_neurons
+    return math.sqrt(layer.units) if by_output else 1.0
+
+
+# Of the product of the shares, in relative terms.
+_ROUNDING = 1e-9
+
 # Each constrained kernel may exceed its promise by the rounding of float32.
 _VERIFIED_WITHIN = 1e-4
 
@@ -531,7 +642,10 @@ def _is_1_lipschitz(layer):
 
 
 def _warn_unless_lipschitz(layer):
-    if isinstance(layer, LipschitzLayer) or _is_1_lipschitz(layer):
+    if isinstance(layer, LipschitzLayer):
+        warn_of_activation(layer)
+        return
+    if _is_1_lipschitz(layer):
         return
     warnings.warn(
         f"Layer '{layer.name}' of type {type(layer).__name__} is not a "

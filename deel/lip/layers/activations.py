@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._sorting import sort_groups
@@ -416,7 +417,7 @@ def PReLUlip(k_coef_lip=1.0):
 
 
 @register("LipschitzPReLU")
-class LipschitzPReLU(keras.layers.PReLU):
+class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
     """`keras.layers.PReLU` with slopes clipped to `[-k, k]` where it is used.
 
     The bound holds at any moment, whatever an optimizer or `set_weights` left
@@ -480,6 +481,9 @@ class LipschitzPReLU(keras.layers.PReLU):
             **kwargs,
         )
         self.k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
+
+    def _whole_constant(self):
+        return max(1.0, self.k_coef_lip)
 
     # The stock `call` reads the slopes here; the variable is in `weights`.
     @property

@@ -16,6 +16,7 @@ from deel.lip._export import stock_version
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
+from deel.lip._slopes import warn_of_activation
 from deel.lip._validation import positive_float
 from deel.lip._validation import require_built
 
@@ -49,6 +50,7 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
             )
         if is_known:
             _require_joint_constant(layer)
+            warn_of_activation(layer)
         super().__init__(layer, **kwargs)
         self.set_klip_factor(k_coef_lip)
         self.k_branch = (
@@ -61,10 +63,16 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
         return self._compute_lip_coef()
 
     def _compute_lip_coef(self, input_shape=None):
-        known = self.k_branch
-        return 1.0 / self.joined_constant(
-            self.layer.k_coef_lip if known is None else known
-        )
+        return 1.0 / self.joined_constant(self._branch_constant())
+
+    def _branch_constant(self):
+        """The constant that the branch has now, its activation included."""
+        if self.k_branch is not None:
+            return self.k_branch
+        promised = self.layer.k_coef_lip
+        whole = self.layer._whole_constant()
+        # A model may exceed what it promises, which it then warns of.
+        return promised if whole is None else max(promised, whole)
 
     def joined_constant(self, k_branch):
         """Constant of the join, before it is divided by what is promised."""
@@ -118,7 +126,7 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
         branch, is_copy = stock_version(self.layer)
         known = self.k_branch
         if not isinstance(branch, LipschitzLayer) and known is None:
-            known = self.layer.k_coef_lip
+            known = self._branch_constant()
         exported = type(self)(
             branch,
             k_coef_lip=self.k_coef_lip,
@@ -164,9 +172,8 @@ class PrescaledResidual(_Branched):
             `deel.lip.model.Sequential`, or any other one with `k_branch`.
         k_coef_lip: Float, the Lipschitz constant of the block.
         k_branch: Float, the Lipschitz constant of a branch that has no
-            `k_coef_lip`, which you know. None for all others; their
-            activations must be 1-Lipschitz, like everywhere in a
-            `deel.lip.model.Sequential`.
+            `k_coef_lip`, which you know. None for all others; the constant
+            of their activation counts.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:
@@ -221,9 +228,8 @@ class PartialResidual(_Branched):
             or any other one with `k_branch`.
         k_coef_lip: Float, the Lipschitz constant of the block.
         k_branch: Float, the Lipschitz constant of a branch that has no
-            `k_coef_lip`, which you know. None for all others; their
-            activations must be 1-Lipschitz, like everywhere in a
-            `deel.lip.model.Sequential`.
+            `k_coef_lip`, which you know. None for all others; the constant
+            of their activation counts.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:

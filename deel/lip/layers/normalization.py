@@ -267,19 +267,19 @@ class _BatchStatistics(Condensable, _ChannelBias):
         require_built(self, "vanilla_export")
         mean, factor = self._recall()
         factor = float(ops.convert_to_numpy(factor))
+        # The mean is not folded into the bias: where it is large, their sum
+        # would lose the digits that the difference of input and mean keeps.
         exported = ScaleBiasLayer(
             scalar=factor,
-            use_bias=self.use_bias or mean is not None,
+            use_bias=self.use_bias,
             axis=self.axis,
+            mean=None if mean is None else host(mean).tolist(),
             name=self.name,
             dtype=self.dtype_policy,
         )
         exported.build(self._build_shapes_dict["input_shape"])
-        if exported.use_bias:
-            bias = 0.0 if self.bias is None else host(self.bias)
-            if mean is not None:
-                bias = bias - factor * ops.convert_to_numpy(mean)
-            exported.bias.assign(bias)
+        if self.bias is not None:
+            exported.bias.assign(host(self.bias))
         return exported
 
     def get_config(self):
@@ -567,7 +567,7 @@ class BatchLipNorm(_BatchStatistics):
 
 @register("ScaleBiasLayer")
 class ScaleBiasLayer(_ChannelBias):
-    """`x * scalar + bias`, with a constant scalar and a bias by channel.
+    """`(x - mean) * scalar + bias`: a constant scalar, the others by channel.
 
     What `BatchCentering` and `BatchLipNorm` are at inference, and what they
     export to.
@@ -577,6 +577,8 @@ class ScaleBiasLayer(_ChannelBias):
         use_bias: Boolean, whether a trained bias for each channel is added.
         axis: Integer, the axis of the channels.
         bias_initializer: Initializer of the bias.
+        mean: List of floats, one for each channel, which are subtracted before
+            all else and not trained; None for none.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:
@@ -600,21 +602,34 @@ class ScaleBiasLayer(_ChannelBias):
         use_bias=True,
         axis=-1,
         bias_initializer="zeros",
+        mean=None,
         **kwargs,
     ):
         super().__init__(use_bias, bias_initializer, **kwargs)
         self.scalar = float(scalar)
         self.axis = axis
+        self.mean = None if mean is None else [float(x) for x in mean]
 
     def build(self, input_shape):
         self._add_bias(input_shape, self.axis)
+        channels = input_shape[self._channel_axis]
+        if self.mean is not None and len(self.mean) != channels:
+            raise ValueError(
+                f"Argument `mean` must have a number for each of {channels} "
+                f"channels. Received: mean={self.mean}"
+            )
 
     def call(self, inputs):
-        return self._biased(full(inputs) * self.scalar)
+        x = full(inputs)
+        if self.mean is not None:
+            mean = ops.convert_to_tensor(self.mean, dtype=x.dtype)
+            x = x - self._by_channel(mean, len(x.shape))
+        return self._biased(x * self.scalar)
 
     def get_config(self):
         return {
             **super().get_config(),
             "scalar": self.scalar,
             "axis": self.axis,
+            "mean": None if self.mean is None else list(self.mean),
         }

@@ -42,8 +42,13 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
 
     As in `SpectralDense`, `x @ kernel + bias` is `k_coef_lip`-Lipschitz for any
     free kernel and learning rate, and all singular values of the kernel that is
-    used are `k_coef_lip`. The methods differ in the path that training takes,
-    and in cost:
+    used are `k_coef_lip`, if those of the free kernel differ by a factor of 100
+    at most. Initializers and training keep them alike. Columns (or rows) that
+    depend on each other, as in a kernel of ones, say less than a matrix, and
+    the layer then contracts: values below `k_coef_lip` remain, those that are
+    zero with the first method, and all of the dependent ones with the second.
+    The others complete what is missing. The methods differ in the path that
+    training takes, and in cost:
 
     - `"newton_schulz"`: the orthogonal matrix nearest to the free kernel, as in
       `SpectralDense`. Nothing but matrix products, few of them: the fastest,

@@ -44,6 +44,10 @@ class _Symmetric(ConstrainedKernel):
     def _compute_lip_coef(self, input_shape=None):
         return 1.0
 
+    def _whole_constant(self):
+        # The activation is inside of the block.
+        return self.k_coef_lip
+
 
 @register("SLLDense")
 class SLLDense(_Symmetric, ResidualDense):
