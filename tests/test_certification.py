@@ -705,9 +705,42 @@ def test_a_device_with_fewer_digits_than_float32_is_noticed(monkeypatch):
     monkeypatch.setattr(
         model, "predict_on_batch", lambda x: predict(x) * (1 + 1e-3)
     )
-    with pytest.raises(ValueError, match="fewer digits than float32"):
-        certify(model, x, rounding="float32")
-    assert np.all(certify(model, x).radius > 0)
+    for rounding in ("exact", "float32"):
+        with pytest.raises(ValueError, match="fewer digits than float32"):
+            certify(model, x, rounding=rounding)
+
+
+class Tripled(keras.layers.Layer):
+    factor = 1.0
+
+    def call(self, x):
+        return self.factor * x
+
+
+def test_state_that_no_config_tells_is_noticed():
+    layer = Tripled()
+    layer.factor = 3.0
+    model = with_layers(layer, keras.layers.Dense(2), shape=(4,))
+    given = {Tripled: 3.0}
+    x = np.ones((1, 4), "float32")
+    with pytest.raises(ValueError, match="not in its config"):
+        certify(model, x, constants=given)
+    assert certify(model, x, constants=given, rounding="estimated").radius > 0
+
+
+def test_layers_that_cannot_be_copied_are_named():
+    class Unknown(keras.layers.Layer):
+        def __init__(self, function, **kwargs):
+            super().__init__(**kwargs)
+            self.function = function
+
+        def call(self, x):
+            return self.function(x)
+
+    unknown = Unknown(lambda x: 2 * x, name="odd")
+    model = with_layers(unknown, keras.layers.Dense(2))
+    with pytest.raises(ValueError, match="failed for layer 'odd'"):
+        certify(model, np.ones((1, 4)), constants={"odd": 2.0})
 
 
 @pytest.mark.parametrize("name", ["BatchNormalization", "BatchCentering"])

@@ -662,9 +662,9 @@ def test_activations_of_unknown_constant_warn(activation):
 
 def test_constants_of_activations_are_those_of_certificates():
     # One of the two tables would otherwise forget the other.
-    from deel.lip._slopes import _SLOPES
+    from deel.lip._slopes import SLOPES
 
-    for name, slope in _SLOPES.items():
+    for name, slope in SLOPES.items():
         if hasattr(keras.activations, name):
             layer = keras.layers.Activation(name)
             layer.build((None, 3))

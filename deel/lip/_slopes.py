@@ -12,7 +12,7 @@ from deel.lip._lipschitz import KnownConstant
 
 # Upper bounds of the slope of functions of one number, and of the norm of the
 # Jacobian of softmax: by Gershgorin at most max 2 p (1 - p) = 1/2.
-_SLOPES = {
+SLOPES = {
     "elu": 1.0,
     "gelu": 1.13,
     "hard_sigmoid": 0.1667,
@@ -59,7 +59,7 @@ def activation_constant(activation):
         return max(1.0, abs(float(activation.alpha)))
     if isinstance(activation, keras.layers.Softmax):
         return 0.5
-    for name, slope in _SLOPES.items():
+    for name, slope in SLOPES.items():
         # Not all are in the oldest Keras.
         if activation is getattr(keras.activations, name, None):
             return slope

@@ -97,11 +97,15 @@ def float64_copy(layer):
     if isinstance(layer, ConstrainedKernel):
         # Without the constraint of a kernel that is drawn for nothing.
         source = layer.vanilla_export()
+    policy = keras.config.dtype_policy()
     try:
+        # Layers that a layer makes by itself take the policy of the moment.
+        keras.config.set_dtype_policy("float64")
         copy = type(source).from_config(_in_float64(source.get_config()))
         if not copy.built:
             copy.build_from_config(source.get_build_config())
         weights = list(zip(source.weights, copy.weights, strict=True))
+        _require_float64(copy)
     except (NotImplementedError, TypeError, ValueError) as error:
         raise ValueError(
             "To compute scores in float64, `certify` copies each layer by its "
@@ -109,6 +113,8 @@ def float64_copy(layer):
             f"{type(layer).__name__}: {error}. Give it `get_config`, or pass "
             '`rounding="estimated"`, which needs no copies.'
         ) from error
+    finally:
+        keras.config.set_dtype_policy(policy)
     for original, target in weights:
         value = as_float64(host(original).astype("float64"))
         # Constrained kernels inside of wrappers are those that are there.
@@ -117,6 +123,15 @@ def float64_copy(layer):
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()
     return copy
+
+
+def _require_float64(layer):
+    for inner in layer._flatten_layers():
+        if inner.compute_dtype != "float64":
+            raise ValueError(
+                f"layer '{inner.name}' computes in {inner.compute_dtype}, "
+                "whatever its config says"
+            )
 
 
 def _in_float64(config):

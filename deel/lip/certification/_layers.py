@@ -16,6 +16,7 @@ from keras import ops
 
 from deel.lip import layers
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip._slopes import SLOPES
 from deel.lip._variables import host
 from deel.lip.certification._norms import Axis
 from deel.lip.certification._norms import convolution_norm
@@ -255,11 +256,17 @@ def _spread(values, shape, factors=1.0):
         if values is None:
             return 0.0
         array = np.asarray(host(values), "float64") * factors
-        return float(
-            np.linalg.norm(array) * math.sqrt(_size(shape) / array.size)
-        )
+        norm = np.linalg.norm(array) * math.sqrt(_size(shape) / array.size)
+        # Some backends read a float64 array as float32.
+        return float(norm) * (1 + 1e-6)
 
     return norm
+
+
+def _inexact(*constants):
+    """How many constants are other numbers in float32; see `Step`."""
+    arrays = [np.asarray(x, "float64") for x in constants]
+    return sum(bool(np.any(x != x.astype("float32"))) for x in arrays)
 
 
 def half_unit(layer):
@@ -324,10 +331,16 @@ def activation_bound(activation, input_shape):
             f"Received: activation={activation}"
         )
     terms = input_shape[-1] if name == "softmax" else 0
-    return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms)
+    return _of_slope(
+        SLOPES[name],
+        input_shape,
+        name in _EXACT,
+        terms,
+        factor=0.2 if name == "leaky_relu" else 0.0,
+    )
 
 
-def _of_slope(slope, shape, is_exact, terms=0):
+def _of_slope(slope, shape, is_exact, terms=0, factor=0.0):
     """Bound of a function of one number, or of softmax.
 
     Args:
@@ -335,10 +348,13 @@ def _of_slope(slope, shape, is_exact, terms=0):
         shape: Tuple, of the input.
         is_exact: Boolean, whether it copies, multiplies and compares only.
         terms: Integer, how many terms are summed besides.
+        factor: Float, the constant that negative numbers are multiplied by.
     """
     count = _size(shape)
     if is_exact:
-        rounding = Step(slope, 2, entries=count)
+        terms = 0 if np.all(np.isin(factor, (0.0, 1.0))) else 2
+        inexact = _inexact(factor)
+        rounding = Step(slope, terms, entries=count, inexact=inexact)
     else:
         # Values near zero are differences of numbers near one.
         rounding = Step(
@@ -347,37 +363,18 @@ def _of_slope(slope, shape, is_exact, terms=0):
             magnified=1 + 2 * slope,
             offset=math.sqrt(count) * max(1.0, slope),
             entries=count,
+            inexact=2,
         )
     return Bound(slope, "largest slope", rounding=rounding)
 
 
-# Upper bounds of the slope of functions of one number, and of the norm of the
-# Jacobian of softmax: by Gershgorin at most max 2 p (1 - p) = 1/2.
-_SLOPES = {
-    "elu": 1.0,
-    "gelu": 1.13,
-    "hard_sigmoid": 0.1667,
-    "hard_silu": 1.5,
-    "leaky_relu": 1.0,
-    "linear": 1.0,
-    "log_sigmoid": 1.0,
-    "mish": 1.09,
-    "relu": 1.0,
-    "relu6": 1.0,
-    "selu": 1.7581,
-    "sigmoid": 0.25,
-    "silu": 1.1,
-    "softmax": 0.5,
-    "softplus": 1.0,
-    "softsign": 1.0,
-    "tanh": 1.0,
-}
+# Functions that copy, multiply and compare only.
 _EXACT = ("leaky_relu", "linear", "relu", "relu6")
 
 # Not all are in the oldest Keras.
 _NAMES = [
     (getattr(keras.activations, name), name)
-    for name in _SLOPES
+    for name in SLOPES
     if hasattr(keras.activations, name)
 ]
 
@@ -689,12 +686,12 @@ def _symmetric_step(layer, norm, magnified, terms, terms_back, shape):
         activation = activation_bound(layer.activation, hidden)
         # The step may be twice as long as the output, before they cancel.
         return Sum(
-            Step(k, 2, entries=entries),
+            Step(k, 2, entries=entries, inexact=_inexact(k)),
             Chain(
                 _linear_step(value, growth, terms, layer.bias, shape, hidden),
                 activation.rounding,
                 _linear_step(value, growth, terms_back, None, hidden, shape),
-                Step(2.0 / k, 3, entries=entries),
+                Step(2.0 / k, 3, entries=entries, inexact=_inexact(2.0 / k)),
             ),
             entries=entries,
         )
@@ -874,6 +871,7 @@ def _pooled(layer, value, size, input_shapes):
         size + _FACTORS,
         offset=offset,
         squares=epsilon is not None,
+        inexact=_inexact(layer.k_coef_lip, epsilon or 0.0),
         partial=max(value, 1.0) * math.sqrt(size),
     )
     return Bound(value, "formula", True, rounding=rounding)
@@ -994,7 +992,8 @@ def _up_sampling(layer, input_shapes):
 )
 def _scaled_isometry(layer, input_shapes):
     value = _factor(layer, layer.k_coef_lip)
-    rounding = _step(layer, input_shapes, value, 3)
+    inexact = _inexact(layer.k_coef_lip)
+    rounding = _step(layer, input_shapes, value, 3, inexact=inexact)
     return Bound(value, "formula", True, rounding=rounding)
 
 
@@ -1007,7 +1006,10 @@ def _folds(layer, input_shapes):
     # Points that are taken for those of the other side are reflected at a line
     # that is as near to them as the side was wrong.
     step = Step(fold, ELEMENTARY + 4, magnified=4.0, entries=entries)
-    scaling = Step(_factor(layer, layer.k_coef_lip), 2, entries=entries)
+    factor = _factor(layer, layer.k_coef_lip)
+    scaling = Step(
+        factor, 2, entries=entries, inexact=_inexact(layer.k_coef_lip)
+    )
     rounding = Chain(*[step] * layer.order, scaling)
     return Bound(value, "formula", True, rounding=rounding)
 
@@ -1026,6 +1028,7 @@ def _layer_centering(layer, input_shapes):
         # The mean and what it is subtracted from, both at most the input.
         magnified=2 * value,
         offset=_spread(layer.bias, shape),
+        inexact=_inexact(layer.k_coef_lip),
         partial=max(value, 1.0) * math.sqrt(terms),
     )
     return Bound(value, "formula", True, rounding=rounding)
@@ -1034,31 +1037,32 @@ def _layer_centering(layer, input_shapes):
 @_bound_of(layers.BatchCentering)
 def _batch_centering(layer, input_shapes):
     value = _factor(layer, layer.k_coef_lip)
-    rounding = _shifted(layer, input_shapes, value, layer.mean)
+    rounding = _shifted(
+        layer, input_shapes, value, layer.mean, [layer.k_coef_lip]
+    )
     return Bound(value, "formula", True, rounding=rounding)
 
 
-def _shifted(layer, input_shapes, value, mean, bias=None, factors=None):
+def _shifted(layer, input_shapes, value, mean, constants=()):
     """The step of `(x - mean) * factor + bias`, which may cancel.
 
     Args:
-        layer: The layer, with a `bias` if none is given.
+        layer: The layer, with a `bias`.
         input_shapes: List of tuples.
-        value: Float, the largest factor.
+        value: Float, the factor.
         mean: Variable or array, or None.
-        bias: Variable or array, or None.
-        factors: Array, the factor of each channel; None for `value`.
+        constants: Sequence of floats, what the layer multiplies by or adds
+            that is no variable.
     """
     (shape,) = input_shapes
-    bias = layer.bias if bias is None else bias
-    factors = value if factors is None else factors
-    shift, added = _spread(mean, shape, factors), _spread(bias, shape)
+    shift, added = _spread(mean, shape, value), _spread(layer.bias, shape)
     return _step(
         layer,
         input_shapes,
         value,
         _FACTORS,
         offset=lambda: shift() + added(),
+        inexact=_inexact(*constants),
     )
 
 
@@ -1075,7 +1079,11 @@ def _batch_lip_norm(layer, input_shapes):
 @_bound_of(layers.ScaleBiasLayer)
 def _scale_bias(layer, input_shapes):
     value = _factor(layer, layer.scalar)
-    rounding = _shifted(layer, input_shapes, value, None)
+    constants, mean = [layer.scalar], None
+    if layer.mean is not None:
+        mean = np.asarray(layer.mean, "float64")
+        constants.append(mean)
+    rounding = _shifted(layer, input_shapes, value, mean, constants)
     return Bound(value, "formula", True, rounding=rounding)
 
 
@@ -1097,7 +1105,14 @@ def _rescaling(layer, input_shapes):
             )
     value = _factor(layer, scale)
     offset = _spread(np.asarray(layer.offset, "float64"), shape)
-    rounding = _step(layer, input_shapes, value, 4, offset=offset)
+    rounding = _step(
+        layer,
+        input_shapes,
+        value,
+        4,
+        offset=offset,
+        inexact=_inexact(scale, layer.offset),
+    )
     return Bound(value, "formula", True, rounding=rounding)
 
 
@@ -1110,7 +1125,16 @@ def _normalization(layer, input_shapes):
     value = float(np.max(factors)) * (1 + 1e-6)
     value *= (1 + half_unit(layer)) ** 3
     mean = _spread(layer.mean, shape, 1.0 if layer.invert else factors)
-    rounding = _step(layer, input_shapes, value, _FACTORS, offset=mean)
+    # Statistics that were learned are float32 numbers.
+    given = [
+        x for x in (layer.input_mean, layer.input_variance) if x is not None
+    ]
+    if np.any(deviation <= keras.backend.epsilon()):
+        given.append(keras.backend.epsilon())
+    given = _inexact(*given)
+    rounding = _step(
+        layer, input_shapes, value, _FACTORS, offset=mean, inexact=given
+    )
     return Bound(value, "formula", True, rounding=rounding)
 
 
@@ -1136,7 +1160,14 @@ def _batch_normalization(layer, input_shapes):
     shift = _spread(layer.moving_mean, input_shapes[0], factors)
     bias = _spread(layer.beta if layer.center else None, input_shapes[0])
     rounding = _step(
-        layer, input_shapes, value, terms, offset=lambda: shift() + bias()
+        layer,
+        input_shapes,
+        value,
+        terms,
+        offset=lambda: shift() + bias(),
+        # Only epsilon is read, and its share of the sum counts.
+        inexact=_inexact(layer.epsilon)
+        * float(np.max(layer.epsilon / variance)),
     )
     return Bound(value, "largest factor", True, rounding=rounding)
 
@@ -1153,30 +1184,38 @@ def _relu(layer, input_shapes):
             f"Layer '{layer.name}' jumps at its threshold. Expected "
             f"`threshold=0`. Received: threshold={layer.threshold}"
         )
-    return _of_slopes(layer, _factor(layer, layer.negative_slope), input_shapes)
+    return _of_slopes(layer, layer.negative_slope, input_shapes)
 
 
-def _of_slopes(layer, slope, input_shapes, is_exact=True):
+def _of_slopes(layer, factor, input_shapes, is_exact=True):
     """Bound of a function of the slope one, and another one for negatives."""
-    bound = _of_slope(max(1.0, slope), input_shapes[0], is_exact)
+    slope = max(1.0, _factor(layer, factor))
+    bound = _of_slope(slope, input_shapes[0], is_exact, factor=factor)
     return dataclasses.replace(bound, method="slopes", exact=True)
 
 
 @_bound_of(keras.layers.LeakyReLU)
 def _leaky_relu(layer, input_shapes):
-    return _of_slopes(layer, _factor(layer, layer.negative_slope), input_shapes)
+    return _of_slopes(layer, layer.negative_slope, input_shapes)
 
 
 @_bound_of(keras.layers.ELU)
 def _elu(layer, input_shapes):
-    slope = _factor(layer, layer.alpha)
-    return _of_slopes(layer, slope, input_shapes, is_exact=False)
+    return _of_slopes(layer, layer.alpha, input_shapes, is_exact=False)
 
 
-@_bound_of(keras.layers.PReLU, layers.LipschitzPReLU)
+@_bound_of(keras.layers.PReLU)
 def _prelu(layer, input_shapes):
-    slopes = np.abs(_used(layer, layer.alpha))
-    return _of_slopes(layer, float(np.max(slopes)), input_shapes)
+    return _of_slopes(layer, _used(layer, layer.alpha), input_shapes)
+
+
+@_bound_of(layers.LipschitzPReLU)
+def _lipschitz_prelu(layer, input_shapes):
+    slopes = np.ravel(_used(layer, layer.alpha))
+    # Some are cut off at a constant, which float32 may read as less.
+    if np.max(np.abs(slopes)) >= layer.k_coef_lip * (1 - 1e-2):
+        slopes = np.append(slopes, layer.k_coef_lip)
+    return _of_slopes(layer, slopes, input_shapes)
 
 
 @_bound_of(keras.layers.Softmax)
@@ -1285,7 +1324,8 @@ def branched_bound(layer, branch, rounding, input_shapes):
         joined = Beside(passed, rounding)
     else:
         joined = Sum(passed, rounding, entries=entries)
-    scaled = Chain(joined, Step(factor, 2, entries=entries))
+    inexact = _inexact(layer._get_coef())
+    scaled = Chain(joined, Step(factor, 2, entries=entries, inexact=inexact))
     return Bound(value, "branch", rounding=scaled)
 
 

@@ -14,9 +14,12 @@ sum transformed values (Winograd, FFT) is not covered; the backends use none of
 them on CPUs.
 
 Constants that a layer makes (a root, a reciprocal) are wrong by some units and
-count as that many terms. Elementary functions (exp, tanh, ...) are taken to be
-right to `ELEMENTARY` units of one plus the magnitude of their argument; there
-is no proof of that, but a test of each function on each backend.
+count as that many terms. A constant such as 0.1 is another number in float32,
+and some backends read it so in float64 as well: whether the network of real
+numbers has the one or the other is left open, and the difference counts.
+Elementary functions (exp, tanh, ...) are taken to be right to `ELEMENTARY`
+units of one plus the magnitude of their argument; there is no proof of that,
+but a test of each function on each backend.
 
 Note [Underflow]
 
@@ -87,6 +90,7 @@ class Arithmetic:
         growth = step.growth
         count = math.sqrt(step.entries)
         gamma = self.gamma(step.terms, step.is_product)
+        gamma += step.inexact * 2.0**-23
         tiny = 2 * self.smallest
         lost = tiny * count * (step.constant + 2 * step.terms + 2)
         partial = max(growth, step.partial or 0.0)
@@ -171,6 +175,7 @@ class Step:
         is_product: Boolean, whether it is a product of matrices or a
             convolution, which devices may compute with fewer digits.
         squares: Boolean, whether it takes the root of a sum of squares.
+        inexact: Float, the number of constants that float32 does not hold.
         partial: Float, the constant of the sums alone, where a factor makes
             them smaller afterwards; None where that is not so.
     """
@@ -183,6 +188,7 @@ class Step:
     is_product: bool = False
     squares: bool = False
     partial: float | None = None
+    inexact: float = 0
 
     @property
     def growth(self):
