@@ -871,9 +871,15 @@ def _pooled(layer, value, size, input_shapes):
         size + _FACTORS,
         offset=offset,
         squares=epsilon is not None,
-        inexact=_inexact(layer.k_coef_lip, epsilon or 0.0),
+        inexact=_inexact(layer.k_coef_lip),
         partial=max(value, 1.0) * math.sqrt(size),
     )
+    if epsilon and _inexact(epsilon):
+        # Another epsilon moves a norm by no more than its own share.
+        of_epsilon = Later(
+            lambda: Step(magnified=0.0, offset=offset(), inexact=1)
+        )
+        rounding = Chain(rounding, of_epsilon)
     return Bound(value, "formula", True, rounding=rounding)
 
 
