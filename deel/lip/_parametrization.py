@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._control_flow import is_known
+from deel.lip._guarded_variable import GuardedVariable
 from deel.lip._variables import full
 from deel.lip._variables import host
 from deel.lip._variables import store
@@ -104,7 +104,8 @@ class Parametrization(keras.layers.Layer):
                 autocast=False,
                 aggregation="only_first_replica",
                 name="wbar",
-                admit=lambda value: self._admit(value, kernel),
+                is_sound=lambda value: self._is_sound(value, kernel),
+                remade=lambda: self._scaled(self.constrain(full(kernel))),
             )
         self.built = True
 
@@ -153,7 +154,7 @@ class Parametrization(keras.layers.Layer):
         Args:
             dtype: String, the dtype of the variable that takes the values.
         """
-        value = host(self.wbar)
+        value = host(self.wbar.proven())
         if keras.backend.result_type(dtype, "float32") == dtype:
             return value
         bound = self.coefficient * (1.0 + SLACK)
@@ -183,41 +184,13 @@ class Parametrization(keras.layers.Layer):
         store(self.wbar, ops.stop_gradient(constrained))
         return constrained
 
-    def _admit(self, value, kernel):
-        """`value` if it satisfies the constraint, else one that does."""
-        finite = np.all(np.isfinite(value))
-        bound = self.coefficient * (1.0 + SLACK)
-        if finite and self.expansion(value) <= bound:
-            return value
-        return self._scaled(self.constrain(full(kernel)))
+    def _is_sound(self, value, kernel):
+        """Whether an array may stand in `wbar`.
 
-
-class GuardedVariable(keras.Variable):
-    """A variable that asks before it takes values from outside.
-
-    `set_weights` and every way of loading a file assign arrays, also when they
-    go through a stock Keras model that knows nothing of constraints. Those are
-    passed through `admit`. What the library itself has proven it hands to
-    `take`. Two kinds of tensors are taken as they are: those of a graph that is
-    being traced, and all of JAX, where each compiled step of Keras leaves its
-    results in this way.
-    """
-
-    def __init__(self, *args, admit, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._admit = admit
-
-    def assign(self, value):
-        if isinstance(value, keras.Variable):
-            value = value.value
-        if not ops.is_tensor(value):
-            value = np.asarray(value)
-        elif keras.backend.backend() != "jax" and is_known(value):
-            value = host(value)
-        if isinstance(value, np.ndarray) and value.shape == tuple(self.shape):
-            value = self._admit(value)
-        return super().assign(value)
-
-    def take(self, value):
-        """Assigns a tensor without a question."""
-        return super().assign(value)
+        Args:
+            value: NumPy array of the shape of `wbar`.
+            kernel: The free kernel, which may tell sooner.
+        """
+        if not np.all(np.isfinite(value)):
+            return False
+        return self.expansion(value) <= self.coefficient * (1.0 + SLACK)
