@@ -171,7 +171,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         to its norm.
         """
         require_built(self, "vanilla_export")
-        self._require_finite("wbar", self.wbar)
+        self._require_finite("wbar", self.wbar.proven())
+        self.parametrization.require_sound(self.name)
         stock_class, config = self._stock_equivalent()
         input_shape = self._build_shapes_dict["input_shape"]
         linear_shape = self._linear_output_shape(input_shape)

@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import weakref
 from typing import Any
 from typing import NamedTuple
 
@@ -76,18 +77,22 @@ class GuardedVariable(keras.Variable):
         remade: Function without arguments that returns a tensor which does,
             made of what is trained.
         **kwargs: Further arguments of `keras.Variable`.
+
+    Attributes:
+        is_sound: As above; None until the constructor ends, which keeps what
+            the initializer gives from being checked.
     """
 
-    # Until the constructor ends, nothing is checked.
-    _is_sound = None
+    is_sound = None
     _proof = None
+    _taken = staticmethod(lambda: None)
     # Whether a value was refused since the last proof: what is trained may
     # have been restored after it, and is what the user wants.
     _refused = False
 
     def __init__(self, *args, is_sound, remade, **kwargs):
         super().__init__(*args, **kwargs)
-        self._is_sound = is_sound
+        self.is_sound = is_sound
         self._remade = remade
         if self._value is not None:
             self._trust()
@@ -105,12 +110,14 @@ class GuardedVariable(keras.Variable):
             Tensor, which is not written to later. Where a function is being
             compiled, whatever stands for the variable.
         """
-        proof = self._settle()
-        current = keras.Variable.value.fget(self)
-        if proof is not None and current is proof.held:
+        self._settle()
+        proof, current = self._proof, keras.Variable.value.fget(self)
+        if _is_compiling():
+            return ops.convert_to_tensor(current)
+        if proof is not None and proof.held is current:
             return ops.convert_to_tensor(proof.whole)
-        if self._is_sound is not None and not _is_compiling():
-            # Handed to a `keras.StatelessScope`.
+        # Of a `keras.StatelessScope`: this library's own, or somebody's.
+        if self.is_sound is not None and current is not self._taken():
             current = self._admitted(current)
         return ops.convert_to_tensor(current)
 
@@ -137,14 +144,19 @@ class GuardedVariable(keras.Variable):
 
     def take(self, value):
         """Assigns a tensor without a question."""
-        return super().assign(value)
+        assigned = super().assign(value)
+        if keras.backend.backend() == "jax":
+            # Each step of a stateless loop hands it to the next one. Weak, for
+            # a traced value must not outlive its function.
+            self._taken = weakref.ref(assigned)
+        return assigned
 
     def _admitted(self, value):
         """`value`, unless it is known to break the constraint."""
         array = _known_array(value)
         # Wrong shapes are for Keras to report.
         is_kernel = array is not None and array.shape == tuple(self.shape)
-        if not is_kernel or self._is_sound(array):
+        if not is_kernel or self.is_sound(array):
             return value
         with _computing_now():
             return ops.stop_gradient(self._remade())
@@ -156,7 +168,7 @@ class GuardedVariable(keras.Variable):
             The `_Proof` of what the variable holds by now; None where nothing
             is known of it.
         """
-        if self._is_sound is None or self._value is None or _is_compiling():
+        if self.is_sound is None or self._value is None or _is_compiling():
             return None
         proof = self._proof
         while proof is None or not proof.covers(self._value):
@@ -175,7 +187,7 @@ class GuardedVariable(keras.Variable):
             array = _known_array(whole)
             if array is None:
                 return None
-            if self._is_sound(array) and not refused:
+            if self.is_sound(array) and not refused:
                 self._proof = _Proof(held, mark, whole)
                 return self._proof
             remade = ops.stop_gradient(self._remade())

@@ -167,6 +167,29 @@ class Parametrization(keras.layers.Layer):
             factor /= max(excess, 1.0 + SLACK)
         return rounded
 
+    def require_sound(self, name):
+        """Raises an error if what inference uses breaks its promise.
+
+        `GuardedVariable` says who can bring that about. Asked before others
+        are told to rely on the promise: exports, certificates.
+
+        Args:
+            name: String, the name of the layer.
+
+        Raises:
+            ValueError: If the constrained kernel is not finite, or its norm is
+                above the coefficient by more than `SLACK`.
+        """
+        value = host(self.wbar.proven())
+        if not self.wbar.is_sound(value):
+            raise ValueError(
+                f"The constrained kernel `wbar` of layer '{name}' breaks its "
+                "promise: it was written to in a way that is not checked. Call "
+                "`condense()` to make it anew. Expected a norm of at most "
+                f"{self.coefficient}. Received: "
+                f"norm={self.expansion(value)}"
+            )
+
     def rescale(self, coefficient):
         """Changes the coefficient; `wbar` follows."""
         if coefficient != self.coefficient:
