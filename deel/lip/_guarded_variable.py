@@ -67,8 +67,8 @@ class GuardedVariable(keras.Variable):
 
     Values from outside are checked, and replaced where they break the
     constraint; see the note [who wrote wbar]. What the library itself has
-    proven it hands to `take`. What is not checked: values of a function that is
-    being compiled, and what the JAX trainer of Keras brings back from its steps.
+    proven it hands to `take`. Not checked are values of a function that is
+    being compiled, and what the JAX trainer of Keras brings back of its steps.
 
     Args:
         *args: Positional arguments of `keras.Variable`.
@@ -133,10 +133,8 @@ class GuardedVariable(keras.Variable):
             return self.take(value)
         # A copy: JAX uses the memory of NumPy arrays as it is, in which their
         # owner may write other numbers later.
-        if ops.is_tensor(value):
-            value = ops.copy(value)
-        else:
-            value = np.array(value)
+        copied = ops.copy if ops.is_tensor(value) else np.array
+        value = copied(value)
         admitted = self._admitted(value)
         assigned = self.take(admitted)
         self._refused = admitted is not value
@@ -301,7 +299,8 @@ def _private(tensor):
     """A tensor with these values that does not change by itself."""
     backend = keras.backend.backend()
     if backend == "torch":
-        # By its methods: Keras would move it to the device of the moment.
+        # By its methods: Keras would move it to the device of the moment. In
+        # the usual layout: products of another one round differently.
         return tensor.new_empty(tensor.shape).copy_(tensor)
     return tensor
 

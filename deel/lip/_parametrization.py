@@ -18,8 +18,9 @@ class Parametrization(keras.layers.Layer):
 
     A parametrization is a child layer of the layer whose kernel it constrains
     (`deel.lip._constrained.ConstrainedKernel`). It owns the constrained kernel
-    `wbar`, which is always valid: it is written by this class only, or by an
-    outsider whose value passed `expansion`.
+    `wbar`, which is always valid: what was not written by this class has to
+    pass `expansion` before it is used, see
+    `deel.lip._guarded_variable.GuardedVariable`.
 
     To write one, subclass and implement `constrain`. Where the matrix norm
     says too much (independent outputs, say), implement `expansion` as well.

@@ -707,7 +707,9 @@ ROWS = [
     pytest.param(
         kind,
         container,
-        marks=[] if kind in QUICK and container == "stock" else pytest.mark.slow,
+        marks=[]
+        if kind in QUICK and container == "stock"
+        else pytest.mark.slow,
     )
     for kind, container in itertools.product(LAYERS, CONTAINERS)
 ]
@@ -749,3 +751,87 @@ def test_what_cannot_be_seen_is_not_exported(kind, container, enter, tmp_path):
                 assert constant(matrix) <= 1 + harness.TOLERANCE
             model.layers[0].vanilla_export()
     assert broken, "This way is seen: it belongs to the others."
+
+
+# Ways that carry over all weights, as they are.
+FAITHFUL = [
+    name
+    for name in (
+        "set_weights_of_the_model",
+        "set_weights_of_tensors",
+        "load_weights",
+        "load_model",
+        "pickled",
+        "deepcopy",
+        "set_state_tree",
+        "set_state_tree_of_arrays",
+        "set_state_tree_in_reverse",
+        "assign_arrays",
+        "assign_in_reverse",
+        "assign_variables",
+        "assign_within_a_step",
+        "tf_checkpoint",
+        "tf_checkpoint_of_variables",
+        "tf_checkpoint_restored_before_the_model_is_built",
+        "tf_checkpoint_manager",
+        "assign_what_a_compiled_function_returns",
+        "orbax_callback_and_load_weights",
+        "orbax_callback_and_load_model",
+        "orbax_checkpointer_and_set_state_tree",
+        "load_state_dict",
+        "in_place",
+        "in_place_by_data",
+        "data_replaced",
+        "tensors_of_a_state_dict_written_later",
+        "vector_to_parameters",
+        "averaged_model",
+    )
+    if name in WAYS
+]
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+@pytest.mark.parametrize(
+    "kind",
+    ["spectral"]
+    + [pytest.param(kind, marks=pytest.mark.slow) for kind in QUICK[1:]],
+)
+def test_what_was_trained_predicts_the_same_once_restored(kind, name, tmp_path):
+    trained = named_alike(kind, "stock")
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((16, *trained.input_shape[1:])).astype("float32")
+    y = rng.standard_normal((16, *trained.output_shape[1:])).astype("float32")
+    trained.optimizer.learning_rate = 0.1
+    trained.fit(x, y, batch_size=4, epochs=2, verbose=0)
+    values = arrays_of(trained)
+    expected = trained.predict(x, verbose=0)
+    model = named_alike(kind, "stock")
+    model.predict(x, verbose=0)
+
+    def donor():
+        return poisoned(named_alike(kind, "stock"), values)
+
+    found = WAYS[name](Attack(model, values, donor, tmp_path)) or model
+    np.testing.assert_allclose(
+        found.predict(x, verbose=0), expected, rtol=0, atol=1e-6
+    )
+    for variable, value in zip(found.weights, values, strict=True):
+        if variable.name == "wbar":
+            kept = ops.convert_to_numpy(variable)
+            np.testing.assert_allclose(kept, value, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAITHFUL)
+def test_a_refused_kernel_is_made_anew_of_what_came_with_it(name, tmp_path):
+    model, found = attacked(
+        "spectral", "stock", WAYS[name], "weights of k = 10", tmp_path / "x"
+    )
+    if name == "assign_within_a_step":
+        # The step after it has moved the kernel.
+        return
+    donor = build("spectral", "stock")
+    donor.layers[0].kernel.assign(ops.convert_to_numpy(model.layers[0].kernel))
+    donor.layers[0].condense()
+    expected = ops.convert_to_numpy(donor.layers[0].wbar)
+    for matrix in found.values():
+        np.testing.assert_allclose(matrix, expected, atol=1e-5)
