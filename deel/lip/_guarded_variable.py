@@ -97,23 +97,31 @@ class GuardedVariable(keras.Variable):
         if self._value is not None:
             self._trust()
 
+    # By another name: TorchDynamo does not follow `super` into a property.
+    _unguarded = keras.Variable.value
+
     @property
     def value(self):
         self._settle()
-        # By name: TorchDynamo does not follow `super` into a property.
-        return keras.Variable.value.fget(self)
+        return self._unguarded
 
-    def proven(self):
+    def proven(self, lasting=False):
         """What inference reads: a whole tensor that satisfies the constraint.
 
+        Args:
+            lasting: Boolean, whether the tensor must stay what it is when the
+                variable is written to. It does unless TorchDynamo compiles the
+                call, where it takes a copy.
+
         Returns:
-            Tensor, which is not written to later. Where a function is being
-            compiled, whatever stands for the variable.
+            Tensor. Where a function is being compiled, whatever stands for the
+            variable.
         """
         self._settle()
-        proof, current = self._proof, keras.Variable.value.fget(self)
+        proof, current = self._proof, self._unguarded
         if _is_compiling():
-            return ops.convert_to_tensor(current)
+            current = ops.convert_to_tensor(current)
+            return ops.copy(current) if lasting else current
         if proof is not None and proof.held is current:
             return ops.convert_to_tensor(proof.whole)
         # Of a `keras.StatelessScope`: this library's own, or somebody's.

@@ -355,9 +355,9 @@ class Spectral(Parametrization):
             used = self._used(nearest, shape)
             return used, *self._power_step(known, vector)
 
-        # Not the variable, which on torch is written before the gradient needs
+        # Lasting: on torch the variable is written before the gradient needs
         # what it held.
-        stored = ops.stop_gradient(self.wbar.proven())
+        stored = ops.stop_gradient(self.wbar.proven(lasting=True))
         stored = _orthogonal.as_matrix(stored)
         sigma = ops.convert_to_tensor(self.sigma)
         value, vector, sigma = cond(
