@@ -170,7 +170,8 @@ def update_of(layer):
     def update():
         values = [variable.value for variable in state]
         for variable, value in zip(state, updated(values), strict=True):
-            variable.assign(value)
+            # As the trainer does it: a guard would mend what is measured here.
+            getattr(variable, "take", variable.assign)(value)
 
     return update
 

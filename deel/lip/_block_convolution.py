@@ -359,7 +359,7 @@ class BlockConvolution(Parametrization):
         blocks = np.split(kernel, self.groups, axis=-1)
         return max(convolution_bound(block, self.strides) for block in blocks)
 
-    def _admit(self, value, kernel):
+    def _is_sound(self, value, kernel):
         # Most values from outside are those that the factors give: seen at
         # once, while a norm is decomposed frequency by frequency. The operator
         # of a difference has at most the sum of the norms of its taps. Other
@@ -370,8 +370,8 @@ class BlockConvolution(Parametrization):
             taps = (value - host(own)).reshape(-1, *value.shape[-2:])
             distance = np.sum(np.linalg.norm(taps, axis=(-2, -1)))
             if distance <= 0.5 * self.coefficient * SLACK:
-                return value
-        return super()._admit(value, kernel)
+                return True
+        return super()._is_sound(value, kernel)
 
 
 class BlockKernel(ConstrainedKernel):

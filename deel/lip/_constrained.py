@@ -121,7 +121,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         if training:
             kernel = self.parametrization.update(self.kernel)
         else:
-            kernel = ops.convert_to_tensor(self.wbar)
+            kernel = self.wbar.proven()
         _in_use.by_layer[id(self)] = ops.cast(kernel, self.compute_dtype)
         try:
             return super().call(inputs)
@@ -200,7 +200,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         to its norm.
         """
         require_built(self, "vanilla_export")
-        self._require_finite("wbar", self.wbar)
+        self._require_finite("wbar", self.wbar.proven())
+        self.parametrization.require_sound(self.name)
         stock_class, config = self._stock_equivalent()
         input_shape = self._build_shapes_dict["input_shape"]
         linear_shape = self._linear_output_shape(input_shape)

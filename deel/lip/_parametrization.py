@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._control_flow import is_known
+from deel.lip._guarded_variable import GuardedVariable
 from deel.lip._validation import normal_range
 from deel.lip._variables import full
 from deel.lip._variables import host
@@ -22,8 +22,9 @@ class Parametrization(keras.layers.Layer):
 
     A parametrization is a child layer of the layer whose kernel it constrains
     (`deel.lip._constrained.ConstrainedKernel`). It owns the constrained kernel
-    `wbar`, which is always valid: it is written by this class only, or by an
-    outsider whose value passed `expansion`.
+    `wbar`, which is always valid: what was not written by this class has to
+    pass `expansion` before it is used, see
+    `deel.lip._guarded_variable.GuardedVariable`.
 
     To write one, subclass and implement `constrain`. Where the matrix norm
     says too much (independent outputs, say), implement `expansion` as well.
@@ -109,7 +110,8 @@ class Parametrization(keras.layers.Layer):
                 autocast=False,
                 aggregation="only_first_replica",
                 name="wbar",
-                admit=lambda value: self._admit(value, kernel),
+                is_sound=lambda value: self._is_sound(value, kernel),
+                remade=lambda: self._scaled(self.constrain(full(kernel))),
             )
         self.built = True
 
@@ -161,7 +163,7 @@ class Parametrization(keras.layers.Layer):
         Raises:
             ValueError: If none of the values is a normal number of the dtype.
         """
-        value = host(self.wbar)
+        value = host(self.wbar.proven())
         if keras.backend.result_type(dtype, "float32") == dtype:
             return value
         least, largest = normal_range(dtype)
@@ -182,6 +184,29 @@ class Parametrization(keras.layers.Layer):
             factor /= max(excess, 1.0 + SLACK)
         return rounded
 
+    def require_sound(self, name):
+        """Raises an error if what inference uses breaks its promise.
+
+        `GuardedVariable` says who can bring that about. Asked before others
+        are told to rely on the promise: exports, certificates.
+
+        Args:
+            name: String, the name of the layer.
+
+        Raises:
+            ValueError: If the constrained kernel is not finite, or its norm is
+                above the coefficient by more than `SLACK`.
+        """
+        value = host(self.wbar.proven())
+        if not self.wbar.is_sound(value):
+            raise ValueError(
+                f"The constrained kernel `wbar` of layer '{name}' breaks its "
+                "promise: it was written to in a way that is not checked. Call "
+                "`condense()` to make it anew. Expected a norm of at most "
+                f"{self.coefficient}. Received: "
+                f"norm={self.expansion(value)}"
+            )
+
     def rescale(self, kernel, coefficient):
         """Changes the coefficient; `wbar` follows.
 
@@ -197,13 +222,15 @@ class Parametrization(keras.layers.Layer):
         if coefficient == self.coefficient:
             return
         ratio = coefficient / self.coefficient
+        # Read while it is judged by the constant that it was made for.
+        stored = full(self.wbar)
         self.coefficient = coefficient
         self._ratios += 1
         if self._ratios == _MOST_RATIOS:
             self._ratios = 0
             self.refresh(kernel)
         else:
-            store(self.wbar, ratio * full(self.wbar))
+            store(self.wbar, ratio * stored)
 
     def _scaled(self, constrained):
         if self.coefficient == 1.0:
@@ -215,41 +242,13 @@ class Parametrization(keras.layers.Layer):
         store(self.wbar, ops.stop_gradient(constrained))
         return constrained
 
-    def _admit(self, value, kernel):
-        """`value` if it satisfies the constraint, else one that does."""
-        finite = np.all(np.isfinite(value))
-        bound = self.coefficient * (1.0 + SLACK)
-        if finite and self.expansion(value) <= bound:
-            return value
-        return self._scaled(self.constrain(full(kernel)))
+    def _is_sound(self, value, kernel):
+        """Whether an array may stand in `wbar`.
 
-
-class GuardedVariable(keras.Variable):
-    """A variable that asks before it takes values from outside.
-
-    `set_weights` and every way of loading a file assign arrays, also when they
-    go through a stock Keras model that knows nothing of constraints. Those are
-    passed through `admit`. What the library itself has proven it hands to
-    `take`. Two kinds of tensors are taken as they are: those of a graph that is
-    being traced, and all of JAX, where each compiled step of Keras leaves its
-    results in this way.
-    """
-
-    def __init__(self, *args, admit, **kwargs):
-        super().__init__(*args, **kwargs)
-        self._admit = admit
-
-    def assign(self, value):
-        if isinstance(value, keras.Variable):
-            value = value.value
-        if not ops.is_tensor(value):
-            value = np.asarray(value)
-        elif keras.backend.backend() != "jax" and is_known(value):
-            value = host(value)
-        if isinstance(value, np.ndarray) and value.shape == tuple(self.shape):
-            value = self._admit(value)
-        return super().assign(value)
-
-    def take(self, value):
-        """Assigns a tensor without a question."""
-        return super().assign(value)
+        Args:
+            value: NumPy array of the shape of `wbar`.
+            kernel: The free kernel, which may tell sooner.
+        """
+        if not np.all(np.isfinite(value)):
+            return False
+        return self.expansion(value) <= self.coefficient * (1.0 + SLACK)

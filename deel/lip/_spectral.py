@@ -355,9 +355,9 @@ class Spectral(Parametrization):
             used = self._used(nearest, shape)
             return used, *self._power_step(known, vector)
 
-        # A copy: on torch a tensor shares the memory of its variable, which
-        # is written before the gradient needs it.
-        stored = ops.stop_gradient(ops.copy(self.wbar))
+        # Lasting: on torch the variable is written before the gradient needs
+        # what it held.
+        stored = ops.stop_gradient(self.wbar.proven(lasting=True))
         stored = _orthogonal.as_matrix(stored)
         sigma = ops.convert_to_tensor(self.sigma)
         value, vector, sigma = cond(

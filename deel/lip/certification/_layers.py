@@ -412,8 +412,10 @@ def _factor(layer, value):
 
 def inference_kernel(layer):
     """The kernel of inference, in float64: `wbar` where there is one."""
-    constrained = isinstance(layer, ConstrainedKernel)
-    return _used(layer, layer.wbar if constrained else layer.kernel)
+    if isinstance(layer, ConstrainedKernel):
+        layer.parametrization.require_sound(layer.name)
+        return _used(layer, layer.wbar)
+    return _used(layer, layer.kernel)
 
 
 def _activated(layer, norm, magnified, terms, input_shape):
