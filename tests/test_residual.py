@@ -223,12 +223,11 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
     bound, table = lipschitz_bound(layer, return_table=True)
     assert bound == pytest.approx(1.0, abs=1e-5)
     assert [row.name for row in table] == ["block/inner", "block"]
-    # Weights are believed, and no promise.
-    wbar = layer.layer.wbar
-    wbar.take(3.0 * ops.convert_to_tensor(wbar))
-    assert lipschitz_bound(layer) == pytest.approx(of_branch(3.0), rel=1e-4)
+    # Weights are measured, and no promise.
+    layer.layer.wbar.take(0.5 * ops.convert_to_tensor(layer.layer.wbar))
+    assert lipschitz_bound(layer) == pytest.approx(of_branch(0.5), rel=1e-4)
     norm = harness.operator_norm(layer, (_width(block),))
-    assert norm <= lipschitz_bound(layer)
+    assert norm <= lipschitz_bound(layer) * (1 + 1e-6)
     # Constants that the user knows count inside, too, and for the block.
     for constants, expected in [
         ({"inner": 2.0}, of_branch(2.0)),
