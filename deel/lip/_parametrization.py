@@ -200,7 +200,7 @@ class Parametrization(keras.layers.Layer):
         value = host(self.wbar.proven())
         if not self.wbar.is_sound(value):
             raise ValueError(
-                f"The constrained kernel `wbar` of layer '{name}' breaks its "
+                f"The constrained kernel `wbar` of layer '{name}' exceeds its "
                 "promise: it was written to in a way that is not checked. Call "
                 "`condense()` to make it anew. Expected a norm of at most "
                 f"{self.coefficient}. Received: "
