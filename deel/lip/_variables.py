@@ -20,9 +20,13 @@ def full(variable):
 
 
 def host(variable):
-    """Value of a variable as a NumPy array."""
+    """Value of a variable as a NumPy array; of bfloat16, in float32."""
     # A copy first: NumPy 2 deprecates how TensorFlow converts its variables.
-    return ops.convert_to_numpy(ops.copy(variable))
+    tensor = ops.copy(variable)
+    # NumPy has no bfloat16, and not every version takes that of TensorFlow.
+    if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
+        tensor = ops.cast(tensor, "float32")
+    return ops.convert_to_numpy(tensor)
 
 
 class AfterUpdate(keras.constraints.Constraint):

@@ -1078,7 +1078,7 @@ def _shifted(layer, input_shapes, value, mean, constants=()):
 def _batch_lip_norm(layer, input_shapes):
     factor = float(ops.convert_to_numpy(layer.scaling_factor(training=False)))
     # The factor is a float32 root.
-    value = abs(factor) * (1 + 1e-6)
+    value = abs(factor) * (1 + 1e-6) * (1 + half_unit(layer))
     mean = layer.mean if layer.centering else None
     rounding = _shifted(layer, input_shapes, value, mean)
     return Bound(value, "scaling factor", True, rounding=rounding)

@@ -67,7 +67,7 @@ class _ChannelBias(keras.layers.Layer):
 
     def _biased(self, x):
         if self.bias is not None:
-            x = x + self._by_channel(self.bias, len(x.shape))
+            x = x + self._by_channel(full(self.bias), len(x.shape))
         return ops.cast(x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
