@@ -579,9 +579,14 @@ def random_classifier(random):
     outputs = keras.layers.Dense(3)(x)
     model = keras.Model(inputs, outputs)
     cancels = random.random() < 0.2
+    is_constant = random.random() < 0.6
     for variable in model.weights:
         if "kernel" in variable.name:
             value = random.uniform(0.5, 1.5, variable.shape)
+            if is_constant:
+                # Equal terms are all rounded in the same direction.
+                value[:] = value[0]
+                value[: len(value) // 2] *= random.uniform(0.3, 3)
             terms = np.prod(variable.shape[:-1])
             if variable.name == "depthwise_kernel":
                 terms = np.prod(variable.shape[:-2])
@@ -596,7 +601,7 @@ def random_classifier(random):
             variable.assign(random.uniform(0, size, variable.shape))
     scale = 10.0 ** random.uniform(-2, 2)
     sample = np.full(shape, scale * random.uniform(0.5, 2))
-    if random.random() < 0.5:
+    if random.random() < 0.3:
         sample *= random.uniform(0.5, 1.5, shape)
     last = model.layers[-1]
     kernel, bias = last.get_weights()
@@ -717,7 +722,8 @@ def fuzz_rounding(count, rounding, seed=2, samples=40):
 
     Args:
         count: Integer, how many certificates are attacked, at least.
-        rounding: `"float32"` or `"exact"`, as of `certify`.
+        rounding: As of `certify`. Estimated rounding is what was certified
+            before there were proofs, and should be found to be broken.
         seed: Integer.
         samples: Integer, the number of samples of each classifier.
 
@@ -755,10 +761,16 @@ def _attack_rounding(model, x, rounding, random, count):
         x[None].astype("float32"),
         np.array([[1.0, -1.0, 0.0]], "float32"),
     )[0].astype("float64")
+    steepness = np.linalg.norm(slope) or 1.0
     slope = _unit(slope)
-    size = np.linalg.norm(x)
     signs = random.choice([-1.0, 1.0], count)
-    moves = signs * size * 10.0 ** random.uniform(-8, 0, count)
+    moves = np.linalg.norm(x) * 10.0 ** random.uniform(-8, 0, count)
+    # Half of the leads are little more than what is taken off for rounding.
+    scores = evaluate(model, x[None], "float64")[0]
+    edge = certify(model, x[None].astype(dtype), rounding=rounding).rounding[0]
+    edges = edge * random.choice([1.01, 1.1, 1.5, 2.05, 4.0], count)
+    edges = (edges - signs * (scores[0] - scores[1])) / steepness
+    moves = signs * np.where(np.arange(count) % 2 == 0, moves, edges)
     centres = x + moves.reshape(-1, *[1] * x.ndim) * slope
     centres = centres.astype(dtype)
     certificates = certify(model, centres, rounding=rounding)
@@ -789,7 +801,7 @@ def _attack_rounding(model, x, rounding, random, count):
         scores = evaluate(model, np.concatenate(points), dtype)
         classes = np.argmax(scores, axis=1).reshape(len(points), count)
         broken |= np.any(classes != certificates.prediction, axis=0)
-    if rounding == "float32":
+    if rounding != "exact":
         for batch in points:
             classes = np.argmax(evaluate(model, batch, dtype), axis=1)
             broken |= classes != certificates.prediction
