@@ -324,10 +324,12 @@ def activation_bound(activation, input_shape):
             f"Received: activation={activation}"
         )
     terms = input_shape[-1] if name == "softmax" else 0
-    return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms)
+    # What PyTorch divides by six afterwards.
+    partial = 6.0 if name == "hard_silu" else None
+    return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms, partial)
 
 
-def _of_slope(slope, shape, is_exact, terms=0):
+def _of_slope(slope, shape, is_exact, terms=0, partial=None):
     """Bound of a function of one number, or of softmax.
 
     Args:
@@ -335,6 +337,7 @@ def _of_slope(slope, shape, is_exact, terms=0):
         shape: Tuple, of the input.
         is_exact: Boolean, whether it copies, multiplies and compares only.
         terms: Integer, how many terms are summed besides.
+        partial: As of `Step`.
     """
     count = _size(shape)
     if is_exact:
@@ -347,6 +350,7 @@ def _of_slope(slope, shape, is_exact, terms=0):
             magnified=1 + 2 * slope,
             offset=math.sqrt(count) * max(1.0, slope),
             entries=count,
+            partial=partial,
         )
     return Bound(slope, "largest slope", rounding=rounding)
 
