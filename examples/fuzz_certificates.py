@@ -31,6 +31,7 @@ from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
+from deel.lip.certification._float64 import make_precise
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import ScaledL2NormPooling2D
 from deel.lip.layers import SpectralConv2D
@@ -698,6 +699,8 @@ def evaluate(model, x, dtype):
         for source, target in zip(model.weights, copy.weights, strict=True):
             value = ops.convert_to_numpy(source.value).astype("float64")
             target.assign(as_float64(value))
+        for layer in copy._flatten_layers():
+            make_precise(layer)
         return ops.convert_to_numpy(copy(as_float64(x), training=False))
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from deel.lip import layers
 from deel.lip.certification import register_bound
+from deel.lip.certification._float64 import make_precise
 from deel.lip.model import Model
 
 FAMILIES = {}
@@ -116,6 +117,8 @@ def whole_copy(model):
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
+        # `test_functions.py` compares these with formulas.
+        make_precise(layer)
     return copy
 
 
@@ -171,12 +174,12 @@ def long_sum(random, size):
     return Family((length,), sequence(), weigh)
 
 
-@row
+@row(slow=True)
 def single_score_of_a_longer_sum(random, size):
     return Family((int(size * 20000),), sequence(keras.layers.Dense(2)))
 
 
-@row
+@row(slow=True)
 def deep_means(random, size):
     widths = [int(size * 256)] * int(random.integers(3, 8))
     dense = [keras.layers.Dense(w, activation="relu") for w in widths]
@@ -189,7 +192,7 @@ def shared_dense_repeated(random, size):
     return Family((64,), sequence(*[dense] * 6))
 
 
-@row
+@row(slow=True)
 def einsum(random, size):
     dense = keras.layers.EinsumDense(
         "abc,bcd->abd", output_shape=(4, 3), bias_axes="d"
@@ -231,7 +234,7 @@ def global_l2_norm(random, size):
     return Family((48, 48, 2), sequence(pool))
 
 
-@row
+@row(slow=True)
 def windows(random, size):
     pools = (
         layers.ScaledAveragePooling2D(8),
@@ -295,7 +298,7 @@ def normalization(random, size):
     return Family((4, 3), sequence(layer), None, 1e3, False)
 
 
-@row
+@row(slow=True)
 def batch_lip_norm(random, size):
     return _large_means(layers.BatchLipNorm(), random, 1e3)
 
@@ -337,7 +340,7 @@ def separable_that_cancels(random, size):
     return _cancelling(layer, (3, 3, 16), random)
 
 
-@row
+@row(slow=True)
 def separable_of_one_sign(random, size):
     layer = keras.layers.SeparableConv2D(
         4, 5, depth_multiplier=2, activation="relu"
@@ -356,7 +359,7 @@ def dense_that_cancels(random, size):
     return Family((512,), sequence(keras.layers.Dense(3)), weigh, 1e3, True)
 
 
-@row
+@row(slow=True)
 def residual_families(random, size):
     makers = (
         lambda: layers.SLLDense(64),
@@ -371,7 +374,7 @@ def residual_families(random, size):
     return Family((64,), sequence(*[makers[index]() for _ in range(3)]))
 
 
-@row
+@row(slow=True)
 def residual_convolution(random, size):
     return Family((6, 6, 8), sequence(layers.SLLConv2D(16, 3)))
 
@@ -385,7 +388,7 @@ def lip_residual(random, size):
     return Family((64,), body)
 
 
-@row
+@row(slow=True)
 def joins(random, size):
     def body(tensor):
         many = [keras.layers.Dense(32)(tensor) for _ in range(5)]
@@ -418,7 +421,7 @@ def subtracted_branches(random, size):
     return Family((256,), body, weigh, 1e2)
 
 
-@row
+@row(slow=True)
 def nested_models(random, size):
     def nested():
         return keras.Sequential(
@@ -432,7 +435,7 @@ def nested_models(random, size):
 # Convolutions.
 
 
-@row
+@row(slow=True)
 def convolutions(random, size):
     kinds = (
         keras.layers.Conv2D(4, 5, padding="same"),
@@ -446,7 +449,7 @@ def convolutions(random, size):
     return Family((12, 12, 16), sequence(layer))
 
 
-@row
+@row(slow=True)
 def convolutions_of_other_ranks(random, size):
     if random.random() < 0.5:
         causal = keras.layers.Conv1D(4, 9, padding="causal", activation="relu")
@@ -455,7 +458,7 @@ def convolutions_of_other_ranks(random, size):
     return Family((6, 6, 6, 4), sequence(*cubes))
 
 
-@row
+@row(slow=True)
 def constrained(random, size):
     steps = (
         layers.SpectralConv2D(4, 3, activation=layers.MaxMin()),
@@ -480,7 +483,7 @@ def activations(random, size):
     return Family((64,), sequence(*steps), None, scale, False)
 
 
-@row
+@row(slow=True)
 def activations_with_weights(random, size):
     steps = [layers.Householder(), layers.LipschitzPReLU(), layers.Abs()]
     steps += [keras.layers.PReLU(), keras.layers.LeakyReLU(0.3)]

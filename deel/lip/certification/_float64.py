@@ -119,12 +119,12 @@ def float64_copy(layer):
     for inner in copy._flatten_layers():
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()
-        _make_precise(inner)
+        make_precise(inner)
         _call_by_axes(inner)
     return copy
 
 
-def _make_precise(layer):
+def make_precise(layer):
     """Replaces what backends compute with fewer digits, whatever the dtype.
 
     PyTorch has x for the softplus of any x above 20, which is off by up to
