@@ -329,7 +329,7 @@ def activation_bound(activation, input_shape):
     return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms, partial)
 
 
-def _of_slope(slope, shape, is_exact, terms=0, partial=None):
+def _of_slope(slope, shape, is_exact, terms=0):
     """Bound of a function of one number, or of softmax.
 
     Args:
@@ -337,7 +337,6 @@ def _of_slope(slope, shape, is_exact, terms=0, partial=None):
         shape: Tuple, of the input.
         is_exact: Boolean, whether it copies, multiplies and compares only.
         terms: Integer, how many terms are summed besides.
-        partial: As of `Step`.
     """
     count = _size(shape)
     if is_exact:
@@ -350,7 +349,6 @@ def _of_slope(slope, shape, is_exact, terms=0, partial=None):
             magnified=1 + 2 * slope,
             offset=math.sqrt(count) * max(1.0, slope),
             entries=count,
-            partial=partial,
         )
     return Bound(slope, "largest slope", rounding=rounding)
 
