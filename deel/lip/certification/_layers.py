@@ -324,9 +324,7 @@ def activation_bound(activation, input_shape):
             f"Received: activation={activation}"
         )
     terms = input_shape[-1] if name == "softmax" else 0
-    # What PyTorch divides by six afterwards.
-    partial = 6.0 if name == "hard_silu" else None
-    return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms, partial)
+    return _of_slope(_SLOPES[name], input_shape, name in _EXACT, terms)
 
 
 def _of_slope(slope, shape, is_exact, terms=0):
