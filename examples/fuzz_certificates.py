@@ -3,7 +3,10 @@
 Random layers and random networks, with random weights, are measured: by how
 much they move two points apart, and by the norm of their Jacobian. Neither may
 exceed the proven bound. Then networks are trained on images, their predictions
-certified, and attacked inside of the certified balls.
+certified, and attacked inside of the certified balls. So are those of random
+networks that round as badly as possible: sums of one sign, deep means, steps
+that cancel or are repeated. Certificates of both kinds are attacked, those for
+float32 in float32, one sample at a time, those for real numbers in float64.
 
 The program prints how many cases it tried, and how many were violated. Its exit
 status is 0 only if none was.
@@ -21,10 +24,13 @@ from common import download
 from keras import ops
 
 from deel.lip import layers
+from deel.lip._differentiation import vector_jacobian
 from deel.lip.activations import GroupSort2
 from deel.lip.certification import attack_distances
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
+from deel.lip.certification._float64 import as_float64
+from deel.lip.certification._float64 import float64
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import ScaledL2NormPooling2D
 from deel.lip.layers import SpectralConv2D
@@ -487,8 +493,6 @@ def largest_expansion(function, shapes, random, pairs=24):
 
 def jacobian_norm(function, shapes, random):
     """Largest singular value of the Jacobian at a random point."""
-    from deel.lip._differentiation import vector_jacobian
-
     sizes = [int(np.prod(shape)) for shape in shapes]
     point = random.standard_normal(sum(sizes)).astype("float32")
 
@@ -545,6 +549,274 @@ def fuzz_models(count, seed=1):
         failures += _compare(model, shapes, random)
         _forget(index)
     return failures
+
+
+def random_classifier(random):
+    """Draws a classifier whose rounding errors add up.
+
+    Args:
+        random: NumPy generator.
+
+    Returns:
+        Pair: a model of three classes, and a sample on the boundary of the
+        first two, all of whose values have one sign.
+    """
+    shape, steps = _pick(
+        random,
+        _long_sums,
+        _deep_means,
+        _means_of_images,
+        _separable_steps,
+        _recurrent_steps,
+        _shifted_steps,
+        _residual_steps,
+    )(random)
+    inputs = x = keras.Input(shape)
+    for step in steps:
+        x = step(x)
+    if len(x.shape) > 2:
+        x = keras.layers.Flatten()(x)
+    outputs = keras.layers.Dense(3)(x)
+    model = keras.Model(inputs, outputs)
+    cancels = random.random() < 0.2
+    is_constant = random.random() < 0.6
+    for variable in model.weights:
+        if "kernel" in variable.name:
+            value = random.uniform(0.5, 1.5, variable.shape)
+            if is_constant:
+                # Equal terms are all rounded in the same direction.
+                value[:] = value[0]
+                value[: len(value) // 2] *= random.uniform(0.3, 3)
+            terms = np.prod(variable.shape[:-1])
+            if variable.name == "depthwise_kernel":
+                terms = np.prod(variable.shape[:-2])
+            if cancels and len(variable.shape) == 2:
+                value[1::2] = -value[: 2 * (len(value) // 2) : 2]
+                terms = np.sqrt(terms)
+            variable.assign(value / terms)
+        elif "variance" in variable.name or variable.name == "gamma":
+            variable.assign(random.uniform(0.5, 1.5, variable.shape))
+        elif "mean" in variable.name:
+            size = 10.0 ** random.integers(0, 5)
+            variable.assign(random.uniform(0, size, variable.shape))
+    scale = 10.0 ** random.uniform(-2, 2)
+    sample = np.full(shape, scale * random.uniform(0.5, 2))
+    if random.random() < 0.3:
+        sample *= random.uniform(0.5, 1.5, shape)
+    last = model.layers[-1]
+    kernel, bias = last.get_weights()
+    if random.random() < 0.5:
+        # Errors of what enters count for one class only.
+        kernel[:, 1] *= 0.1
+    last.set_weights([kernel, bias])
+    scores = evaluate(model, sample[None], "float64")[0]
+    bias = scores[0] - scores
+    bias[2] -= 10 * abs(scores[0]) + 1
+    last.set_weights([kernel, bias])
+    return model, sample
+
+
+def _long_sums(random):
+    size = int(_pick(random, 200, 784, 3072))
+    dense = keras.layers.Dense(int(random.integers(1, 5)))
+    return (size,), [dense] * int(random.integers(2))
+
+
+def _deep_means(random):
+    width = int(_pick(random, 16, 64, 256))
+    depth = int(random.integers(2, 9))
+    activation = _pick(random, None, "relu", "softplus", "tanh")
+    return (width,), [
+        keras.layers.Dense(width, activation=activation) for _ in range(depth)
+    ]
+
+
+def _means_of_images(random):
+    side = int(_pick(random, 8, 32, 64))
+    pool = _pick(
+        random,
+        keras.layers.GlobalAveragePooling2D(),
+        keras.layers.AveragePooling2D(8, 4, padding="same"),
+        layers.ScaledGlobalAveragePooling2D(),
+        layers.ScaledGlobalL2NormPooling2D(),
+        ScaledL2NormPooling2D(8),
+        layers.LayerCentering(),
+    )
+    return (side, side, 2), [pool]
+
+
+def _separable_steps(random):
+    separable = keras.layers.SeparableConv2D(
+        int(random.integers(1, 4)),
+        int(random.integers(1, 4)),
+        depth_multiplier=2,
+        padding=_pick(random, "valid", "same"),
+    )
+    return (4, 4, int(_pick(random, 4, 32))), [separable]
+
+
+def _recurrent_steps(random):
+    """One layer, step by step, or over and over again."""
+    size = int(_pick(random, 8, 64))
+    dense = keras.layers.Dense(size, activation=_pick(random, None, "tanh"))
+    if random.random() < 0.5:
+        return (4, size), [keras.layers.TimeDistributed(dense)] * 3
+    return (size,), [dense] * int(random.integers(2, 7))
+
+
+def _shifted_steps(random):
+    size = 10.0 ** random.integers(0, 5)
+    shift = _pick(
+        random,
+        keras.layers.BatchNormalization(epsilon=1e-9),
+        keras.layers.TimeDistributed(layers.BatchCentering()),
+        keras.layers.Rescaling(1 / 3, offset=-size),
+        keras.layers.Normalization(mean=size, variance=2.0),
+    )
+    return (3, 4), [shift, keras.layers.Activation(_pick(random, "gelu", None))]
+
+
+def _residual_steps(random):
+    step = _pick(
+        random,
+        lambda: layers.unconstrained.ResidualDense(32),
+        lambda: layers.PrescaledResidual(
+            keras.layers.Dense(32, activation="softplus"), k_branch=1.0
+        ),
+        lambda: layers.PartialResidual(keras.layers.Dense(16), k_branch=1.0),
+    )
+    return (32,), [step() for _ in range(random.integers(1, 5))]
+
+
+def evaluate(model, x, dtype):
+    """Scores of a model, or of its copy in float64."""
+    if dtype == "float32":
+        return ops.convert_to_numpy(model.predict_on_batch(x))
+    with float64():
+        config = _with_dtype(model.get_config())
+        copy = keras.Model.from_config(config)
+        for source, target in zip(model.weights, copy.weights, strict=True):
+            value = ops.convert_to_numpy(source.value).astype("float64")
+            target.assign(as_float64(value))
+        return ops.convert_to_numpy(copy(as_float64(x), training=False))
+
+
+def _with_dtype(config):
+    """A config with each policy replaced by float64."""
+    if isinstance(config, dict):
+        if config.get("class_name") == "DTypePolicy":
+            return {**config, "config": {"name": "float64"}}
+        return {
+            key: "float64"
+            if key == "dtype" and isinstance(value, str)
+            else _with_dtype(value)
+            for key, value in config.items()
+        }
+    if isinstance(config, (list, tuple)):
+        return type(config)(_with_dtype(value) for value in config)
+    return config
+
+
+def fuzz_rounding(count, rounding, seed=2, samples=40):
+    """Attacks certificates of classifiers that round badly.
+
+    Args:
+        count: Integer, how many certificates are attacked, at least.
+        rounding: As of `certify`. Estimated rounding is what was certified
+            before there were proofs, and should be found to be broken.
+        seed: Integer.
+        samples: Integer, the number of samples of each classifier.
+
+    Returns:
+        Pair: the number of certificates, and the descriptions of failures.
+    """
+    failures = []
+    found = index = 0
+    while found < count:
+        random = np.random.default_rng([seed, index])
+        model, x = random_classifier(random)
+        certificates, broken = _attack_rounding(
+            model, x, rounding, random, samples
+        )
+        found += certificates
+        if broken:
+            failures.append(
+                f"{broken} broken certificates for {rounding}: classifier "
+                f"{index} of seed {seed}: {model.get_config()}"
+            )
+        _forget(index)
+        index += 1
+    return found, failures
+
+
+def _attack_rounding(model, x, rounding, random, count):
+    """Certifies samples near the boundary and searches their balls.
+
+    Returns:
+        Pair of integers: how many certificates there were, and how many broke.
+    """
+    dtype = "float64" if rounding == "exact" else "float32"
+    slope = vector_jacobian(
+        lambda x: model(x, training=False),
+        x[None].astype("float32"),
+        np.array([[1.0, -1.0, 0.0]], "float32"),
+    )[0].astype("float64")
+    steepness = np.linalg.norm(slope) or 1.0
+    slope = _unit(slope)
+    signs = random.choice([-1.0, 1.0], count)
+    moves = np.linalg.norm(x) * 10.0 ** random.uniform(-8, 0, count)
+    # Half of the leads are little more than what is taken off for rounding.
+    scores = evaluate(model, x[None], "float64")[0]
+    edge = certify(model, x[None].astype(dtype), rounding=rounding).rounding[0]
+    edges = edge * random.choice([1.01, 1.1, 1.5, 2.05, 4.0], count)
+    edges = (edges - signs * (scores[0] - scores[1])) / steepness
+    moves = signs * np.where(np.arange(count) % 2 == 0, moves, edges)
+    centres = x + moves.reshape(-1, *[1] * x.ndim) * slope
+    centres = centres.astype(dtype)
+    certificates = certify(model, centres, rounding=rounding)
+    radius = certificates.radius
+    ones = _unit(np.ones_like(x))
+    noise = random.standard_normal(x.shape)
+    directions = [0 * x]
+    for direction in (slope, ones, _unit(x), _unit(noise)):
+        directions += [direction, -direction]
+    for _ in range(6):
+        # Down the slope, and along constant images for the rest.
+        down = random.choice([0.9, 0.99, 0.999])
+        beside = random.uniform(-1, 1) * np.sqrt(1 - down**2)
+        directions += [down * slope + beside * ones]
+        directions += [-down * slope + beside * ones]
+    broken = np.zeros(count, bool)
+    points = []
+    for direction in directions:
+        length = _pick(random, 1 - 1e-6, 0.99, random.random())
+        moved = centres + length * radius.reshape(-1, *[1] * x.ndim) * direction
+        moved = moved.astype(dtype)
+        distance = (moved.astype("float64") - centres).reshape(count, -1)
+        inside = np.linalg.norm(distance, axis=1) <= radius
+        points.append(
+            np.where(inside.reshape(-1, *[1] * x.ndim), moved, centres)
+        )
+    if rounding == "exact":
+        scores = evaluate(model, np.concatenate(points), dtype)
+        classes = np.argmax(scores, axis=1).reshape(len(points), count)
+        broken |= np.any(classes != certificates.prediction, axis=0)
+    if rounding != "exact":
+        for batch in points:
+            classes = np.argmax(evaluate(model, batch, dtype), axis=1)
+            broken |= classes != certificates.prediction
+        # The sums of a single sample are added in another order.
+        for index in np.flatnonzero(radius > 0):
+            for one in random.permutation(len(points))[:8]:
+                point = points[one][index : index + 1]
+                scores = evaluate(model, point, dtype)
+                if np.argmax(scores) != certificates.prediction[index]:
+                    broken[index] = True
+    return int(np.sum(radius > 0)), int(np.sum(broken & (radius > 0)))
+
+
+def _unit(x):
+    return x / (np.linalg.norm(x) or 1.0)
 
 
 def _compare(function, shapes, random):
@@ -646,6 +918,12 @@ def parse_arguments(argv=None):
     parser.add_argument(
         "--epochs", type=int, default=3, help="epochs of the attacked network"
     )
+    parser.add_argument(
+        "--rounding",
+        type=int,
+        default=2000,
+        help="certificates to attack by rounding, of each kind",
+    )
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 
@@ -666,6 +944,18 @@ def main(argv=None):
         seconds = time.perf_counter() - start
         print(
             f"{count} random {name}: {len(found)} violations ({seconds:.0f} s)",
+            flush=True,
+        )
+        failures += found
+    for kind in ("float32", "exact"):
+        if not args.rounding:
+            break
+        start = time.perf_counter()
+        count, found = fuzz_rounding(args.rounding, kind, args.seed)
+        seconds = time.perf_counter() - start
+        print(
+            f"{count} certificates for rounding={kind}, attacked: {len(found)} "
+            f"networks with broken ones ({seconds:.0f} s)",
             flush=True,
         )
         failures += found

@@ -239,6 +239,13 @@ def test_fuzzed_models_stay_within_their_bounds():
     assert fuzz.fuzz_models(3) == []
 
 
+@pytest.mark.parametrize("rounding", ["float32", "exact"])
+def test_fuzzed_certificates_are_not_broken_by_rounding(rounding):
+    count, failures = fuzz.fuzz_rounding(40, rounding)
+    assert count >= 40
+    assert failures == []
+
+
 def test_half_precision_kernels_are_bounded_as_they_are_rounded():
     # 1 + 2^-8 is rounded up by 2^-8 in bfloat16, which has 8 bits.
     layer = keras.layers.Dense(1, dtype="mixed_bfloat16")

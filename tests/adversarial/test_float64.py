@@ -53,6 +53,11 @@ LAYERS = [
     (stock.LeakyReLU(negative_slope=0.1), (3,), negative(0.1)),
     (stock.ReLU(negative_slope=0.1), (3,), negative(0.1)),
     (
+        stock.ReLU(negative_slope=0.1, max_value=4.3),
+        (3,),
+        lambda x: np.minimum(negative(0.1)(x), 4.3),
+    ),
+    (
         stock.ELU(alpha=0.1),
         (3,),
         lambda x: np.where(x < 0, 0.1 * np.expm1(x), x),

@@ -9,6 +9,8 @@ from keras import ops
 
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._variables import host
+from deel.lip.layers import ScaledAveragePooling3D
+from deel.lip.layers import ScaledL2NormPooling3D
 
 
 @contextlib.contextmanager
@@ -122,6 +124,7 @@ def float64_copy(layer):
     for inner in copy._flatten_layers():
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()
+        _call_by_axes(inner)
     return copy
 
 
@@ -132,6 +135,49 @@ def _require_float64(layer):
                 f"layer '{inner.name}' computes in {inner.compute_dtype}, "
                 "whatever its config says"
             )
+
+
+def _call_by_axes(layer):
+    """Replaces how a layer pools volumes: along two axes, then the third.
+
+    TensorFlow has no kernel of float64 for them on CPUs. Other backends do, and
+    PyTorch pads means in a way that axes do not share.
+    """
+    kinds = (
+        keras.layers.AveragePooling3D,
+        keras.layers.MaxPooling3D,
+        ScaledAveragePooling3D,
+        ScaledL2NormPooling3D,
+    )
+    is_missing = keras.backend.backend() == "tensorflow"
+    if not is_missing or type(layer) not in kinds:
+        return
+    if layer.data_format != "channels_last":
+        return
+    squares = type(layer) is ScaledL2NormPooling3D
+    scale = layer._get_coef() if hasattr(layer, "_get_coef") else 1.0
+
+    def call(inputs, training=False):
+        if squares:
+            means = _pooled(layer, ops.square(inputs)) + layer.eps_grad_sqrt
+            return ops.sqrt(means) * scale
+        return _pooled(layer, inputs) * scale
+
+    layer.call = call
+
+
+def _pooled(layer, inputs):
+    is_max = isinstance(layer, keras.layers.MaxPooling3D)
+    pool = ops.max_pool if is_max else ops.average_pool
+    (depth, *sizes), (step, *steps) = layer.pool_size, layer.strides
+    _, length, height, width, channels = inputs.shape
+    planes = ops.reshape(inputs, (-1, height, width, channels))
+    planes = pool(planes, sizes, steps, layer.padding, "channels_last")
+    _, height, width, _ = planes.shape
+    lines = ops.reshape(planes, (-1, length, height * width * channels))
+    lines = pool(lines, depth, step, layer.padding, "channels_last")
+    shape = (-1, lines.shape[1], height, width, channels)
+    return ops.reshape(lines, shape)
 
 
 def _in_float64(config):

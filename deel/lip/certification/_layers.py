@@ -348,7 +348,8 @@ def _of_slope(slope, shape, is_exact, terms=0, factor=0.0):
         shape: Tuple, of the input.
         is_exact: Boolean, whether it copies, multiplies and compares only.
         terms: Integer, how many terms are summed besides.
-        factor: Float, the constant that negative numbers are multiplied by.
+        factor: Float or array, the constants that numbers are multiplied by,
+            or compared with.
     """
     count = _size(shape)
     if is_exact:
@@ -1192,13 +1193,23 @@ def _relu(layer, input_shapes):
             f"Layer '{layer.name}' jumps at its threshold. Expected "
             f"`threshold=0`. Received: threshold={layer.threshold}"
         )
-    return _of_slopes(layer, layer.negative_slope, input_shapes)
+    limit = layer.max_value or 0.0
+    return _of_slopes(layer, layer.negative_slope, input_shapes, limit=limit)
 
 
-def _of_slopes(layer, factor, input_shapes, is_exact=True):
-    """Bound of a function of the slope one, and another one for negatives."""
+def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=0.0):
+    """Bound of a function of the slope one, and another one for negatives.
+
+    Args:
+        layer: The layer.
+        factor: Float or array, the other slope.
+        input_shapes: List of tuples.
+        is_exact: As of `_of_slope`.
+        limit: Float, a constant that cuts off.
+    """
     slope = max(1.0, _factor(layer, factor))
-    bound = _of_slope(slope, input_shapes[0], is_exact, factor=factor)
+    constants = np.append(factor, limit)
+    bound = _of_slope(slope, input_shapes[0], is_exact, factor=constants)
     return dataclasses.replace(bound, method="slopes", exact=True)
 
 

@@ -633,6 +633,11 @@ class _Network:
         }
 
     def _proven(self, x):
+        # What overflows is an infinite error, and a radius of zero.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._proven_or_zero(x)
+
+    def _proven_or_zero(self, x):
         values, sizes = self._forward(x)
         scores = _Scores(_finite(values))
         start = Computed(1.0, zero=sizes[self.input])
