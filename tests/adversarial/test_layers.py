@@ -98,7 +98,7 @@ STOCK = [
     (stock.Softmax, {}, (3, 9)),
     *[
         (stock.Activation, {"activation": name}, (9,))
-        for name in _layers._SLOPES
+        for name in _layers.SLOPES
     ],
     (stock.Add, {}, [(9,), (9,), (9,)]),
     (stock.Subtract, {}, [(2, 9), (2, 9)]),
