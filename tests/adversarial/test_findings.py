@@ -2,7 +2,7 @@
 
 Each network has a sample near its boundary, by the bias of its last layer, and
 a direction. The search looks for the nearest point on that line, to both sides,
-whose prediction by the network in float32, one sample at a time, is another one.
+whose prediction by the network in float32, one at a time, is another one.
 """
 
 import keras
