@@ -170,7 +170,8 @@ class Step:
             of a sum, its bias, factors. 0 for what copies and compares.
         magnified: Float, the constant of the step with the absolute values of
             its weights, at least `constant`; None where that is the same. For a
-            product with a matrix A it is the largest singular value of |A|.
+            product with a matrix, the largest singular value of its absolute
+            values.
         offset: Float, the norm of all constants that are added, in the units of
             the output.
         entries: Integer, the number of values of the input or of the output of
