@@ -45,9 +45,21 @@ class Bound:
         weights: None, or a tuple with a constant for each input.
         adds: Boolean. With `weights`, whether what the inputs contribute adds
             up, instead of standing side by side.
-        rounding: What the layer computes in floating point: a `Step`, or
-            several of them. None for one product with a matrix, of the norm
-            `value`, in which every input is a term of every output.
+        rounding: What the layer computes in floating point: a `Step`. None for
+            one product with a matrix, of the norm `value`, in which every input
+            is a term of every output.
+
+    Example:
+
+    >>> import math
+    >>> from deel.lip.certification import Bound, Step
+    >>> def bound(layer, input_shapes):  # Of `3 * x + 1`, for `register_bound`.
+    ...     count = math.prod(input_shapes[0][1:])
+    ...     ones = math.sqrt(count)
+    ...     step = Step(3.0, terms=2, offset=ones, entries=count)
+    ...     return Bound(3.0, "slope", exact=True, rounding=step)
+    >>> bound(None, [(None, 4)]).rounding.offset
+    2.0
     """
 
     value: float
