@@ -19,6 +19,7 @@ from registry import rows
 from deel.lip import layers
 from deel.lip.activations import GroupSort2
 from deel.lip.certification import Bound
+from deel.lip.certification import Step
 from deel.lip.certification import attack_accuracy
 from deel.lip.certification import attack_distances
 from deel.lip.certification import certified_accuracy
@@ -717,6 +718,29 @@ def test_a_device_with_fewer_digits_than_float32_is_noticed(monkeypatch):
     for rounding in ("exact", "float32"):
         with pytest.raises(ValueError, match="fewer digits than float32"):
             certify(model, x, rounding=rounding)
+
+
+@pytest.mark.parametrize(
+    "rounding",
+    [
+        Step(terms=1),
+        Step(-3.0, terms=1),
+        Step(np.nan),
+        Step(3.0, terms=1, magnified=2.0),
+        [Step(3.0)],
+    ],
+)
+def test_steps_that_contradict_their_bound_are_refused(rounding):
+    class Odd(keras.layers.Layer):
+        def call(self, x):
+            return 3.0 * x
+
+    register_bound(
+        Odd, lambda layer, shapes: Bound(3.0, "odd", rounding=rounding)
+    )
+    model = with_layers(Odd(), keras.layers.Dense(2))
+    with pytest.raises(ValueError, match="rounding="):
+        certify(model, np.ones((1, 4)))
 
 
 class Tripled(keras.layers.Layer):

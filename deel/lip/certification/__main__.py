@@ -32,6 +32,9 @@ def main(argv=None):
         Integer, the exit status.
     """
     args = _parse_arguments(argv)
+    if args.attack and args.data is None:
+        print("An attack needs --data with samples.", file=sys.stderr)
+        return 2
     try:
         model = keras.models.load_model(args.model, compile=False)
         bound, table = lipschitz_bound(
@@ -192,7 +195,7 @@ def _certify(model, args):
 
 def _read(path, input_shape):
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"There is no .npz file '{path}'")
+        raise ValueError(f"There is no file '{path}', or it is no .npz file")
     with np.load(path) as file:
         for names in _SAMPLES:
             if all(name in file.files for name in names):

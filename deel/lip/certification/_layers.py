@@ -185,7 +185,30 @@ def layer_bound(layer, input_shapes, constants):
         )
     if bound.rounding is None:
         return _rounded_like_a_product(layer, bound, input_shapes)
+    _check_rounding(layer, bound)
     return bound
+
+
+def _check_rounding(layer, bound):
+    """Raises ValueError for a step that contradicts the bound it belongs to."""
+    step = bound.rounding
+    if not callable(step):
+        raise ValueError(
+            f"What layer '{layer.name}' rounds is a `Step`, or another function "
+            "of an arithmetic. Received: "
+            f"rounding={step} (of type {type(step).__name__})"
+        )
+    if not isinstance(step, Step):
+        return
+    least = max(bound.weights) if bound.weights else bound.value
+    numbers = [step.constant, step.growth, step.offset, step.terms]
+    is_sound = all(math.isfinite(x) and x >= 0 for x in numbers)
+    if not is_sound or min(step.constant, step.growth) < least * (1 - 1e-9):
+        raise ValueError(
+            f"The step of layer '{layer.name}' needs finite numbers, zero or "
+            "greater, and a constant that is not below that of the bound, "
+            f"{least}. Received: rounding={step}"
+        )
 
 
 def _rounded_like_a_product(layer, bound, input_shapes):

@@ -164,8 +164,8 @@ class Step:
     `terms * 2**-24 * (magnified * ||x|| + offset)`, in the Euclidean norm.
 
     Attributes:
-        constant: Float, the Lipschitz constant of the step. Say it, also where
-            `Bound.value` is the same: it is not taken from there.
+        constant: Float, the Lipschitz constant of the step, not below
+            `Bound.value`.
         terms: Integer, how many roundings stand behind an output: the products
             of a sum, its bias, factors. 0 for what copies and compares.
         magnified: Float, the constant of the step with the absolute values of
