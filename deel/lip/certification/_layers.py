@@ -194,7 +194,7 @@ def _check_rounding(layer, bound):
     step = bound.rounding
     if not callable(step):
         raise ValueError(
-            f"What layer '{layer.name}' rounds is a `Step`, or another function "
+            f"What layer '{layer.name}' rounds is a `Step`, or a function "
             "of an arithmetic. Received: "
             f"rounding={step} (of type {type(step).__name__})"
         )
