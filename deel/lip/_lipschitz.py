@@ -47,12 +47,17 @@ def changing_together():
         model._hear_of_constant()
 
 
-def _tell_of_constant(layer, seen):
-    """Notes the models that count on a layer, and those that count on them."""
+def tell_of_constant(layer):
+    """Notes the models that count on a layer, and those that count on them.
+
+    Args:
+        layer: A layer whose constant changes, within `changing_together`.
+    """
+    seen = _waiting.get()
     for model in list(_counting.get(layer, ())):
         if id(model) not in seen:
             seen[id(model)] = model
-            _tell_of_constant(model, seen)
+            tell_of_constant(model)
 
 
 class KnownConstant:
@@ -93,10 +98,11 @@ class LipschitzLayer(KnownConstant):
     def set_klip_factor(self, klip_factor):
         """Sets the Lipschitz constant of the layer.
 
-        A model that was compiled before has to be compiled again, as for any
-        attribute that Keras reads when it traces the training step.
-        `deel.lip.model.Sequential` sees to it for its own layers, and warns if
-        it thereby exceeds the constant that it promises.
+        A stock model that was compiled before has to be compiled again, as for
+        any attribute that Keras reads when it traces a step: its former steps
+        go on with the former constant. The models of `deel.lip.model` see to
+        it for their layers, and `Sequential` warns if it thereby exceeds the
+        constant that it promises.
 
         Args:
             klip_factor: Float from 1e-18 to 1e18: squares of it, which
@@ -107,7 +113,7 @@ class LipschitzLayer(KnownConstant):
             value = self._checked_constant(klip_factor)
             self._k_coef_lip = value
             self._use_constant()
-            _tell_of_constant(self, _waiting.get())
+            tell_of_constant(self)
 
     def _checked_constant(self, value):
         """`value` as a float, or the ValueError of a layer that is not so."""

@@ -12,6 +12,7 @@ from deel.lip._constrained import ConstrainedKernel
 from deel.lip._export import condensable_layers
 from deel.lip._export import vanillaModel
 from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import count_on
 from deel.lip._loss_parameters import hand_over_loss_parameters
@@ -48,6 +49,41 @@ _reading_config = contextvars.ContextVar("reading_config", default=False)
 
 class _LipschitzModel(Condensable):
     """Mixin of the models: what does not depend on how they are wired."""
+
+    # Steps that are compiled hold the constants of the layers, so the model
+    # hears of what changes them afterwards.
+    def make_train_function(self, *args, **kwargs):
+        self._before_steps()
+        return super().make_train_function(*args, **kwargs)
+
+    def make_test_function(self, *args, **kwargs):
+        self._before_steps()
+        return super().make_test_function(*args, **kwargs)
+
+    def make_predict_function(self, *args, **kwargs):
+        self._before_steps()
+        return super().make_predict_function(*args, **kwargs)
+
+    def _before_steps(self):
+        """Called before steps are made, or made again."""
+        self._count_on_layers()
+
+    def _count_on_layers(self):
+        for layer in self._flatten_layers():
+            if isinstance(layer, KnownConstant):
+                count_on(layer, self)
+
+    def _hear_of_constant(self):
+        """Called when the constant of a layer, at any depth, has changed."""
+        # Layers inside of others may be new.
+        self._count_on_layers()
+        # Made anew, not dropped: `fit` may be about to take the next one.
+        if self.train_function is not None:
+            self.make_train_function(force=True)
+        if self.test_function is not None:
+            self.make_test_function(force=True)
+        if self.predict_function is not None:
+            self.make_predict_function(force=True)
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
@@ -248,26 +284,20 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         return [(layer, share / _unshared_factor(layer)) for layer in layers]
 
     def _hear_of_constant(self):
-        """Called when the constant of a layer, at any depth, has changed."""
-        # Compiled steps hold the former constants.
-        self.train_function = None
-        self.test_function = None
-        self.predict_function = None
-        # Layers inside of others may be new.
-        self._count_on_layers()
+        super()._hear_of_constant()
         if any(map(_takes_share, self._layers)):
             self._warn_of_excess()
 
-    def _count_on_layers(self):
-        for layer in self._flatten_layers():
-            if isinstance(layer, LipschitzLayer):
-                count_on(layer, self)
+    def _before_steps(self):
+        super()._before_steps()
+        # Not every backend goes through `__call__`.
+        self._warn_of_excess()
 
     def _whole_constant(self):
         """Product of what the layers have, whatever the model promises."""
         product = 1.0
         for layer in self._layers:
-            if isinstance(layer, LipschitzLayer):
+            if isinstance(layer, KnownConstant):
                 # Of unknown ones it was warned when they were added.
                 product *= layer._whole_constant() or layer.k_coef_lip
             if layer is not self._layers[-1]:

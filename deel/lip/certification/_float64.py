@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip._guarded_variable import GuardedVariable
 from deel.lip._variables import host
 from deel.lip.layers import ScaledAveragePooling3D
 from deel.lip.layers import ScaledL2NormPooling3D
@@ -118,12 +119,20 @@ def float64_copy(layer):
     finally:
         keras.config.set_dtype_policy(policy)
     for original, target in weights:
+        if isinstance(original, GuardedVariable):
+            # What runs, where a write to the variable was not seen.
+            original = original.proven()
         value = as_float64(host(original).astype("float64"))
         # Constrained kernels inside of wrappers are those that are there.
         getattr(target, "take", target.assign)(value)
-    for inner in copy._flatten_layers():
+    pairs = zip(source._flatten_layers(), copy._flatten_layers(), strict=True)
+    for used, inner in pairs:
         if isinstance(inner, keras.layers.Normalization):
             inner.finalize_state()
+            # Weights that were set afterwards are not used until a layer is
+            # finalized itself.
+            inner.mean = as_float64(host(used.mean).astype("float64"))
+            inner.variance = as_float64(host(used.variance).astype("float64"))
         _call_by_axes(inner)
     return copy
 

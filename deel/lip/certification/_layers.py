@@ -163,6 +163,7 @@ def layer_bound(layer, input_shapes, constants):
     check_finite(layer)
     for key in (layer.name, type(layer)):
         if key in constants:
+            _refuse_masks(layer)
             bound = Bound(checked_constant(key, constants[key]), "given")
             return _rounded_like_a_product(layer, bound, input_shapes)
     if type(layer) not in _BOUNDS:
@@ -172,6 +173,8 @@ def layer_bound(layer, input_shapes, constants):
             "Rounding to whole numbers has no Lipschitz constant. Received: "
             f"layer '{layer.name}', which computes in {layer.compute_dtype}"
         )
+    if type(layer) not in _OWN:
+        _refuse_masks(layer)
     bound = _BOUNDS[type(layer)](layer, input_shapes)
     if not isinstance(bound, Bound):
         bound = Bound(checked_constant(layer.name, bound), "registered")
@@ -187,6 +190,25 @@ def layer_bound(layer, input_shapes, constants):
         return _rounded_like_a_product(layer, bound, input_shapes)
     _check_rounding(layer, bound)
     return bound
+
+
+def _refuse_masks(layer):
+    """Raises ValueError for a layer that may hand a mask to those behind it.
+
+    With a mask, these compute something else than what is bounded: a mean of
+    fewer values, say. Layers that only pass masks on are known.
+    """
+    for inner in layer._flatten_layers():
+        makes_mask = type(inner).compute_mask is not _PASSES_ON
+        if makes_mask and type(inner) not in _OWN:
+            raise ValueError(
+                "Layers are bounded as they are without a mask. Received: "
+                f"layer '{inner.name}' of type {type(inner).__name__}, whose "
+                "`compute_mask` may make one"
+            )
+
+
+_PASSES_ON = keras.layers.Layer.compute_mask
 
 
 def _check_rounding(layer, bound):
@@ -450,7 +472,8 @@ def inference_kernel(layer):
     """The kernel of inference, in float64: `wbar` where there is one."""
     if isinstance(layer, ConstrainedKernel):
         layer.parametrization.require_sound(layer.name)
-        return _used(layer, layer.wbar)
+        # What runs, where a write to the variable was not seen.
+        return _used(layer, layer.wbar.proven())
     return _used(layer, layer.kernel)
 
 
@@ -1391,3 +1414,7 @@ def _time_distributed(layer, input_shapes):
     times = math.inf if steps is None else steps
     rounding = Repeated(bound.rounding, times)
     return dataclasses.replace(bound, rounding=rounding)
+
+
+# Classes whose functions are those of this module, not of a user.
+_OWN = frozenset(_BOUNDS) | frozenset(BRANCHED)

@@ -8,6 +8,8 @@ from keras import ops
 
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._lipschitz import changing_together
+from deel.lip._lipschitz import tell_of_constant
 from deel.lip._register import register
 from deel.lip._sorting import sort_groups
 from deel.lip._sorting import sort_pairs
@@ -480,7 +482,18 @@ class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
             shared_axes,
             **kwargs,
         )
-        self.k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
+        self.k_coef_lip = k_coef_lip
+
+    @property
+    def k_coef_lip(self):
+        """The largest magnitude of a slope."""
+        return self._k_coef_lip
+
+    @k_coef_lip.setter
+    def k_coef_lip(self, value):
+        with changing_together():
+            self._k_coef_lip = positive_float("k_coef_lip", value)
+            tell_of_constant(self)
 
     def _whole_constant(self):
         return max(1.0, self.k_coef_lip)
