@@ -67,7 +67,7 @@ LAYERS = {
         (4, 4, 2),
     ),
 }
-QUICK = ("spectral", "frobenius", "convolution")
+QUICK = ("spectral",)
 CONTAINERS = {
     "stock": keras.Sequential,
     "deel": deel.lip.model.Sequential,
