@@ -794,8 +794,11 @@ FAITHFUL = [
 @pytest.mark.parametrize("name", FAITHFUL)
 @pytest.mark.parametrize(
     "kind",
-    ["spectral"]
-    + [pytest.param(kind, marks=pytest.mark.slow) for kind in QUICK[1:]],
+    [
+        *QUICK,
+        pytest.param("frobenius", marks=pytest.mark.slow),
+        pytest.param("convolution", marks=pytest.mark.slow),
+    ],
 )
 def test_what_was_trained_predicts_the_same_once_restored(kind, name, tmp_path):
     trained = named_alike(kind, "stock")
