@@ -367,7 +367,8 @@ class BlockConvolution(Parametrization):
         # so equality is not asked for.
         own = self._scaled(self.constrain(full(kernel)))
         if np.all(np.isfinite(value)):
-            taps = (value - host(own)).reshape(-1, *value.shape[-2:])
+            taps = value.astype("float64") - host(own)
+            taps = taps.reshape(-1, *value.shape[-2:])
             distance = np.sum(np.linalg.norm(taps, axis=(-2, -1)))
             if distance <= 0.5 * self.coefficient * SLACK:
                 return True
