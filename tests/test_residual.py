@@ -275,7 +275,8 @@ def test_rounding_inside_of_a_block_counts(block):
     for _ in range(10):
         model.add(PartialResidual(_branch()))
     many, one = _computed(model), _computed(model.layers[0])
-    np.testing.assert_allclose(many.relative, 10 * one.relative, rtol=1e-2)
+    # Kernels are drawn anew for each, and so are their absolute values.
+    np.testing.assert_allclose(many.relative, 10 * one.relative, rtol=0.2)
 
 
 @every_block
