@@ -8,7 +8,7 @@ PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
-.PHONY: demo test test-slow bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
+.PHONY: demo test test-slow test-adversarial bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
 
 $(VENV)/ready: setup.py
 	$(PYTHON) -m venv $(VENV)
@@ -25,7 +25,12 @@ test: $(VENV)/ready
 # file, for what a file has trained once is for all of its tests.
 test-slow: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto --dist loadfile \
-	    -m slow tests
+	    -m slow --ignore tests/adversarial tests
+
+# The long searches for broken promises: a quarter of an hour here. `make
+# test-torch` has them too, where they take a few minutes.
+test-adversarial: $(VENV)/ready
+	$(VENV)/bin/python -m pytest --numprocesses auto tests/adversarial
 
 # Files of other formats, and neighbours of Keras, which users need not have.
 $(VENV)/ready-formats: setup.py $(VENV)/ready
