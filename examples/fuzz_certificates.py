@@ -31,6 +31,7 @@ from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
+from deel.lip.certification._float64 import in_float64
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import ScaledL2NormPooling2D
 from deel.lip.layers import SpectralConv2D
@@ -693,28 +694,11 @@ def evaluate(model, x, dtype):
     if dtype == "float32":
         return ops.convert_to_numpy(model.predict_on_batch(x))
     with float64():
-        config = _with_dtype(model.get_config())
-        copy = keras.Model.from_config(config)
+        copy = keras.Model.from_config(in_float64(model.get_config()))
         for source, target in zip(model.weights, copy.weights, strict=True):
             value = ops.convert_to_numpy(source.value).astype("float64")
             target.assign(as_float64(value))
         return ops.convert_to_numpy(copy(as_float64(x), training=False))
-
-
-def _with_dtype(config):
-    """A config with each policy replaced by float64."""
-    if isinstance(config, dict):
-        if config.get("class_name") == "DTypePolicy":
-            return {**config, "config": {"name": "float64"}}
-        return {
-            key: "float64"
-            if key == "dtype" and isinstance(value, str)
-            else _with_dtype(value)
-            for key, value in config.items()
-        }
-    if isinstance(config, (list, tuple)):
-        return type(config)(_with_dtype(value) for value in config)
-    return config
 
 
 def fuzz_rounding(count, rounding, seed=2, samples=40):

@@ -13,6 +13,7 @@ import numpy as np
 
 from deel.lip import layers
 from deel.lip.certification import register_bound
+from deel.lip.certification._float64 import in_float64
 from deel.lip.model import Model
 
 FAMILIES = {}
@@ -93,21 +94,7 @@ def whole_copy(model):
     Not layer by layer, as `certify` does it. Within `float64()`.
     """
 
-    def renamed(config):
-        if isinstance(config, dict):
-            if config.get("class_name") == "DTypePolicy":
-                return {**config, "config": {"name": "float64"}}
-            return {
-                key: "float64"
-                if key == "dtype" and isinstance(value, str)
-                else renamed(value)
-                for key, value in config.items()
-            }
-        if isinstance(config, (list, tuple)):
-            return type(config)(renamed(value) for value in config)
-        return config
-
-    copy = type(model).from_config(renamed(model.get_config()))
+    copy = type(model).from_config(in_float64(model.get_config()))
     for old, new in zip(model.weights, copy.weights, strict=True):
         value = np.asarray(keras.ops.convert_to_numpy(old.value), "float64")
         value = keras.ops.convert_to_tensor(value, dtype="float64")

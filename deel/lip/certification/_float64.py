@@ -104,7 +104,7 @@ def float64_copy(layer):
     try:
         # Layers that a layer makes by itself take the policy of the moment.
         keras.config.set_dtype_policy("float64")
-        copy = type(source).from_config(_in_float64(source.get_config()))
+        copy = type(source).from_config(in_float64(source.get_config()))
         if not copy.built:
             copy.build_from_config(source.get_build_config())
         weights = list(zip(source.weights, copy.weights, strict=True))
@@ -189,17 +189,21 @@ def _pooled(layer, inputs):
     return ops.reshape(lines, shape)
 
 
-def _in_float64(config):
-    """A config of the same object, and of what is in it, in float64."""
+def in_float64(config):
+    """A config of the same object, and of what is in it, in float64.
+
+    Args:
+        config: What `get_config` returned, or a part of it.
+    """
     if isinstance(config, dict):
         if config.get("class_name") == "DTypePolicy":
             return {**config, "config": {"name": "float64"}}
         return {
             key: "float64"
             if key == "dtype" and isinstance(value, str)
-            else _in_float64(value)
+            else in_float64(value)
             for key, value in config.items()
         }
     if isinstance(config, (list, tuple)):
-        return type(config)(_in_float64(value) for value in config)
+        return type(config)(in_float64(value) for value in config)
     return config

@@ -254,6 +254,8 @@ def _rounded_like_a_product(layer, bound, input_shapes):
             offset=math.sqrt(sum(squares)) * (1 + 1e-3),
             entries=max(read, written),
             is_product=True,
+            # It may have a constant such as 0.1; nobody has said.
+            inexact=1,
         )
 
     return dataclasses.replace(bound, rounding=Later(make))

@@ -9,9 +9,9 @@ chapter 3). So what is computed for `A x + b` differs from it, in the Euclidean
 norm, by at most `gamma_n (|| |A| || ||x|| + ||b||)`, with |A| the matrix of
 absolute values and n the number of terms, the bias included. That bound holds
 for every batch size, backend and order of summation, and is reached where all
-terms have one sign and are added one after the other. What algorithms add that
-sum transformed values (Winograd, FFT) is not covered; the backends use none of
-them on CPUs.
+terms have one sign and are added one after the other. Algorithms that add
+transformed values instead (Winograd, FFT) are not covered: `certify` looks for
+them by a convolution that would be exact without.
 
 Constants that a layer makes (a root, a reciprocal) are wrong by some units and
 count as that many terms. A constant such as 0.1 is another number in float32,
