@@ -987,6 +987,8 @@ def test_several_inputs_or_outputs_are_not_certified():
 
 def test_layers_that_are_built_from_the_start_take_the_shape_of_an_input():
     layer = keras.layers.AveragePooling2D(2)
+    if not layer.built:
+        pytest.skip("The oldest Keras builds each layer for a shape.")
     bound = lipschitz_bound(layer, input_shape=(8, 8, 2))
     assert bound == pytest.approx(0.5)
     with pytest.raises(ValueError, match="Expected `input_shape`"):
