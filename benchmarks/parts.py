@@ -23,9 +23,9 @@ from keras import ops
 
 from deel.lip import layers
 from deel.lip import losses
-from deel.lip._orthogonal import divide_by_norm
-from deel.lip._orthogonal import polar
-from deel.lip._orthogonal import project_on_tangent
+from deel.lip._numerics.norm_bounds import divide_by_norm
+from deel.lip._numerics.polar import polar
+from deel.lip._numerics.polar import project_on_tangent
 
 # Matrices of dense layers and of 3x3 convolutions.
 SHAPES = ((784, 32), (144, 16), (512, 512), (1152, 128), (4608, 512))

@@ -24,7 +24,7 @@ from common import download
 from keras import ops
 
 from deel.lip import layers
-from deel.lip._differentiation import vector_jacobian
+from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip.activations import GroupSort2
 from deel.lip.certification import attack_distances
 from deel.lip.certification import certify

@@ -9,11 +9,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
-from deel.lip import _compilation
 from deel.lip import activations
 from deel.lip import layers
 from deel.lip import vanillaModel
-from deel.lip._differentiation import compiled
+from deel.lip._backend import compilation as _compilation
+from deel.lip._backend.differentiation import compiled
 from deel.lip.activations import FullSort
 from deel.lip.activations import GroupSort
 from deel.lip.activations import GroupSort2

@@ -17,6 +17,7 @@ from registry import OTHERS
 from registry import rows
 
 from deel.lip import layers
+from deel.lip._numerics.windows import Axis
 from deel.lip.activations import GroupSort2
 from deel.lip.certification import Bound
 from deel.lip.certification import Step
@@ -26,7 +27,6 @@ from deel.lip.certification import certified_accuracy
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification import register_bound
-from deel.lip.certification._norms import Axis
 from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import explicit_matrix
 from deel.lip.certification._norms import matrix_norm

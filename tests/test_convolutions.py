@@ -9,9 +9,9 @@ import pytest
 from keras import ops
 
 from deel.lip import layers
-from deel.lip._padding import MODES
-from deel.lip._padding import pad
-from deel.lip.layers import conv_factor
+from deel.lip._numerics import windows as conv_factor
+from deel.lip._numerics.padding import MODES
+from deel.lip._numerics.padding import pad
 from deel.lip.layers import unconstrained
 
 TOLERANCE = harness.TOLERANCE

@@ -8,10 +8,10 @@ from harness import TOLERANCE
 from keras import ops
 
 from deel.lip import layers
-from deel.lip._aol import AOL
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import unconstrained
 from deel.lip.model import Sequential
+from deel.lip.parametrizations.almost_orthogonal import AOL
 
 RESCALED = [
     (lambda: layers.AOLDense(5), (8,)),

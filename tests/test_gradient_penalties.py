@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deel.lip import _compilation
 from deel.lip import layers
+from deel.lip._backend import compilation as _compilation
 from deel.lip.activations import GroupSort2
 from deel.lip.model import vanillaModel
 

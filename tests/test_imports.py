@@ -12,102 +12,82 @@ import deel.lip
 
 PACKAGE = Path(deel.lip.__file__).parent
 
-# A module may import those before it, and none after it.
-ORDER = [
-    "_compatible",
-    "_register",
-    "_validation",
-    "_variables",
-    "_control_flow",
-    "_products",
-    "_compilation",
-    "_gradient",
-    "_slices",
-    "_sorting",
-    "_padding",
-    "_differentiation",
-    "_replicas",
-    "_labels",
-    "utils",
-    "normalizers",
-    "_orthogonal",
-    "_operator",
-    "_lipschitz",
-    "_slopes",
-    "_export",
-    "_guarded_variable",
-    "_parametrization",
-    "_constrained",
-    "_spectral",
-    "_frobenius",
-    "_block_convolution",
-    "_dense_methods",
-    "_aol",
-    "constraints",
-    "initializers",
-    "layers.conv_factor",
-    "layers.activations",
-    "layers.normalization",
-    "layers.pooling",
-    "layers.residual",
-    "layers.branched",
-    "layers.resampling",
-    "layers.dense",
-    "layers.orthogonal_dense",
-    "layers.unconstrained",
-    "layers.padded",
-    "layers.orthogonal_convolution",
-    "layers.covered",
-    "layers.convolutional",
-    "layers.almost_orthogonal",
-    "layers.symmetric",
-    "layers.convolutional_transpose",
-    "layers.depthwise",
-    "layers",
-    "activations",
-    "_loss",
-    "_crossentropies",
-    "losses",
-    "metrics",
-    "_loss_parameters",
-    "certification._norms",
-    "certification._rounding",
-    "certification._float64",
-    "certification._layers",
-    "certification.bounds",
-    "certification.certificates",
-    "certification.attacks",
-    "certification",
-    "certification.__main__",
-    "model",
-    "applications",
-    "callbacks",
-    "regularizers",
-    "compute_layer_sv",
-    "plots",
-    "_deprecated",
-    "unconstrained_layers",
-]
+# What stands in each folder, in order: a module may import what stands before
+# it or before its folder, and nothing else.
+FOLDERS = {
+    "": """
+        _compatible _register _validation _defaults
+        _backend/ _graph _loss_variables _labels
+        _numerics/ normalizers utils
+        _lipschitz _export parametrizations/ _constrained
+        constraints initializers regularizers
+        layers/ activations unconstrained_layers compute_layer_sv
+        losses/ metrics certification/
+        model applications callbacks plots _deprecated
+    """,
+    "_backend": """
+        control_flow differentiation gradient products replicas tensors
+        variables compilation guarded_variable
+    """,
+    "_numerics": """
+        activations norm_bounds padding sorting window_norms windows
+        convolution_norm polar orthogonal_factors orthogonal_maps
+    """,
+    "parametrizations": """
+        base spectral spectral_operator frobenius almost_orthogonal
+        cholesky_qr skew block_reflector block_convolution
+    """,
+    "layers": """
+        _channel_bias _spectral_arguments _window_pooling
+        activations layer_centering normalization residual branched resampling
+        average_pooling l2_norm_pooling global_pooling
+        unconstrained _padded _coverage
+        dense orthogonal_dense convolutional convolutional_transpose depthwise
+        orthogonal_convolution almost_orthogonal symmetric
+    """,
+    "losses": """
+        _base _kr _hinges _hkr _learned_margins _crossentropies
+    """,
+    "certification": """
+        _norms _rounding _float64 _registry rules/ _walk bounds
+        _data _network certificates attacks
+    """,
+    "certification.rules": """
+        _steps activations _linear symmetric dense convolutions pooling
+        normalization shapes joins
+    """,
+}
+
+
+def _flattened(folder=""):
+    for name in FOLDERS[folder].split():
+        path = f"{folder}.{name}".strip(".").rstrip("/")
+        if name.endswith("/"):
+            yield from _flattened(path)
+        yield path
+
+
+ORDER = [*_flattened(), "certification.__main__"]
 BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
 EXCEPTIONS = {
-    ("_products", "tensorflow"),
-    ("_products", "jax"),
-    ("_products", "torch"),
-    ("_compilation", "tensorflow"),
-    ("_compilation", "jax"),
-    ("_replicas", "tensorflow"),
-    ("_variables", "jax"),
-    ("_guarded_variable", "tensorflow"),
-    ("_guarded_variable", "jax"),
-    ("_guarded_variable", "torch"),
-    ("_gradient", "torch"),
-    ("_sorting", "tensorflow"),
+    ("_backend.products", "tensorflow"),
+    ("_backend.products", "jax"),
+    ("_backend.products", "torch"),
+    ("_backend.compilation", "tensorflow"),
+    ("_backend.compilation", "jax"),
+    ("_backend.replicas", "tensorflow"),
+    ("_backend.variables", "jax"),
+    ("_backend.guarded_variable", "tensorflow"),
+    ("_backend.guarded_variable", "jax"),
+    ("_backend.guarded_variable", "torch"),
+    ("_backend.gradient", "torch"),
+    ("_numerics.sorting", "tensorflow"),
     ("callbacks", "tensorflow"),
-    ("_differentiation", "tensorflow"),
-    ("_differentiation", "jax"),
-    ("_differentiation", "torch"),
+    ("_backend.differentiation", "tensorflow"),
+    ("_backend.differentiation", "jax"),
+    ("_backend.differentiation", "torch"),
     ("certification._float64", "jax"),
     ("certification._float64", "torch"),
 }

@@ -9,7 +9,7 @@ import pytest
 import registry
 from keras import ops
 
-from deel.lip._dense_methods import Mapped
+from deel.lip.parametrizations.skew import Mapped
 
 
 def _data(row, count=3):

@@ -662,7 +662,7 @@ def test_activations_of_unknown_constant_warn(activation):
 
 def test_constants_of_activations_are_those_of_certificates():
     # One of the two tables would otherwise forget the other.
-    from deel.lip._slopes import SLOPES
+    from deel.lip._numerics.activations import SLOPES
 
     for name, slope in SLOPES.items():
         if hasattr(keras.activations, name):

@@ -7,7 +7,7 @@ import pytest
 from harness import TOLERANCE
 from keras import ops
 
-from deel.lip._operator import ConvolutionNorm
+from deel.lip._numerics.convolution_norm import ConvolutionNorm
 from deel.lip.layers import SpectralConv1D
 from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralGroupedConv2D

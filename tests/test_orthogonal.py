@@ -8,7 +8,13 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from keras import ops
 
-from deel.lip import _orthogonal
+from deel.lip._numerics.norm_bounds import divide_by_norm
+from deel.lip._numerics.norm_bounds import gram_bound
+from deel.lip._numerics.polar import _CUSHION
+from deel.lip._numerics.polar import _MINIMAX
+from deel.lip._numerics.polar import NEAR
+from deel.lip._numerics.polar import polar
+from deel.lip._numerics.polar import project_on_tangent
 
 SHAPES = [(1, 1), (4, 4), (9, 16), (16, 9), (3, 1), (1, 5), (70, 66)]
 
@@ -37,7 +43,7 @@ def test_gram_bound_is_never_below_the_singular_value(w):
     tall = scaled if scaled.shape[0] >= scaled.shape[1] else scaled.T
     tall = tall.astype("float32")
     gram = ops.matmul(tall.T, tall)
-    bound = float(ops.sqrt(_orthogonal.gram_bound(gram)))
+    bound = float(ops.sqrt(gram_bound(gram)))
     exact = harness.singular_values(tall.astype("float64"))[0]
     assert bound >= exact
     if exact > 0:
@@ -47,9 +53,7 @@ def test_gram_bound_is_never_below_the_singular_value(w):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(matrices())
 def test_division_by_the_norm_never_leaves_an_expansion(w):
-    result = ops.convert_to_numpy(
-        _orthogonal.divide_by_norm(ops.convert_to_tensor(w))
-    )
+    result = ops.convert_to_numpy(divide_by_norm(ops.convert_to_tensor(w)))
     assert np.all(np.isfinite(result))
     largest = harness.singular_values(result.astype("float64"))[0]
     assert largest <= 1 + harness.TOLERANCE
@@ -59,7 +63,7 @@ def test_division_by_the_norm_never_leaves_an_expansion(w):
 @given(matrices(), st.sampled_from([1e-2, 1e-7]), st.integers(1, 15))
 def test_orthogonalisation_never_leaves_an_expansion(w, tolerance, steps):
     result = ops.convert_to_numpy(
-        _orthogonal.polar(ops.convert_to_tensor(w), tolerance, steps)[0]
+        polar(ops.convert_to_tensor(w), tolerance, steps)[0]
     )
     assert np.all(np.isfinite(result))
     largest = harness.singular_values(result.astype("float64"))[0]
@@ -72,9 +76,7 @@ def test_orthogonalisation_reaches_the_polar_factor(shape, smallest):
     rng = np.random.default_rng(0)
     u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
     w = (u * np.geomspace(smallest, 1, min(shape)) @ v).astype("float32")
-    result = ops.convert_to_numpy(
-        _orthogonal.polar(ops.convert_to_tensor(w), 1e-6, 15)[0]
-    )
+    result = ops.convert_to_numpy(polar(ops.convert_to_tensor(w), 1e-6, 15)[0])
     np.testing.assert_allclose(result, u @ v, atol=2e-4)
 
 
@@ -82,8 +84,8 @@ def test_minimax_steps_stay_where_the_cubic_step_is_sound():
     # Rounding lets singular values exceed 1 a little; the polynomials would
     # amplify it without the cushion between them.
     s = np.append(np.linspace(0, 1.001, 200001), np.geomspace(1e-9, 1, 10001))
-    for a, b, c in _orthogonal._MINIMAX:
-        s = s / _orthogonal._CUSHION
+    for a, b, c in _MINIMAX:
+        s = s / _CUSHION
         s = a * s + b * s**3 + c * s**5
         assert np.max(np.abs(s)) < 1.995
 
@@ -91,7 +93,7 @@ def test_minimax_steps_stay_where_the_cubic_step_is_sound():
 def test_bound_is_kept_where_the_start_is_near_orthogonal():
     # All residuals up to the threshold, where nothing is divided by a norm.
     rng = np.random.default_rng(3)
-    for residual in np.linspace(0.01, 0.999 * _orthogonal.NEAR, 12):
+    for residual in np.linspace(0.01, 0.999 * NEAR, 12):
         for concentrated in (True, False):
             excess = np.zeros(8)
             excess[: 1 if concentrated else 8] = 1.0
@@ -102,7 +104,7 @@ def test_bound_is_kept_where_the_start_is_near_orthogonal():
             for sign in (1, -1):
                 w = (u * np.sqrt(1 + sign * excess) @ v).astype("float32")
                 result = ops.convert_to_numpy(
-                    _orthogonal.polar(ops.convert_to_tensor(w), 0.9, 15)[0]
+                    polar(ops.convert_to_tensor(w), 0.9, 15)[0]
                 )
                 values = harness.singular_values(result.astype("float64"))
                 assert values[0] <= 1 + harness.TOLERANCE
@@ -118,13 +120,13 @@ def test_matrices_of_a_stack_are_handled_each_by_itself(shape):
         if kind in kinds
     ]
     stack = ops.convert_to_tensor(np.stack(kernels)[:, None])
-    factors, scales = _orthogonal.polar(stack, 1e-6, 15)
+    factors, scales = polar(stack, 1e-6, 15)
     assert tuple(factors.shape) == (5, 1, *shape)
     assert tuple(scales.shape) == (5, 1, 1, 1)
-    divided = ops.convert_to_numpy(_orthogonal.divide_by_norm(stack))
+    divided = ops.convert_to_numpy(divide_by_norm(stack))
     for index, kernel in enumerate(kernels):
         kernel = ops.convert_to_tensor(kernel)
-        factor, scale = _orthogonal.polar(kernel, 1e-6, 15)
+        factor, scale = polar(kernel, 1e-6, 15)
         found = ops.convert_to_numpy(factors)[index, 0]
         np.testing.assert_allclose(
             found, ops.convert_to_numpy(factor), atol=2e-4
@@ -138,16 +140,12 @@ def test_matrices_of_a_stack_are_handled_each_by_itself(shape):
         assert norm <= 1 + harness.TOLERANCE
         np.testing.assert_allclose(
             divided[index, 0],
-            ops.convert_to_numpy(_orthogonal.divide_by_norm(kernel)),
+            ops.convert_to_numpy(divide_by_norm(kernel)),
             atol=1e-6,
         )
         np.testing.assert_allclose(
-            ops.convert_to_numpy(
-                _orthogonal.project_on_tangent(factors, stack)
-            )[index, 0],
-            ops.convert_to_numpy(
-                _orthogonal.project_on_tangent(factors[index, 0], kernel)
-            ),
+            ops.convert_to_numpy(project_on_tangent(factors, stack))[index, 0],
+            ops.convert_to_numpy(project_on_tangent(factors[index, 0], kernel)),
             rtol=1e-4,
             atol=1e-5 * float(ops.max(ops.abs(kernel))),
         )

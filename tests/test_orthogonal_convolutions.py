@@ -7,8 +7,8 @@ import pytest
 from keras import ops
 
 from deel.lip import layers
-from deel.lip._block_convolution import Factors
-from deel.lip._block_convolution import convolution_bound
+from deel.lip._numerics.orthogonal_factors import Factors
+from deel.lip._numerics.orthogonal_factors import convolution_bound
 from deel.lip.certification import lipschitz_bound
 
 TOLERANCE = harness.TOLERANCE

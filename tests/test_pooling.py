@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deel.lip import _compilation
 from deel.lip import layers
-from deel.lip._differentiation import compiled
+from deel.lip._backend import compilation as _compilation
+from deel.lip._backend.differentiation import compiled
 from deel.lip.layers import ScaledAdaptiveAveragePooling2D
 from deel.lip.layers import ScaledAdaptiveL2NormPooling2D
 from deel.lip.layers import ScaledAveragePooling2D

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deel.lip import _orthogonal
-from deel.lip import _products
 from deel.lip import layers
-from deel.lip._compilation import traced_once
-from deel.lip._spectral import spectral_constraint
+from deel.lip._backend import products as _products
+from deel.lip._backend.compilation import traced_once
+from deel.lip._numerics import norm_bounds
+from deel.lip._numerics import polar
+from deel.lip._numerics.polar import spectral_constraint
 from deel.lip.activations import GroupSort2
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
@@ -56,7 +57,8 @@ class Rounding:
             patch.setattr(ops, "matmul", self)
         if not told:
             patch.setattr(_products, "product", self)
-            patch.setattr(_orthogonal, "product", self)
+            patch.setattr(norm_bounds, "product", self)
+            patch.setattr(polar, "product", self)
         elif BACKEND == "tensorflow":
             patch.setattr(_products, "_digits_on_tensorflow", lambda: digits)
         elif BACKEND == "torch":

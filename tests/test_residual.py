@@ -12,9 +12,9 @@ from deel.lip.activations import MaxMin
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._rounding import FLOAT32
 from deel.lip.certification._rounding import Computed
-from deel.lip.certification.bounds import Walk
-from deel.lip.certification.bounds import propagate
-from deel.lip.certification.bounds import start
+from deel.lip.certification._walk import Walk
+from deel.lip.certification._walk import propagate
+from deel.lip.certification._walk import start
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import LipResidual
 from deel.lip.layers import PartialResidual

@@ -9,7 +9,7 @@ from keras import ops
 from deel.lip import layers
 from deel.lip import losses
 from deel.lip import utils
-from deel.lip._differentiation import vector_jacobian
+from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip.model import Sequential
 from deel.lip.utils import _maybe_transpose_kernel
 from deel.lip.utils import _padding_circular

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.variables import AfterUpdate
+from deel.lip._backend.variables import host
+from deel.lip._backend.variables import retracting
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip._slopes import activation_constant
+from deel.lip._lipschitz import activation_constant
 from deel.lip._validation import normal_range
 from deel.lip._validation import require_built
-from deel.lip._variables import AfterUpdate
-from deel.lip._variables import host
-from deel.lip._variables import retracting
 
 
 class _KernelsInUse(threading.local):

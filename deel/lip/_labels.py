@@ -2,7 +2,7 @@
 
 from keras import ops
 
-from deel.lip._replicas import summed_over_replicas
+from deel.lip._backend.replicas import summed_over_replicas
 
 EPSILON = 1e-7
 

@@ -9,8 +9,12 @@ no attribute of the layers: Keras would track it, copies would bring it along.
 
 import contextlib
 import contextvars
+import warnings
 import weakref
 
+import keras
+
+from deel.lip._numerics.activations import SLOPES
 from deel.lip._validation import lipschitz_constant
 
 # For each layer, the models to tell; see the note.
@@ -161,4 +165,49 @@ class Condensable:
         """Returns a stock Keras object with the same inference output."""
         raise NotImplementedError(
             f"{type(self).__name__} must implement `vanilla_export`."
+        )
+
+
+def activation_constant(activation):
+    """Lipschitz constant of what layers take as `activation`.
+
+    Args:
+        activation: A function, a layer or None.
+
+    Returns:
+        Float, an upper bound; None if none is known.
+    """
+    if activation is None:
+        return 1.0
+    if isinstance(activation, KnownConstant):
+        return activation._whole_constant()
+    if isinstance(activation, keras.layers.Activation):
+        return activation_constant(activation.activation)
+    if isinstance(activation, keras.layers.ReLU):
+        # Elsewhere it jumps.
+        is_continuous = activation.threshold == 0
+        slope = max(1.0, abs(float(activation.negative_slope)))
+        return slope if is_continuous else None
+    if isinstance(activation, keras.layers.LeakyReLU):
+        return max(1.0, abs(float(activation.negative_slope)))
+    if isinstance(activation, keras.layers.ELU):
+        return max(1.0, abs(float(activation.alpha)))
+    if isinstance(activation, keras.layers.Softmax):
+        return 0.5
+    for name, slope in SLOPES.items():
+        # Not all are in the oldest Keras.
+        if activation is getattr(keras.activations, name, None):
+            return slope
+    return None
+
+
+def warn_of_activation(layer):
+    """Warns if the constant of a `LipschitzLayer` is that of a part only."""
+    if layer._whole_constant() is None:
+        warnings.warn(
+            f"The activation of layer '{layer.name}' has no Lipschitz constant "
+            "that is known: the constant of what holds the layer does not "
+            f"account for it. Received: activation={layer.activation}",
+            UserWarning,
+            stacklevel=3,
         )

@@ -6,14 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.variables import full
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import check_RKO_params
+from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._register import register
-from deel.lip._spectral import spectral_constraint
 from deel.lip._validation import positive_float
-from deel.lip._variables import full
-from deel.lip.normalizers import DEFAULT_BETA_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
-from deel.lip.normalizers import _check_RKO_params
 
 __all__ = [
     "AutoWeightClipConstraint",
@@ -120,7 +120,7 @@ class SpectralConstraint(keras.constraints.Constraint):
         beta_bjorck=DEFAULT_BETA_BJORCK,
         u=None,
     ):
-        _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
+        check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
         self.k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
         self.eps_spectral = eps_spectral
         self.eps_bjorck = eps_bjorck

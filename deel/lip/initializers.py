@@ -6,14 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._dense_methods import whitened
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import check_RKO_params
+from deel.lip._numerics.orthogonal_maps import whitened
+from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._register import register
-from deel.lip._spectral import spectral_constraint
 from deel.lip._validation import positive_float
-from deel.lip.normalizers import DEFAULT_BETA_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
-from deel.lip.normalizers import _check_RKO_params
 
 __all__ = ["DiracInitializer", "SpectralInitializer"]
 
@@ -102,7 +102,7 @@ class SpectralInitializer(keras.initializers.Initializer):
         k_coef_lip=1.0,
         base_initializer="orthogonal",
     ):
-        _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
+        check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
         self.eps_spectral = eps_spectral
         self.eps_bjorck = eps_bjorck
         self.beta_bjorck = beta_bjorck

@@ -1,13 +1,13 @@
 """Models with a known Lipschitz constant, and their export to stock Keras."""
 
 import contextvars
-import functools
 import inspect
 import math
 import warnings
 
 import keras
 
+from deel.lip._backend.variables import gathered_retractions
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._export import condensable_layers
 from deel.lip._export import vanillaModel
@@ -15,11 +15,11 @@ from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import count_on
-from deel.lip._loss_parameters import hand_over_loss_parameters
+from deel.lip._lipschitz import warn_of_activation
+from deel.lip._loss_variables import TrainsLossVariables
+from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
-from deel.lip._slopes import warn_of_activation
 from deel.lip._validation import positive_float
-from deel.lip._variables import gathered_retractions
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import FrobeniusDense
@@ -385,123 +385,8 @@ class Model(_LipschitzModel, keras.Model):
     """
 
 
-def _counts_loss_variables(method):
-    """Decorator: during the method, loss variables are weights of the model."""
-
-    @functools.wraps(method)
-    def counting(self, *args, **kwargs):
-        before = self._in_training
-        self._in_training = True
-        try:
-            return method(self, *args, **kwargs)
-        finally:
-            self._in_training = before
-
-    return counting
-
-
-class _TrainsLossVariables:
-    """Mixin of the models that train the variables of their loss.
-
-    While Keras trains or evaluates, the variables count as weights of the
-    model. So the optimizer, the steps of each backend, metrics and callbacks
-    treat them like any other, and no step is written anew. At other times they
-    belong to the loss alone: `weights`, `summary` and the exported model do
-    not show them.
-    """
-
-    _in_training = False
-
-    def __init__(self, *args, optim_margin=True, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.optim_margin = optim_margin
-
-    @property
-    def trainable_variables(self):
-        return super().trainable_variables + self._loss_variables()
-
-    @property
-    def trainable_weights(self):
-        return super().trainable_weights + self._loss_variables()
-
-    def compile(self, optimizer="rmsprop", loss=None, *args, **kwargs):
-        if not any(_trains_variables(x) for x in keras.tree.flatten(loss)):
-            warnings.warn(
-                f"{type(self).__name__} trains the variables of its loss, and "
-                "this loss has none: it lacks `get_trainable_variables`. The "
-                f"model is trained like any other. Received: loss={loss}",
-                UserWarning,
-                stacklevel=2,
-            )
-        super().compile(optimizer, loss, *args, **kwargs)
-        if self.built:
-            self._create_margins()
-
-    def build(self, input_shape=None):
-        super().build(input_shape)
-        # A list of layers may be compiled before it knows its input.
-        if self.compiled:
-            self._create_margins()
-
-    @_counts_loss_variables
-    def fit(self, *args, **kwargs):
-        return super().fit(*args, **kwargs)
-
-    @_counts_loss_variables
-    def evaluate(self, *args, **kwargs):
-        return super().evaluate(*args, **kwargs)
-
-    @_counts_loss_variables
-    def train_on_batch(self, *args, **kwargs):
-        return super().train_on_batch(*args, **kwargs)
-
-    @_counts_loss_variables
-    def test_on_batch(self, *args, **kwargs):
-        return super().test_on_batch(*args, **kwargs)
-
-    @_counts_loss_variables
-    def compile_from_config(self, config):
-        # The optimizer is built here, and has to know all that it will train.
-        super().compile_from_config(config)
-
-    def zero_grad(self, *args, **kwargs):
-        # Called by Keras on torch, where gradients add up until cleared.
-        super().zero_grad(*args, **kwargs)
-        for variable in self._loss_variables():
-            variable.value.grad = None
-
-    def get_config(self):
-        return {**super().get_config(), "optim_margin": self.optim_margin}
-
-    def _loss_variables(self):
-        if not self._in_training or not self.optim_margin or not self.trainable:
-            return []
-        return [
-            variable
-            for loss in keras.tree.flatten(self.loss)
-            if _trains_variables(loss)
-            for variable in loss.get_trainable_variables()
-        ]
-
-    def _create_margins(self):
-        """Tells the losses how many outputs they have."""
-        losses = self.loss
-        if isinstance(losses, dict):
-            losses = [losses.get(name) for name in self.output_names]
-        losses = keras.tree.flatten(losses)
-        if len(losses) == 1:
-            losses = losses * len(self.outputs)
-        for loss, output in zip(losses, self.outputs, strict=True):
-            if hasattr(loss, "create_margins"):
-                loss.create_margins(output.shape[-1])
-
-
-def _trains_variables(loss):
-    return callable(getattr(loss, "get_trainable_variables", None))
-
-
 @register("LossVariableModel")
-class LossVariableModel(_TrainsLossVariables, Model):
+class LossVariableModel(TrainsLossVariables, Model):
     """A `deel.lip.model.Model` that also trains the margins of its loss.
 
     For the losses with learned margins, such as `MulticlassHKRauto`. The
@@ -517,7 +402,7 @@ class LossVariableModel(_TrainsLossVariables, Model):
 
 
 @register("LossVariableSequential")
-class LossVariableSequential(_TrainsLossVariables, Sequential):
+class LossVariableSequential(TrainsLossVariables, Sequential):
     """A `deel.lip.model.Sequential` that also trains the margins of its loss.
 
     See `LossVariableModel`.

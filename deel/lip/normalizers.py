@@ -9,7 +9,7 @@ compile them.
 
 The layers of this library do not use these functions. A power iteration bounds
 the largest singular value from below, so a kernel that is divided by it may
-expand by a little more than one; `deel.lip._orthogonal` has what the layers
+expand by a little more than one; `deel.lip._numerics.polar` has what the layers
 use, with a proof. These are for experiments, and for comparison.
 
 References:
@@ -23,10 +23,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._control_flow import known
-from deel.lip._products import product
-from deel.lip.utils import _maybe_transpose_kernel
-from deel.lip.utils import _zero_upscale2D
+from deel.lip._backend.control_flow import known
+from deel.lip._backend.products import product
+from deel.lip._backend.tensors import mirrored_kernel
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
+from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
+from deel.lip._defaults import check_RKO_params as _check_RKO_params
 
 __all__ = [
     "DEFAULT_BETA_BJORCK",
@@ -48,16 +53,6 @@ def __dir__():
     return __all__
 
 
-#: Size of a Björck step.
-DEFAULT_BETA_BJORCK = 0.5
-#: Threshold at which a power iteration stops.
-DEFAULT_EPS_SPECTRAL = 1e-3
-#: Threshold at which a Björck iteration stops.
-DEFAULT_EPS_BJORCK = 1e-3
-#: Limit of the steps of a Björck iteration.
-DEFAULT_MAXITER_BJORCK = 15
-#: Limit of the steps of a power iteration.
-DEFAULT_MAXITER_SPECTRAL = 10
 #: Whether the vector of a power iteration counts as a constant.
 STOP_GRAD_SPECTRAL = True
 
@@ -446,21 +441,36 @@ def spectral_normalization_conv(
     return kernel / (sigma + eps), u, sigma
 
 
-def _check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck):
-    """Raises ValueError where an argument of the normalisation is invalid."""
-    if not eps_spectral > 0:
-        raise ValueError(
-            "Argument `eps_spectral` must be greater than zero. "
-            f"Received: eps_spectral={eps_spectral}"
-        )
-    if eps_bjorck is not None and not eps_bjorck > 0:
-        raise ValueError(
-            "Argument `eps_bjorck` must be greater than zero, or None to "
-            "disable the orthogonalisation. "
-            f"Received: eps_bjorck={eps_bjorck}"
-        )
-    if beta_bjorck is not None and not 0 < beta_bjorck <= 0.5:
-        raise ValueError(
-            "Argument `beta_bjorck` must be in ]0, 0.5], or None to disable "
-            f"the orthogonalisation. Received: beta_bjorck={beta_bjorck}"
-        )
+def _zero_upscale2D(x, strides):
+    """Inserts zeros after each pixel of images, channels last.
+
+    Args:
+        x: Tensor `(batch_size, height, width, channels)`.
+        strides: Pair of integers, the factors by which the image grows.
+
+    Returns:
+        Tensor `(batch_size, height * strides[0], width * strides[1],
+        channels)`.
+    """
+    s_h, s_w = strides
+    if (s_h, s_w) == (1, 1):
+        return x
+    _, height, width, channels = ops.shape(x)
+    x = ops.reshape(x, (-1, height, 1, width, 1, channels))
+    zeros = [[0, 0], [0, 0], [0, s_h - 1], [0, 0], [0, s_w - 1], [0, 0]]
+    x = ops.pad(x, zeros)
+    return ops.reshape(x, (-1, height * s_h, width * s_w, channels))
+
+
+def _maybe_transpose_kernel(w, transpose=False):
+    """Kernel of the transposed convolution, or the kernel itself.
+
+    Args:
+        w: Tensor `(height, width, in, out)`.
+        transpose: Boolean.
+
+    Returns:
+        Tensor `(height, width, out, in)`, flipped along both spatial axes, if
+        `transpose`; else `w`.
+    """
+    return mirrored_kernel(w) if transpose else w

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._differentiation import vector_jacobian
+from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip._labels import aligned
 from deel.lip._labels import lead
 from deel.lip._labels import signs

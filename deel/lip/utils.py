@@ -10,12 +10,15 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._differentiation import vector_jacobian
+from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip._labels import kr_weights
-from deel.lip._padding import pad
-from deel.lip._slices import mirrored_kernel
+from deel.lip._numerics.padding import pad
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
+from deel.lip.normalizers import (
+    _maybe_transpose_kernel as _maybe_transpose_kernel,
+)
+from deel.lip.normalizers import _zero_upscale2D as _zero_upscale2D
 
 __all__ = [
     "evaluate_lip_const",
@@ -31,6 +34,7 @@ def __dir__():
 
 # Numbers in a batch that a Jacobian is computed with, and samples in it.
 _BATCH_NUMBERS = 2**20
+
 _BATCH_SAMPLES = 1024
 
 # Samples that are drawn where an input shape leaves their number open.
@@ -407,38 +411,3 @@ def _padding_circular(x, padding):
     if padding is None:
         return x
     return pad(x, padding, "circular")
-
-
-def _zero_upscale2D(x, strides):
-    """Inserts zeros after each pixel of images, channels last.
-
-    Args:
-        x: Tensor `(batch_size, height, width, channels)`.
-        strides: Pair of integers, the factors by which the image grows.
-
-    Returns:
-        Tensor `(batch_size, height * strides[0], width * strides[1],
-        channels)`.
-    """
-    s_h, s_w = strides
-    if (s_h, s_w) == (1, 1):
-        return x
-    _, height, width, channels = ops.shape(x)
-    x = ops.reshape(x, (-1, height, 1, width, 1, channels))
-    zeros = [[0, 0], [0, 0], [0, s_h - 1], [0, 0], [0, s_w - 1], [0, 0]]
-    x = ops.pad(x, zeros)
-    return ops.reshape(x, (-1, height * s_h, width * s_w, channels))
-
-
-def _maybe_transpose_kernel(w, transpose=False):
-    """Kernel of the transposed convolution, or the kernel itself.
-
-    Args:
-        w: Tensor `(height, width, in, out)`.
-        transpose: Boolean.
-
-    Returns:
-        Tensor `(height, width, out, in)`, flipped along both spatial axes, if
-        `transpose`; else `w`.
-    """
-    return mirrored_kernel(w) if transpose else w

@@ -12,7 +12,7 @@ from adversarial.families import scores_of
 from adversarial.families import whole_copy
 from keras import ops
 
-from deel.lip._differentiation import vector_jacobian
+from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip.certification import certify
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64

@@ -10,9 +10,9 @@ from deel.lip import layers
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
-from deel.lip.certification._layers import SLOPES
-from deel.lip.certification._layers import layer_bound
+from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._rounding import FLOAT64
+from deel.lip.certification.rules._steps import SLOPES
 
 stock = keras.layers
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 from keras import ops
 
-from deel.lip._slopes import SLOPES
+from deel.lip._numerics.activations import SLOPES
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
-from deel.lip.certification._layers import _NAMES
-from deel.lip.certification._layers import activation_bound
 from deel.lip.certification._rounding import FLOAT32
 from deel.lip.certification._rounding import FLOAT64
+from deel.lip.certification.rules.activations import _NAMES
+from deel.lip.certification.rules.activations import activation_bound
 
 FUNCTIONS = {name: function for function, name in _NAMES}
 

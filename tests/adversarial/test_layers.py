@@ -9,15 +9,17 @@ from registry import OTHERS
 from registry import rows
 
 from deel.lip import layers
-from deel.lip.certification import _layers
+from deel.lip._numerics.activations import SLOPES
+from deel.lip.certification import _registry
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
-from deel.lip.certification._layers import BRANCHED
 from deel.lip.certification._rounding import FLOAT32
 from deel.lip.certification._rounding import FLOAT64
-from deel.lip.certification.bounds import Walk
-from deel.lip.certification.bounds import start
+from deel.lip.certification._walk import Walk
+from deel.lip.certification._walk import start
+from deel.lip.certification.rules import shapes
+from deel.lip.certification.rules.joins import BRANCHED
 
 stock = keras.layers
 
@@ -96,10 +98,7 @@ STOCK = [
     (stock.ELU, {"alpha": 0.3}, (9,)),
     (stock.PReLU, {}, (9,)),
     (stock.Softmax, {}, (3, 9)),
-    *[
-        (stock.Activation, {"activation": name}, (9,))
-        for name in _layers.SLOPES
-    ],
+    *[(stock.Activation, {"activation": name}, (9,)) for name in SLOPES],
     (stock.Add, {}, [(9,), (9,), (9,)]),
     (stock.Subtract, {}, [(2, 9), (2, 9)]),
     (stock.Average, {}, [(9,), (9,), (9,)]),
@@ -233,10 +232,10 @@ def test_every_class_with_a_rule_of_sums_is_compared_here():
     compared |= {row.layer for row in CONSTRAINED + OTHERS}
     missing = {
         c.__name__
-        for c in _layers._BOUNDS
+        for c in _registry._BOUNDS
         if c not in compared
         and c.__module__.startswith(("keras", "deel"))
-        and _layers._BOUNDS[c] is not _layers._isometry
+        and _registry._BOUNDS[c] is not shapes._isometry
     }
     # Siblings in other dimensions, by the same rule, and exports of ours.
     assert missing <= {

@@ -1,11 +1,11 @@
 """Proven bounds of networks, certificates from them, and attacks on these."""
 
-from deel.lip.certification._layers import Bound
-from deel.lip.certification._layers import register_bound
+from deel.lip.certification._registry import Bound
+from deel.lip.certification._registry import register_bound
 from deel.lip.certification._rounding import Step
+from deel.lip.certification._walk import LayerBound
 from deel.lip.certification.attacks import attack_accuracy
 from deel.lip.certification.attacks import attack_distances
-from deel.lip.certification.bounds import LayerBound
 from deel.lip.certification.bounds import lipschitz_bound
 from deel.lip.certification.certificates import Certificates
 from deel.lip.certification.certificates import certified_accuracy

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.guarded_variable import GuardedVariable
+from deel.lip._backend.variables import host
 from deel.lip._constrained import ConstrainedKernel
-from deel.lip._guarded_variable import GuardedVariable
-from deel.lip._variables import host
 from deel.lip.layers import ScaledAveragePooling3D
 from deel.lip.layers import ScaledL2NormPooling3D
 

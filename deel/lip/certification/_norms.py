@@ -72,15 +72,10 @@ References:
       (arXiv:1805.10408).
 """
 
-import dataclasses
 import itertools
 import math
 
 import numpy as np
-
-from deel.lip.layers.conv_factor import NUMPY_MODES
-from deel.lip.layers.conv_factor import same_padding
-from deel.lip.layers.conv_factor import window_overlap
 
 _EPSILON = np.finfo("float64").eps
 
@@ -89,7 +84,9 @@ _EXACT_SIDE = 1024
 
 # Limits of an explicit matrix: its smaller side, its entries, its products.
 _EXPLICIT_SIDE = 2048
+
 _EXPLICIT_ENTRIES = 2**23
+
 _EXPLICIT_PRODUCTS = 2**34
 
 # Complex numbers in a block of frequencies: 64 MiB, a few times.
@@ -105,10 +102,12 @@ _COARSENESS = (1.005, 1.01, 1.02, 1.05, 1.1, 1.25, 1.5)
 # A bound of an eigenvalue that cannot be proven is raised by this factor: half
 # of the excess is that of the norm.
 _STEP = 1.001
+
 _FEW_STEPS = 5
 
 # Steps for matrices without negative entries, and what keeps vectors positive.
 _PERRON_STEPS = 12
+
 _PERRON_SHIFT = 1e-9
 
 # Directions of the guess of an eigenvalue. Kernels that an optimizer moves have
@@ -268,152 +267,6 @@ def _is_below(gram, level):
     except np.linalg.LinAlgError:
         return False
     return True
-
-
-@dataclasses.dataclass(frozen=True)
-class Axis:
-    """How the windows of a convolution or pooling read one spatial axis.
-
-    Attributes:
-        length: Integer or None, the number of values.
-        size: Integer, the number of taps of the window.
-        stride: Integer.
-        dilation: Integer, the distance of the taps.
-        padding: `"valid"`, `"same"` or `"causal"`, as in Keras; or a mode of
-            `deel.lip._padding`, which adds `same_padding` values on both sides.
-    """
-
-    length: int | None
-    size: int
-    stride: int = 1
-    dilation: int = 1
-    padding: str = "valid"
-
-    @property
-    def span(self):
-        return (self.size - 1) * self.dilation + 1
-
-    @property
-    def pads_with_image(self):
-        return self.padding in NUMPY_MODES
-
-    def widths(self):
-        """How many values are added before and after the axis."""
-        if self.padding == "valid":
-            return 0, 0
-        if self.padding == "causal":
-            return self.span - 1, 0
-        if self.padding == "same":
-            windows = -(-self.length // self.stride)
-            total = (windows - 1) * self.stride + self.span - self.length
-            total = max(total, 0)
-            return total // 2, total - total // 2
-        return (same_padding(self.size, self.dilation),) * 2
-
-    def reads(self, repeats_border=False):
-        """Array `(windows, taps)` of positions, -1 for what is padded.
-
-        Args:
-            repeats_border: Boolean. True for the border instead of -1.
-        """
-        before, after = self.widths()
-        positions = np.arange(self.length)
-        if self.pads_with_image:
-            mode = NUMPY_MODES[self.padding]
-            padded = np.pad(positions, before, mode=mode)
-        elif repeats_border:
-            padded = np.pad(positions, (before, after), mode="edge")
-        else:
-            padded = np.pad(positions, (before, after), constant_values=-1)
-        starts = np.arange(0, len(padded) - self.span + 1, self.stride)
-        return padded[starts[:, None] + self.dilation * np.arange(self.size)]
-
-    def selection(self, repeats_border=False):
-        """Array `(windows, taps, length)` of zeros and ones: what is read."""
-        reads = self.reads(repeats_border)
-        return (reads[..., None] == np.arange(self.length)) * 1.0
-
-    def overlap(self):
-        """Upper bound of how often the windows read one value."""
-        if self.length is None:
-            mode = self.padding if self.pads_with_image else "zeros"
-            return window_overlap(
-                self.size, self.stride, None, self.dilation, mode
-            )
-        reads = self.reads()
-        counts = np.bincount(reads[reads >= 0], minlength=1)
-        return int(np.max(counts))
-
-    def has_full_window(self):
-        """Whether some window reads values of the axis with all its taps."""
-        return self.length is not None and bool(
-            np.any(np.all(self.reads() >= 0, axis=1))
-        )
-
-    def torus(self):
-        """See [Convolutions as matrices of frequencies].
-
-        Returns:
-            Tuple `(N, stride, dilation, factor)`: the length of a torus, the
-            stride and dilation on it, and what its norm is multiplied by. None
-            where the length is not known.
-        """
-        if self.length is None:
-            return None
-        if self.padding == "circular":
-            # Without the stride, the outputs contain those of the layer.
-            folds = self.length % self.stride == 0
-            stride = self.stride if folds else 1
-            return self.length, stride, self.dilation, self._repetition()
-        length = self.length
-        factor = 1.0
-        before, after = self.widths()
-        if self.pads_with_image:
-            padded = np.pad(
-                np.arange(length), before, mode=NUMPY_MODES[self.padding]
-            )
-            factor = math.sqrt(np.max(np.bincount(padded)))
-            length += before + after
-            before = after = 0
-        # Whole numbers of strides, with a place for each output.
-        steps = -(-(length + max(before, after)) // self.stride)
-        length = max(steps, len(self.reads())) * self.stride
-        return length, self.stride, self.dilation, factor
-
-    def _repetition(self):
-        """Root of how often an output of circular padding may come."""
-        return 1.0 if self.size % 2 else math.sqrt(2)
-
-    def coarse(self, excess, known_image):
-        """A grid of frequencies that holds for an axis of any length.
-
-        Args:
-            excess: Float, what the bound may exceed that of all frequencies
-                by, as a factor.
-            known_image: Boolean, whether the length of the axis may be used.
-
-        Returns:
-            As of `torus`; None if the padding has no such bound.
-        """
-        factor = 1.0
-        if self.pads_with_image and self.padding != "circular":
-            if not known_image or self.length is None:
-                return None
-            factor = self.torus()[-1]
-        elif self.padding == "circular":
-            factor = self._repetition()
-        # All multiples of a frequency are taken, so that the distance of the
-        # taps does not matter, but for where a stride folds them.
-        stride = 1 if self.padding == "circular" else self.stride
-        dilation = 1 if stride == 1 else self.dilation
-        degree = dilation * (self.size // 2)
-        if degree == 0:
-            return stride, stride, dilation, factor
-        points = math.ceil(math.pi * degree / math.acos(1 / excess))
-        points = max(points, 2 * degree + 1)
-        points = -(-points // stride) * stride
-        factor /= math.cos(math.pi * degree / points)
-        return points, stride, dilation, factor
 
 
 def convolution_norm(kernel, axes):

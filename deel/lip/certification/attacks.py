@@ -3,12 +3,12 @@
 import numpy as np
 from keras import ops
 
-from deel.lip._differentiation import compiled
+from deel.lip._backend.differentiation import compiled
 from deel.lip._validation import positive_int
-from deel.lip.certification.certificates import check_classifier
-from deel.lip.certification.certificates import checked_epsilons
-from deel.lip.certification.certificates import checked_labels
-from deel.lip.certification.certificates import share_beyond
+from deel.lip.certification._data import check_classifier
+from deel.lip.certification._data import checked_epsilons
+from deel.lip.certification._data import checked_labels
+from deel.lip.certification._data import share_beyond
 
 
 def attack_accuracy(

@@ -10,9 +10,9 @@ from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import changing_together
 from deel.lip._lipschitz import tell_of_constant
+from deel.lip._numerics.sorting import sort_groups
+from deel.lip._numerics.sorting import sort_pairs
 from deel.lip._register import register
-from deel.lip._sorting import sort_groups
-from deel.lip._sorting import sort_pairs
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip.constraints import WeightClipConstraint

@@ -2,13 +2,13 @@
 
 import keras
 
-from deel.lip._aol import AOL
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.layers.covered import CoveredConvolution
+from deel.lip.layers._coverage import CoveredConvolution
+from deel.lip.parametrizations.almost_orthogonal import AOL
 
 
 @register("AOLDense")

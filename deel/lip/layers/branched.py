@@ -15,8 +15,8 @@ from deel.lip._export import condensable_layers
 from deel.lip._export import stock_version
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._lipschitz import warn_of_activation
 from deel.lip._register import register
-from deel.lip._slopes import warn_of_activation
 from deel.lip._validation import positive_float
 from deel.lip._validation import require_built
 

@@ -2,22 +2,22 @@
 
 import keras
 
-from deel.lip._frobenius import FrobeniusKernel
-from deel.lip._operator import ConvolutionNorm
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
+from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
+from deel.lip._numerics.convolution_norm import ConvolutionNorm
 from deel.lip._register import register
-from deel.lip._spectral import Spectral
-from deel.lip._spectral import SpectralKernel
-from deel.lip._spectral import SpectralOperator
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.constraints import SpectralConstraint
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.layers.covered import CoveredConvolution
-from deel.lip.normalizers import DEFAULT_BETA_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
-from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
-from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
+from deel.lip.layers._coverage import CoveredConvolution
+from deel.lip.layers._spectral_arguments import FrobeniusKernel
+from deel.lip.layers._spectral_arguments import SpectralKernel
+from deel.lip.parametrizations.spectral import Spectral
+from deel.lip.parametrizations.spectral_operator import SpectralOperator
 
 # What a layer divides by, and how its padding has to be then.
 _BOUNDS = {"coverage": Spectral, "operator": SpectralOperator}

@@ -2,17 +2,17 @@
 
 import keras
 
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
+from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._register import register
-from deel.lip._spectral import SpectralKernel
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.layers.covered import WindowCoverage
-from deel.lip.normalizers import DEFAULT_BETA_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
-from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
-from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
+from deel.lip.layers._coverage import WindowCoverage
+from deel.lip.layers._spectral_arguments import SpectralKernel
 
 
 @register("SpectralConv2DTranspose")

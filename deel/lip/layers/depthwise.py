@@ -4,10 +4,10 @@ import keras
 from keras import ops
 
 from deel.lip._constrained import ConstrainedKernel
-from deel.lip._frobenius import Frobenius
 from deel.lip._register import register
 from deel.lip._validation import positive_int
-from deel.lip.layers.covered import CoveredConvolution
+from deel.lip.layers._coverage import CoveredConvolution
+from deel.lip.parametrizations.frobenius import Frobenius
 
 
 class _ByChannel(Frobenius):

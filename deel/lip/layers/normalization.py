@@ -18,167 +18,19 @@ evaluation is known to end (see `BatchCentering`).
 import keras
 from keras import ops
 
+from deel.lip._backend.variables import full
+from deel.lip._backend.variables import host
+from deel.lip._backend.variables import store
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
-from deel.lip._variables import full
-from deel.lip._variables import host
-from deel.lip._variables import store
+from deel.lip.layers._channel_bias import ChannelBias
 
 
-class _ChannelBias(keras.layers.Layer):
-    """Base of the layers here: a bias for each channel, and float32 inside.
-
-    A subclass calls `_add_bias` when it is built, which records the channel
-    axis, and returns `_biased` of what it computed.
-    """
-
-    def __init__(self, use_bias, bias_initializer, **kwargs):
-        super().__init__(**kwargs)
-        self.use_bias = use_bias
-        self.bias_initializer = keras.initializers.get(bias_initializer)
-        self.bias = None
-
-    def _add_bias(self, input_shape, axis):
-        rank = len(input_shape)
-        channel_axis = axis + rank if axis < 0 else axis
-        if not 0 < channel_axis < rank:
-            raise ValueError(
-                "The channels must be an axis of the input, and not that of "
-                f"the batch. Received: axis={axis} for an input of rank {rank}"
-            )
-        self._channel_axis = channel_axis
-        if self.use_bias:
-            self.bias = self.add_weight(
-                name="bias",
-                shape=(input_shape[channel_axis],),
-                initializer=self.bias_initializer,
-                autocast=False,
-            )
-
-    def _by_channel(self, values, rank):
-        """Reshapes one value for each channel, to broadcast over an input."""
-        shape = [1] * rank
-        shape[self._channel_axis] = -1
-        return ops.reshape(ops.convert_to_tensor(values), shape)
-
-    def _biased(self, x):
-        if self.bias is not None:
-            x = x + self._by_channel(full(self.bias), len(x.shape))
-        return ops.cast(x, self.compute_dtype)
-
-    def compute_output_shape(self, input_shape):
-        return tuple(input_shape)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "use_bias": self.use_bias,
-            "bias_initializer": keras.initializers.serialize(
-                self.bias_initializer
-            ),
-        }
-
-
-@register("LayerCentering")
-class LayerCentering(LipschitzLayer, _ChannelBias):
-    """Subtracts from each channel its mean over space, for each sample.
-
-    The output is `k_coef_lip * (x - mean(x)) + bias`. Centering is an
-    orthogonal projection, hence 1-Lipschitz, in training as in inference: the
-    part of layer normalisation that a Lipschitz network can afford.
-
-    Args:
-        axis: Integer or list of integers, the axes of the mean; None means all
-            but the batch and the channels. Pass -1 for inputs without space.
-        use_bias: Boolean, whether a trained bias for each channel is added.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        bias_initializer: Initializer of the bias.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
-
-    Raises:
-        ValueError: If the mean would be over the batch, or over no axis.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from deel.lip.layers import LayerCentering
-    >>> x = np.array([[[1., 10.], [3., 20.]]])
-    >>> print(keras.ops.convert_to_numpy(LayerCentering()(x)))
-    [[[-1. -5.]
-      [ 1.  5.]]]
-    """
-
-    def __init__(
-        self,
-        axis=None,
-        use_bias=True,
-        data_format=None,
-        k_coef_lip=1.0,
-        bias_initializer="zeros",
-        **kwargs,
-    ):
-        super().__init__(use_bias, bias_initializer, **kwargs)
-        self.axis = list(axis) if isinstance(axis, tuple) else axis
-        self.data_format = keras.config.image_data_format()
-        if data_format is not None:
-            self.data_format = data_format
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                "Argument `data_format` must be 'channels_last' or "
-                f"'channels_first'. Received: data_format={data_format}"
-            )
-        self.set_klip_factor(k_coef_lip)
-        self._init_lip_coef(None)
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
-
-    def build(self, input_shape):
-        channel_axis = 1 if self.data_format == "channels_first" else -1
-        self._add_bias(input_shape, channel_axis)
-        self._axes = self._mean_axes(len(input_shape))
-
-    def _mean_axes(self, rank):
-        if self.axis is None:
-            axes = [i for i in range(1, rank) if i != self._channel_axis]
-        else:
-            listed = [self.axis] if isinstance(self.axis, int) else self.axis
-            axes = [i + rank if i < 0 else i for i in listed]
-        if not axes or not all(0 < i < rank for i in axes):
-            raise ValueError(
-                "LayerCentering needs the mean over one axis or more, none of "
-                "them the batch axis. "
-                f"Received: axis={self.axis} for an input of rank {rank}"
-            )
-        return axes
-
-    def call(self, inputs):
-        x = full(inputs)
-        x = x - ops.mean(x, axis=self._axes, keepdims=True)
-        return self._biased(x * self.k_coef_lip)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "axis": self.axis,
-            "data_format": self.data_format,
-            "k_coef_lip": self.k_coef_lip,
-        }
-
-
-class _BatchStatistics(Condensable, _ChannelBias):
+class _BatchStatistics(Condensable, ChannelBias):
     """Base of the layers that use the batch; see [statistics of the batches].
 
     The output is `(x - mean) * factor + bias`, with a mean for each channel
@@ -566,7 +418,7 @@ class BatchLipNorm(_BatchStatistics):
 
 
 @register("ScaleBiasLayer")
-class ScaleBiasLayer(_ChannelBias):
+class ScaleBiasLayer(ChannelBias):
     """`(x - mean) * scalar + bias`: a constant scalar, the others by channel.
 
     What `BatchCentering` and `BatchLipNorm` are at inference, and what they

@@ -2,14 +2,15 @@
 
 import keras
 
-from deel.lip._block_convolution import BlockKernel
+from deel.lip._constrained import ConstrainedKernel
+from deel.lip._numerics.windows import first_spatial_axis
+from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
-from deel.lip.layers.conv_factor import first_spatial_axis
-from deel.lip.layers.conv_factor import spatial_shape
-from deel.lip.layers.padded import PaddedConvolution
+from deel.lip.layers._padded import PaddedConvolution
 from deel.lip.layers.unconstrained import PADDINGS
+from deel.lip.parametrizations.block_convolution import BlockConvolution
 
 
 def _checked_padding(name, padding, accepted):
@@ -21,6 +22,28 @@ def _checked_padding(name, padding, accepted):
             f"Received: padding={padding}"
         )
     return lower
+
+
+class BlockKernel(ConstrainedKernel):
+    """Mixin of the orthogonal convolutions: their parametrization.
+
+    It stands before a stock convolution, whose strides and groups it needs
+    before that one has them.
+    """
+
+    def __init__(self, *args, strides, groups=1, **kwargs):
+        groups = positive_int("groups", groups)
+        if groups != 1:
+            kwargs["groups"] = groups
+        super().__init__(
+            *args,
+            strides=strides,
+            parametrization=BlockConvolution(strides, groups),
+            **kwargs,
+        )
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
 
 
 class _OrthogonalConvolution(PaddedConvolution, BlockKernel):

@@ -5,20 +5,20 @@ import functools
 import keras
 
 from deel.lip._constrained import ConstrainedKernel
-from deel.lip._dense_methods import BlockReflector
-from deel.lip._dense_methods import CholeskyQR
-from deel.lip._dense_methods import OfSkew
-from deel.lip._dense_methods import cayley
-from deel.lip._dense_methods import exponential
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
+from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
+from deel.lip._numerics.orthogonal_maps import cayley
+from deel.lip._numerics.orthogonal_maps import exponential
 from deel.lip._register import register
-from deel.lip._spectral import Spectral
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.normalizers import DEFAULT_BETA_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_BJORCK
-from deel.lip.normalizers import DEFAULT_EPS_SPECTRAL
-from deel.lip.normalizers import DEFAULT_MAXITER_BJORCK
-from deel.lip.normalizers import DEFAULT_MAXITER_SPECTRAL
+from deel.lip.parametrizations.block_reflector import BlockReflector
+from deel.lip.parametrizations.cholesky_qr import CholeskyQR
+from deel.lip.parametrizations.skew import OfSkew
+from deel.lip.parametrizations.spectral import Spectral
 
 _PARAMETRIZATIONS = {
     "newton_schulz": functools.partial(

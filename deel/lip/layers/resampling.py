@@ -5,13 +5,13 @@ import math
 import keras
 from keras import ops
 
-from deel.lip._gradient import custom_gradient
+from deel.lip._backend.gradient import custom_gradient
+from deel.lip._backend.tensors import sliced
+from deel.lip._numerics.windows import first_spatial_axis
+from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
-from deel.lip._slices import sliced
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
-from deel.lip.layers.conv_factor import first_spatial_axis
-from deel.lip.layers.conv_factor import spatial_shape
 
 
 class _InvertibleSampling(keras.layers.Layer):

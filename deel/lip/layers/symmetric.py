@@ -10,10 +10,10 @@ eigenvalues of J are between -1 and 1, and J is symmetric: its norm is at most
 one, wherever there is a derivative, hence everywhere (all these functions are
 integrals of their slopes).
 
-With rescaled channels (`deel.lip._aol`), `A = T^(-1/2) P`, and with ReLU, for
-which positive factors pass through, this is the block of Araujo et al.,
-`x - 2 P^T T^-1 relu(P x + b)`, up to the scale of the bias. Their weights q are
-the norms of the columns of the free kernel.
+With rescaled channels (`deel.lip.parametrizations.almost_orthogonal`),
+`A = T^(-1/2) P`, and with ReLU, through which positive factors pass, this is
+the block of Araujo et al., `x - 2 P^T T^-1 relu(P x + b)`, up to the scale of
+the bias. Their weights q are the norms of the columns of the free kernel.
 
 References:
     - Araujo et al., "A unified algebraic perspective on Lipschitz neural
@@ -22,12 +22,12 @@ References:
       networks", ICML 2022 (arXiv:2110.12690).
 """
 
-from deel.lip._aol import AOL
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._register import register
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.layers.unconstrained import ResidualConv2D
 from deel.lip.layers.unconstrained import ResidualDense
+from deel.lip.parametrizations.almost_orthogonal import AOL
 
 
 class _Symmetric(ConstrainedKernel):

@@ -3,16 +3,16 @@
 import keras
 from keras import ops
 
+from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._lipschitz import Condensable
-from deel.lip._padding import pad
+from deel.lip._numerics.padding import pad
+from deel.lip._numerics.windows import first_spatial_axis
+from deel.lip._numerics.windows import same_padding
 from deel.lip._register import register
-from deel.lip._slices import mirrored_kernel
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
-from deel.lip.layers.conv_factor import first_spatial_axis
-from deel.lip.layers.conv_factor import same_padding
 
 __all__ = [
     "PadConv1D",
@@ -27,8 +27,8 @@ def __dir__():
     return __all__
 
 
-# What each name of a padding means: a mode of `deel.lip._padding`, or None
-# where the stock convolution pads by itself.
+# What each name of a padding means: one of `padding.MODES`, or None where the
+# stock convolution pads by itself.
 PADDINGS = {
     "same": None,
     "valid": None,
@@ -51,7 +51,7 @@ class ExplicitPadding:
     """
 
     def _set_explicit_padding(self, mode):
-        """Chooses one of the modes of `deel.lip._padding`, or None."""
+        """Chooses one of the modes of `deel.lip._numerics.padding`, or None."""
         self._pad_mode = mode
         self.padding_size = [0] * len(self.kernel_size)
         if mode is not None:

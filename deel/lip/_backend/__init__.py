@@ -1,0 +1,1 @@
+"""What names a backend: a new backend of Keras starts here."""

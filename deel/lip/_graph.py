@@ -1,0 +1,74 @@
+"""Which models are graphs, and in which order their nodes run."""
+
+import keras
+
+
+def require_graph(model):
+    """Raises ValueError for models with a `call` of their own."""
+    # Keras makes a functional model of a class without a public name.
+    stock = next(
+        base
+        for base in type(model).__mro__
+        if base in (keras.Sequential, keras.Model)
+        or (base.__name__ == "Functional" and "keras" in base.__module__)
+    )
+    is_stock = stock is not keras.Model and type(model).call is stock.call
+    if not is_stock:
+        raise ValueError(
+            "Bounds are known for Sequential and functional models without a "
+            "`call` of their own, whose graph of layers is known. "
+            f"Received: model '{model.name}' of type {type(model).__name__}"
+        )
+
+
+def require_float_inputs(model):
+    """Raises ValueError if a model inside of another one rounds its inputs."""
+    for tensor in model.inputs:
+        if not keras.backend.is_float_dtype(tensor.dtype):
+            raise ValueError(
+                "Rounding to whole numbers has no Lipschitz constant. "
+                f"Received: model '{model.name}', inside of another one, with "
+                f"an input of dtype {tensor.dtype}"
+            )
+
+
+def require_plain_call(node):
+    """Raises ValueError if a node is no layer, called on its inputs alone."""
+    layer = node.operation
+    if not isinstance(layer, keras.layers.Layer):
+        raise ValueError(
+            "Bounds are known for layers, not for operations on the tensors "
+            "of a functional model. Use a layer, such as `keras.layers.Add` "
+            f"for `+`. Received: operation '{layer.name}' of type "
+            f"{type(layer).__name__}"
+        )
+    further = list(node.arguments.args[1:])
+    further += [
+        value
+        for value in keras.tree.flatten(node.arguments.args[:1])
+        if not isinstance(value, keras.KerasTensor)
+    ]
+    # Inference calls everything with `training=False`.
+    further += [
+        value
+        for name, value in node.arguments.kwargs.items()
+        if name != "training"
+    ]
+    # Inputs without a mask have the mask None.
+    if any(value is not None for value in keras.tree.flatten(further)):
+        raise ValueError(
+            "Bounds are known for layers that are called with their input "
+            f"alone. Received: further arguments of layer '{layer.name}': "
+            f"{further}"
+        )
+    # A model with a list of inputs takes those of a dictionary by name.
+    has_names = isinstance(layer, keras.Model) and any(
+        isinstance(value, dict) for value in node.arguments.args[:1]
+    )
+    is_single = isinstance(layer, keras.Sequential)
+    if has_names and not is_single and not isinstance(layer.input, dict):
+        raise ValueError(
+            "Bounds are known for models that are called with the structure of "
+            "inputs that they were made with. Expected a tensor or a list. "
+            f"Received: a dictionary, for model '{layer.name}'"
+        )

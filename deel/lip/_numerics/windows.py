@@ -1,0 +1,267 @@
+"""Lipschitz bound of a convolution from how often its windows read a value.
+
+A convolution is a matrix product with the patches of its input,
+`y = patches(x) W`. If each value of `x` stands in at most `n` places of the
+patches, `||patches(x)||^2 <= n ||x||^2`, with equality when every value is read
+that often. Hence `||conv(x)|| <= sqrt(n) ||W|| ||x||`, and the matrix has to be
+divided by `sqrt(n)`. Over several axes, n is the product of those of the axes.
+
+"Same" zero padding, window of k values that are d apart, stride s: the value
+at x is read by the tap t of the window at p when `p s + t d = x + padding`. So
+`t d` is fixed modulo s, which leaves one tap out of `s / gcd(s, d)`; and a
+window reads a value at most once. Over an axis of length L there are at most
+`min(ceil(k gcd(s, d) / s), ceil(L / s))` of them, wherever the windows start.
+
+Padding with values of the image: the copies count as well. They are counted
+one by one.
+
+In both cases the *maximum* over positions bounds the operator. The mean, which
+many implementations use, does not.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from deel.lip._numerics.padding import check_length
+from deel.lip._numerics.padding import shortest_length
+
+DATA_FORMATS = ("channels_last", "channels_first")
+
+# What NumPy calls the modes of padding with values of the image.
+NUMPY_MODES = {
+    "reflect": "reflect",
+    "replicate": "edge",
+    "symmetric": "symmetric",
+    "circular": "wrap",
+}
+
+
+def spatial_shape(input_shape, data_format):
+    """Returns the spatial lengths of an input shape, None where unknown."""
+    if data_format not in DATA_FORMATS:
+        raise RuntimeError(
+            f"Argument `data_format` must be one of {DATA_FORMATS}. "
+            f"Received: data_format={data_format}"
+        )
+    if data_format == "channels_first":
+        return tuple(input_shape[2:])
+    return tuple(input_shape[1:-1])
+
+
+def first_spatial_axis(data_format):
+    """Returns the number of the first axis of the image itself."""
+    return 2 if data_format == "channels_first" else 1
+
+
+def same_padding(kernel_size, dilation=1):
+    """Values to add on each side so that stride 1 keeps the length."""
+    return kernel_size // 2 * dilation
+
+
+def window_overlap(
+    kernel_size, stride, length=None, dilation=1, padding_mode="zeros"
+):
+    """Upper bound of how often the windows along an axis read one value.
+
+    Args:
+        kernel_size: Integer, the number k of taps of the window.
+        stride: Integer, the stride s.
+        length: Integer or None, the length L of the axis if it is known.
+        dilation: Integer, the distance d of the taps.
+        padding_mode: String, one of `deel.lip._numerics.padding.MODES`.
+
+    Returns:
+        Integer. With `length=None`, a bound for every length.
+    """
+    if padding_mode == "zeros":
+        overlap = math.ceil(kernel_size * math.gcd(stride, dilation) / stride)
+        if length is not None:
+            overlap = min(overlap, math.ceil(length / stride))
+        return overlap
+    axis = (kernel_size, stride, dilation, padding_mode)
+    padding = same_padding(kernel_size, dilation)
+    if length is not None:
+        check_length(length, padding, padding_mode)
+        return _counted_overlap(*axis, length)
+    # On longer axes the two borders are on their own, and where the windows
+    # end depends on the length modulo the stride: nothing new is found.
+    span = (kernel_size - 1) * dilation + 1
+    shortest = max(1, shortest_length(padding, padding_mode))
+    lengths = range(shortest, 2 * span + 2 * stride + 1)
+    return max(_counted_overlap(*axis, length) for length in lengths)
+
+
+def _counted_overlap(kernel_size, stride, dilation, padding_mode, length):
+    padding = same_padding(kernel_size, dilation)
+    positions = np.arange(length)
+    padded = np.pad(positions, padding, mode=NUMPY_MODES[padding_mode])
+    span = (kernel_size - 1) * dilation + 1
+    starts = np.arange(0, len(padded) - span + 1, stride)
+    read = padded[starts[:, None] + dilation * np.arange(kernel_size)]
+    return int(np.max(np.bincount(read.ravel())))
+
+
+def coverage_coefficient(
+    kernel_size, strides, lengths, dilation_rate=None, padding_mode="zeros"
+):
+    """Returns `1 / sqrt(n_1 * ... * n_d)`, a float.
+
+    Args:
+        kernel_size: Tuple of integers, one for each spatial axis.
+        strides: Tuple of integers.
+        lengths: Tuple of integers or Nones, the spatial shape of the input.
+        dilation_rate: Tuple of integers; None means 1 everywhere.
+        padding_mode: String, see `window_overlap`.
+    """
+    dilation_rate = dilation_rate or (1,) * len(kernel_size)
+    axes = zip(kernel_size, strides, lengths, dilation_rate, strict=True)
+    overlaps = [window_overlap(*axis, padding_mode) for axis in axes]
+    return 1.0 / math.sqrt(math.prod(overlaps))
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """How the windows of a convolution or pooling read one spatial axis.
+
+    Attributes:
+        length: Integer or None, the number of values.
+        size: Integer, the number of taps of the window.
+        stride: Integer.
+        dilation: Integer, the distance of the taps.
+        padding: `"valid"`, `"same"` or `"causal"`, as in Keras; or a mode of
+            `padding.MODES`, which adds `same_padding` values on both sides.
+    """
+
+    length: int | None
+    size: int
+    stride: int = 1
+    dilation: int = 1
+    padding: str = "valid"
+
+    @property
+    def span(self):
+        return (self.size - 1) * self.dilation + 1
+
+    @property
+    def pads_with_image(self):
+        return self.padding in NUMPY_MODES
+
+    def widths(self):
+        """How many values are added before and after the axis."""
+        if self.padding == "valid":
+            return 0, 0
+        if self.padding == "causal":
+            return self.span - 1, 0
+        if self.padding == "same":
+            windows = -(-self.length // self.stride)
+            total = (windows - 1) * self.stride + self.span - self.length
+            total = max(total, 0)
+            return total // 2, total - total // 2
+        return (same_padding(self.size, self.dilation),) * 2
+
+    def reads(self, repeats_border=False):
+        """Array `(windows, taps)` of positions, -1 for what is padded.
+
+        Args:
+            repeats_border: Boolean. True for the border instead of -1.
+        """
+        before, after = self.widths()
+        positions = np.arange(self.length)
+        if self.pads_with_image:
+            mode = NUMPY_MODES[self.padding]
+            padded = np.pad(positions, before, mode=mode)
+        elif repeats_border:
+            padded = np.pad(positions, (before, after), mode="edge")
+        else:
+            padded = np.pad(positions, (before, after), constant_values=-1)
+        starts = np.arange(0, len(padded) - self.span + 1, self.stride)
+        return padded[starts[:, None] + self.dilation * np.arange(self.size)]
+
+    def selection(self, repeats_border=False):
+        """Array `(windows, taps, length)` of zeros and ones: what is read."""
+        reads = self.reads(repeats_border)
+        return (reads[..., None] == np.arange(self.length)) * 1.0
+
+    def overlap(self):
+        """Upper bound of how often the windows read one value."""
+        if self.length is None:
+            mode = self.padding if self.pads_with_image else "zeros"
+            return window_overlap(
+                self.size, self.stride, None, self.dilation, mode
+            )
+        reads = self.reads()
+        counts = np.bincount(reads[reads >= 0], minlength=1)
+        return int(np.max(counts))
+
+    def has_full_window(self):
+        """Whether some window reads values of the axis with all its taps."""
+        return self.length is not None and bool(
+            np.any(np.all(self.reads() >= 0, axis=1))
+        )
+
+    def torus(self):
+        """See [Convolutions as matrices of frequencies].
+
+        Returns:
+            Tuple `(N, stride, dilation, factor)`: the length of a torus, the
+            stride and dilation on it, and what its norm is multiplied by. None
+            where the length is not known.
+        """
+        if self.length is None:
+            return None
+        if self.padding == "circular":
+            # Without the stride, the outputs contain those of the layer.
+            folds = self.length % self.stride == 0
+            stride = self.stride if folds else 1
+            return self.length, stride, self.dilation, self._repetition()
+        length = self.length
+        factor = 1.0
+        before, after = self.widths()
+        if self.pads_with_image:
+            padded = np.pad(
+                np.arange(length), before, mode=NUMPY_MODES[self.padding]
+            )
+            factor = math.sqrt(np.max(np.bincount(padded)))
+            length += before + after
+            before = after = 0
+        # Whole numbers of strides, with a place for each output.
+        steps = -(-(length + max(before, after)) // self.stride)
+        length = max(steps, len(self.reads())) * self.stride
+        return length, self.stride, self.dilation, factor
+
+    def _repetition(self):
+        """Root of how often an output of circular padding may come."""
+        return 1.0 if self.size % 2 else math.sqrt(2)
+
+    def coarse(self, excess, known_image):
+        """A grid of frequencies that holds for an axis of any length.
+
+        Args:
+            excess: Float, what the bound may exceed that of all frequencies
+                by, as a factor.
+            known_image: Boolean, whether the length of the axis may be used.
+
+        Returns:
+            As of `torus`; None if the padding has no such bound.
+        """
+        factor = 1.0
+        if self.pads_with_image and self.padding != "circular":
+            if not known_image or self.length is None:
+                return None
+            factor = self.torus()[-1]
+        elif self.padding == "circular":
+            factor = self._repetition()
+        # All multiples of a frequency are taken, so that the distance of the
+        # taps does not matter, but for where a stride folds them.
+        stride = 1 if self.padding == "circular" else self.stride
+        dilation = 1 if stride == 1 else self.dilation
+        degree = dilation * (self.size // 2)
+        if degree == 0:
+            return stride, stride, dilation, factor
+        points = math.ceil(math.pi * degree / math.acos(1 / excess))
+        points = max(points, 2 * degree + 1)
+        points = -(-points // stride) * stride
+        factor /= math.cos(math.pi * degree / points)
+        return points, stride, dilation, factor

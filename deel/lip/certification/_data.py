@@ -1,0 +1,216 @@
+"""Data of certificates and attacks: labels, distances, batches."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lip._validation import require_built
+from deel.lip.certification._walk import start
+
+
+def checked_epsilons(epsilons):
+    """Returns radii as a float array; they are zero or greater."""
+    values = np.atleast_1d(np.asarray(epsilons, "float64"))
+    if values.ndim != 1 or not np.all(values >= 0):
+        raise ValueError(
+            "Radii must be numbers that are zero or greater. "
+            f"Received: epsilons={epsilons}"
+        )
+    return values
+
+
+def share_beyond(epsilons, correct, distances):
+    """Share of samples that are right, and stay so within each radius.
+
+    A prediction that is right counts for the radius 0, proven or not: there is
+    no other point.
+
+    Args:
+        epsilons: As of `checked_epsilons`.
+        correct: Boolean array `(samples,)`.
+        distances: Array `(samples,)`, how far each prediction holds.
+    """
+    return np.array(
+        [
+            np.mean(correct & ((distances > epsilon) | (epsilon == 0)))
+            for epsilon in checked_epsilons(epsilons)
+        ]
+    )
+
+
+def checked_labels(y, classes):
+    """Returns labels as class numbers.
+
+    Args:
+        y: Array: class numbers of shape `(samples,)` or `(samples, 1)`, or
+            one-hot; with one score, 0 or -1 and 1.
+        classes: Integer, the number of scores.
+    """
+    labels = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
+    received = f"Received: labels of shape {labels.shape}"
+    if labels.dtype.kind not in "biuf":
+        raise ValueError(
+            f"Labels must be numbers. {received}, of dtype {labels.dtype}"
+        )
+    if labels.ndim == 2 and labels.shape[1] == classes > 1:
+        is_one_hot = np.isin(labels, (0, 1)).all() and np.all(
+            labels.sum(axis=1) == 1
+        )
+        if not is_one_hot:
+            raise ValueError(
+                f"Labels of this shape must be one-hot. {received}"
+            )
+        return np.argmax(labels, axis=1)
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.ndim != 1:
+        raise ValueError(
+            "Labels must be class numbers `(samples,)`, or one-hot "
+            f"`(samples, {classes})`. {received}"
+        )
+    if classes == 1:
+        allowed = np.isin(labels, (-1, 0, 1)).all()
+        numbers, described = labels > 0, "0 or -1, and 1"
+    else:
+        allowed = np.all(labels == np.floor(labels)) and np.all(
+            (labels >= 0) & (labels < classes)
+        )
+        numbers, described = labels, f"whole numbers from 0 to {classes - 1}"
+    if not allowed:
+        raise ValueError(
+            f"Labels must be {described}. "
+            f"Received: values {np.unique(labels)[:10]}"
+        )
+    return numbers.astype("int64")
+
+
+def check_precision(model):
+    for layer in model._flatten_layers():
+        dtype = layer.compute_dtype
+        if dtype not in ("float32", "float64", None):
+            raise ValueError(
+                "Scores in half precision are too coarse to be certified. Load "
+                "the weights in a model with the dtype policy 'float32'. "
+                f"Received: layer '{layer.name}', which computes in {dtype}"
+            )
+
+
+# Functions that are never negative: the sign of their value says nothing.
+_ONE_SIGN = {
+    getattr(keras.activations, name)
+    for name in (
+        "hard_sigmoid",
+        "relu",
+        "relu6",
+        "sigmoid",
+        "softmax",
+        "softplus",
+    )
+}
+
+
+def check_classifier(model, name):
+    """Raises ValueError if a model is not one of scores of one real input.
+
+    Args:
+        model: What a user passed as a model.
+        name: String, the name of the function that it was passed to.
+    """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            "Expected a Keras model. "
+            f"Received: model={model} (of type {type(model).__name__})"
+        )
+    require_built(model, name)
+    try:
+        shapes = [tuple(x.shape) for x in model.inputs], model.output_shape
+    except (AttributeError, ValueError, TypeError):
+        # A model without a graph; the bound says so.
+        start(model)
+        raise
+    inputs, output = shapes
+    is_tensor = isinstance(model, keras.Sequential) or isinstance(
+        model.output, keras.KerasTensor
+    )
+    is_vector = is_tensor and isinstance(output, tuple) and len(output) == 2
+    if len(inputs) != 1 or not is_vector or not isinstance(output[1], int):
+        raise ValueError(
+            f"`{name}` needs one input, and one output `(batch, classes)`. "
+            f"Received: inputs of shapes {inputs}, outputs of shapes {output}"
+        )
+    (dtype,) = (x.dtype for x in model.inputs)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(
+            "Inputs must not be rounded. Expected an input of dtype float32. "
+            f"Received: dtype={dtype}"
+        )
+    last = last_layer(model)
+    if output[1] == 1 and getattr(last, "activation", None) in _ONE_SIGN:
+        raise ValueError(
+            "The sign of a single score is the prediction, so it must take "
+            "both signs. Expected a last layer without activation. "
+            f"Received: layer '{last.name}' with "
+            f"activation={last.activation.__name__}"
+        )
+
+
+def float_type(x):
+    x = np.asarray(ops.convert_to_numpy(x))
+    return x if x.dtype in ("float32", "float64") else x.astype("float32")
+
+
+def in_batches(x, y, batch_size):
+    """Iterator over pairs `(x, y)`, and the number of samples, or None."""
+    if isinstance(x, keras.utils.PyDataset):
+        _refuse_labels(y)
+        return (_as_pair(x[i]) for i in range(x.num_batches or len(x))), None
+    if not isinstance(x, (list, tuple, np.ndarray)) and not ops.is_tensor(x):
+        if not hasattr(x, "__iter__"):
+            raise ValueError(
+                "Expected an array or an iterable of batches. "
+                f"Received: x of type {type(x).__name__}"
+            )
+        _refuse_labels(y)
+        return map(_as_pair, x), None
+    x = float_type(x)
+    if len(x) == 0:
+        raise ValueError(
+            "There is nothing to certify. "
+            f"Received: x of shape {x.shape}, without samples"
+        )
+    if y is not None:
+        y = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
+        if y.ndim == 0 or len(y) != len(x):
+            raise ValueError(
+                "Each sample needs one label. "
+                f"Received: {len(x)} samples and labels of shape {y.shape}"
+            )
+    return (
+        (
+            x[first : first + batch_size],
+            None if y is None else y[first : first + batch_size],
+        )
+        for first in range(0, len(x), batch_size)
+    ), len(x)
+
+
+def _refuse_labels(y):
+    if y is not None:
+        raise ValueError(
+            "A data set has its labels with it. Expected `y=None`. "
+            f"Received: y of type {type(y).__name__}"
+        )
+
+
+def _as_pair(batch):
+    if isinstance(batch, (tuple, list)):
+        return batch[0], batch[1] if len(batch) > 1 else None
+    return batch, None
+
+
+def last_layer(model):
+    """The layer, also inside of nested models, that makes the only output."""
+    while isinstance(model, keras.Model):
+        # Keras has no public name for where a tensor comes from.
+        model = model.outputs[0]._keras_history.operation
+    return model

@@ -1,0 +1,354 @@
+"""TODO walk"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from deel.lip._graph import require_float_inputs
+from deel.lip._graph import require_graph
+from deel.lip._graph import require_plain_call
+from deel.lip.certification._norms import matrix_norm
+from deel.lip.certification._registry import Bound
+from deel.lip.certification._registry import layer_bound
+from deel.lip.certification._registry import output_shapes
+from deel.lip.certification._rounding import Computed
+from deel.lip.certification._rounding import join
+from deel.lip.certification.rules._steps import inference_kernel
+from deel.lip.certification.rules.dense import DENSE
+from deel.lip.certification.rules.joins import BRANCHED
+from deel.lip.certification.rules.joins import branched_bound
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerBound:
+    """A row of the table of `lipschitz_bound`.
+
+    Attributes:
+        name: String, the name of the layer, after those of the models that it
+            is in.
+        type: String, the name of its class.
+        value: Float, the bound.
+        method: String, how it was found.
+        exact: Boolean, whether it is the constant of the layer itself.
+    """
+
+    name: str
+    type: str
+    value: float
+    method: str
+    exact: bool
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Flow:
+    """What is known of a tensor; see the notes of this module.
+
+    Attributes:
+        shape: Tuple, with the batch axis.
+        gain: Array `(rows, inputs)`, the matrix M.
+    """
+
+    shape: tuple
+    gain: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Call:
+    """A layer, as it is called at one place of a graph.
+
+    Attributes:
+        layer: The layer.
+        bound: `Bound` of the layer.
+        weights: Tuple of floats, its constant for each input.
+        inputs: List of `Flow`.
+        outputs: List of `Flow`.
+    """
+
+    layer: keras.layers.Layer
+    bound: Bound
+    weights: tuple
+    inputs: list
+    outputs: list
+
+
+def propagate(calls, known, arithmetic, sizes=None):
+    """Follows errors of a forward pass; see `_rounding`.
+
+    Args:
+        calls: List of `Call`.
+        known: Dictionary from inputs of the graph, `Flow`, to `Computed`.
+        arithmetic: `Arithmetic`.
+        sizes: Dictionary from other flows to the norms of their values at some
+            samples; None for an input of zero, and the norms that layers claim.
+
+    Returns:
+        The dictionary, with all flows of the graph.
+    """
+    known = dict(known)
+    for call in calls:
+        layer = call.bound.rounding(arithmetic)
+        inputs = [known[flow] for flow in call.inputs]
+        joined = join(inputs, call.weights, layer)
+        claimed = [
+            w * x.zero for w, x in zip(call.weights, inputs, strict=True)
+        ]
+        for flow in call.outputs:
+            zero = sum(claimed) + layer.zero
+            known[flow] = dataclasses.replace(
+                joined,
+                constant=joint_gain([flow]),
+                zero=zero if sizes is None else sizes[flow],
+            )
+    return known
+
+
+def joint_gain(flows):
+    """Bound of all tensors together, as a function of all inputs."""
+    bound = _norm(np.concatenate([flow.gain for flow in flows]))
+    if not math.isfinite(bound):
+        raise ValueError(
+            "The product of the constants of the layers is too large for a "
+            f"float. Received: {bound}"
+        )
+    return bound
+
+
+def final_dense(model, walk):
+    """What certificates use of a last Dense layer without activation.
+
+    Args:
+        model: A model.
+        walk: The `Walk` that has run it.
+
+    Returns:
+        Tuple: the layer, its kernel, and the `Flow` that enters it; None if
+        the output of the model is not that of such a layer.
+    """
+    last = model.layers[-1] if isinstance(model, keras.Model) else model
+    if type(last) not in DENSE or id(last) not in walk.entering:
+        return None
+    if last.activation is not keras.activations.linear:
+        return None
+    if isinstance(model, keras.Model) and not isinstance(
+        model, keras.Sequential
+    ):
+        # The layer is the last one, and used once.
+        is_output = (
+            len(last._inbound_nodes) == 1
+            and len(model.outputs) == 1
+            and last.output is model.outputs[0]
+        )
+        if not is_output:
+            return None
+    (flow,) = walk.entering[id(last)]
+    return last, inference_kernel(last), flow
+
+
+# Products below this one lose digits, or vanish, see `_scaled_gain`.
+_SMALLEST_GAIN = 1e-290
+
+
+def _scaled_gain(weight, gain):
+    """`weight * gain`, or a matrix with no less of a norm in any direction.
+
+    A product that vanishes where no factor does would make a constant of zero,
+    which later layers could not make larger again. A row for each input, of a
+    size that is 1e17 times what can vanish, bounds it, whatever is added to it.
+    """
+    part = weight * gain
+    small = (np.abs(part) < _SMALLEST_GAIN) & (gain != 0)
+    if weight and np.any(small):
+        part = np.concatenate([part, _SMALLEST_GAIN * np.eye(part.shape[1])])
+    return part
+
+
+def _norm(gain):
+    if gain.shape == (1, 1):
+        return float(abs(gain[0, 0]))
+    return float(matrix_norm(gain)[0])
+
+
+def start(model, input_shape=None):
+    """The flows of the inputs of a model or layer."""
+    shapes = _input_shapes(model)
+    if input_shape is not None:
+        given = input_shape
+        if not given or not isinstance(given[0], (tuple, list)):
+            given = [given]
+        # Some stock layers are built from the start, for no shape of their own.
+        if shapes is None:
+            shapes = [(None,) * (len(shape) + 1) for shape in given]
+        fits = len(given) == len(shapes) and all(
+            len(new) + 1 == len(known)
+            and all(
+                isinstance(n, int) and n > 0 and k in (n, None)
+                for n, k in zip(new, known[1:], strict=True)
+            )
+            for new, known in zip(given, shapes, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                "`input_shape` is the shape of an input without the batch "
+                f"axis. Expected one that fits {_plain(shapes)}. "
+                f"Received: input_shape={input_shape}"
+            )
+        shapes = [(None, *shape) for shape in given]
+    if shapes is None:
+        raise ValueError(
+            f"Layer '{model.name}' does not know the shape of its input, which "
+            "its bound depends on. Expected `input_shape`, the shape of an "
+            "input without the batch axis. Received: input_shape=None"
+        )
+    rows = np.eye(len(shapes))
+    return [
+        Flow(tuple(shape), rows[i : i + 1]) for i, shape in enumerate(shapes)
+    ]
+
+
+def _plain(shapes):
+    shapes = [tuple(shape[1:]) for shape in shapes]
+    return shapes[0] if len(shapes) == 1 else shapes
+
+
+def _input_shapes(model):
+    """Shapes that a model or layer was built for, or None."""
+    if isinstance(model, keras.Model):
+        require_graph(model)
+        return [tuple(tensor.shape) for tensor in model.inputs]
+    config = model.get_build_config()
+    shape = (config or {}).get("input_shape")
+    if shape is None:
+        return None
+    if shape and isinstance(shape[0], (tuple, list)):
+        return [tuple(one) for one in shape]
+    return [tuple(shape)]
+
+
+class Walk:
+    """Follows the graph of a model; see the notes of this module.
+
+    Args:
+        constants: As of `lipschitz_bound`.
+
+    Attributes:
+        calls: List of `Call`, in their order.
+        table: List of `LayerBound`, one for each layer and input shape.
+        entering: Dictionary from ids of layers, whose constant was not given,
+            to the flows that they took in their last call.
+    """
+
+    def __init__(self, constants=None):
+        self.calls = []
+        self.table = []
+        self.entering = {}
+        self._constants = dict(constants or {})
+        self._known = {}
+
+    def run(self, layer, inputs, prefix=""):
+        """Returns the flows of the outputs of a layer or model.
+
+        Args:
+            layer: A layer or model.
+            inputs: List of `Flow`.
+            prefix: String, the names of the models around it.
+        """
+        if not isinstance(layer, keras.Model) or self._is_given(layer):
+            return self._through_layer(layer, inputs, prefix)
+        require_graph(layer)
+        if prefix:
+            require_float_inputs(layer)
+        if not isinstance(layer, keras.Sequential):
+            return self._through_graph(layer, inputs, prefix)
+        for inner in layer.layers:
+            inputs = self.run(inner, inputs, self._inside(inner, prefix))
+        return inputs
+
+    def _is_given(self, layer):
+        return bool({layer.name, type(layer)} & set(self._constants))
+
+    def _around_branch(self, layer, shapes, prefix):
+        """Bound of a block, whose branch is followed by itself."""
+        (shape,) = shapes
+        start = Flow(layer.branch_shape(shape), np.eye(1))
+        prefix = self._inside(layer.layer, f"{prefix}{layer.name}/")
+        # What is called inside of a block is part of the call of the block.
+        before, self.calls = self.calls, []
+        (end,) = self.run(layer.layer, [start], prefix)
+        calls, self.calls = self.calls, before
+
+        def rounding(arithmetic):
+            known = {start: Computed(1.0)}
+            return propagate(calls, known, arithmetic)[end]
+
+        return branched_bound(layer, joint_gain([end]), rounding, shapes)
+
+    def _inside(self, layer, prefix):
+        is_model = isinstance(layer, keras.Model)
+        return f"{prefix}{layer.name}/" if is_model else prefix
+
+    def _through_graph(self, model, inputs, prefix):
+        flows = {
+            id(tensor): flow
+            for tensor, flow in zip(model.inputs, inputs, strict=True)
+        }
+        # Keras has no public name for the order in which it runs the nodes.
+        for depth in sorted(model._nodes_by_depth, reverse=True):
+            for node in model._nodes_by_depth[depth]:
+                layer = node.operation
+                if node.is_input or isinstance(layer, keras.layers.InputLayer):
+                    continue
+                require_plain_call(node)
+                outputs = self.run(
+                    layer,
+                    [flows[id(x)] for x in node.input_tensors],
+                    self._inside(layer, prefix),
+                )
+                for tensor, flow in zip(node.outputs, outputs, strict=True):
+                    flows[id(tensor)] = flow
+        return [flows[id(tensor)] for tensor in model.outputs]
+
+    def _through_layer(self, layer, inputs, prefix):
+        shapes = [flow.shape for flow in inputs]
+        bound = self._bound(layer, shapes, prefix)
+        if bound.method != "given":
+            self.entering[id(layer)] = inputs
+        weights = bound.weights or (bound.value,) * len(inputs)
+        # An overflow is an error at the end, in `joint_gain`.
+        with np.errstate(over="ignore", invalid="ignore"):
+            parts = [
+                _scaled_gain(weight, flow.gain)
+                for weight, flow in zip(weights, inputs, strict=True)
+            ]
+        if bound.adds:
+            # Not `norm`, whose squares vanish below 1e-154.
+            columns = [np.hypot.reduce(part, axis=0) for part in parts]
+            gain = np.sum(columns, axis=0)[None]
+        else:
+            gain = np.concatenate(parts)
+        # Rotating the rows changes no norm; this keeps their number down.
+        if len(gain) > gain.shape[1]:
+            gain = np.linalg.qr(gain, mode="r") * (1 + 1e-12)
+        outputs = [Flow(x, gain) for x in output_shapes(layer, shapes)]
+        self.calls.append(Call(layer, bound, weights, inputs, outputs))
+        return outputs
+
+    def _bound(self, layer, shapes, prefix):
+        key = (id(layer), tuple(shapes))
+        if key not in self._known:
+            if type(layer) in BRANCHED and not self._is_given(layer):
+                bound = self._around_branch(layer, shapes, prefix)
+            else:
+                bound = layer_bound(layer, shapes, self._constants)
+            self._known[key] = bound
+            self.table.append(
+                LayerBound(
+                    prefix + layer.name,
+                    type(layer).__name__,
+                    bound.value,
+                    bound.method,
+                    bound.exact,
+                )
+            )
+        return self._known[key]

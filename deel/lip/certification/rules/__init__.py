@@ -1,0 +1,13 @@
+"""The constant of each type of layer, from its weights: a rule for each class.
+
+Only the class itself counts, not its subclasses, which may compute something
+else. Importing this registers all rules.
+"""
+
+from deel.lip.certification.rules import activations
+from deel.lip.certification.rules import convolutions
+from deel.lip.certification.rules import dense
+from deel.lip.certification.rules import joins
+from deel.lip.certification.rules import normalization
+from deel.lip.certification.rules import pooling
+from deel.lip.certification.rules import shapes

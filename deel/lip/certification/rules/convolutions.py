@@ -1,0 +1,197 @@
+"""Convolutions."""
+
+import math
+
+import keras
+import numpy as np
+
+from deel.lip import layers
+from deel.lip._numerics.windows import Axis
+from deel.lip._numerics.windows import spatial_shape
+from deel.lip.certification._norms import convolution_norm
+from deel.lip.certification._norms import nonnegative_convolution_norm
+from deel.lip.certification._norms import nonnegative_norm
+from deel.lip.certification._registry import Bound
+from deel.lip.certification._registry import Later
+from deel.lip.certification._registry import rule
+from deel.lip.certification._registry import size_of
+from deel.lip.certification._rounding import Chain
+from deel.lip.certification.rules._linear import activated
+from deel.lip.certification.rules._linear import linear_shape
+from deel.lip.certification.rules._linear import linear_step
+from deel.lip.certification.rules._steps import as_used
+from deel.lip.certification.rules._steps import inference_kernel
+from deel.lip.certification.rules.activations import activation_bound
+from deel.lip.certification.rules.dense import decomposed
+from deel.lip.certification.rules.symmetric import symmetric_bound
+from deel.lip.layers import unconstrained
+
+_PLAIN_CONVOLUTIONS = (
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    layers.AOLConv2D,
+    layers.FrobeniusConv2D,
+    layers.OrthogonalConv1D,
+    layers.OrthogonalConv2D,
+    layers.OrthogonalConv3D,
+    layers.SpectralConv1D,
+    layers.SpectralConv2D,
+    layers.SpectralConv3D,
+    layers.SpectralGroupedConv2D,
+)
+
+_PADDED_CONVOLUTIONS = (
+    unconstrained.PadConv1D,
+    unconstrained.PadConv2D,
+    unconstrained.PadConv3D,
+)
+
+
+@rule(*_PLAIN_CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
+def _convolution(layer, input_shapes):
+    kernel = inference_kernel(layer)
+    # The outputs, split by the group that they belong to.
+    kernel = kernel.reshape(*kernel.shape[:-1], layer.groups, -1)
+    return _convolved(layer, np.swapaxes(kernel, -2, -3), input_shapes)
+
+
+@rule(
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    layers.SpectralDepthwiseConv2D,
+)
+def _depthwise(layer, input_shapes):
+    # Each channel is a group with one input.
+    return _convolved(
+        layer, inference_kernel(layer)[..., None, :], input_shapes
+    )
+
+
+@rule(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
+def _separable(layer, input_shapes):
+    # Both steps are one convolution, whose kernel is their product. What stands
+    # between them is rounded all the same, however much of it cancels.
+    by_channel = as_used(layer, layer.depthwise_kernel)
+    mixing = as_used(layer, layer.pointwise_kernel)
+    channels, multiplier = by_channel.shape[-2:]
+    between = channels * multiplier
+    mixing = mixing.reshape(channels, multiplier, -1)
+    kernel = np.einsum("...cm,cmf->...cf", by_channel, mixing)
+    axes = _axes(layer, input_shapes[0])
+    value, method, _ = convolution_norm(kernel[..., None, :, :], axes)
+    # Each channel is a group with one input.
+    by_channel = by_channel[..., None, :]
+    matrix = mixing.reshape(between, -1)
+    first = nonnegative_convolution_norm(np.abs(by_channel), axes)
+    second = nonnegative_norm(np.abs(matrix))
+    # The kernel is a float64 product.
+    value += _PRODUCT_SLACK * multiplier * first * second
+    shape = linear_shape(layer, input_shapes[0])
+    activation = activation_bound(layer.activation, shape)
+
+    def make():
+        positions = size_of(shape) // layer.filters
+        widened = (None, positions * between)
+        depthwise = linear_step(
+            convolution_norm(by_channel, axes)[0],
+            first,
+            math.prod(layer.kernel_size),
+            None,
+            input_shapes[0],
+            widened,
+        )
+        pointwise = linear_step(
+            decomposed(matrix)[0], second, between, layer.bias, widened, shape
+        )
+        return Chain(depthwise, pointwise, activation.rounding)
+
+    if layer.activation is not keras.activations.linear:
+        method = f"{method}, activation"
+    return Bound(value * activation.value, method, False, rounding=Later(make))
+
+
+# Relative error of a float64 product of two factors, added up, for each term.
+_PRODUCT_SLACK = 4 * float(np.finfo("float64").eps)
+
+
+def _convolved(layer, kernel, input_shapes):
+    (shape,) = input_shapes
+    *taps, _, inputs, _ = kernel.shape
+    axes = _axes(layer, shape)
+    return activated(
+        layer,
+        convolution_norm(kernel, axes),
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
+        shape,
+    )
+
+
+def _axes(layer, shape):
+    mode = getattr(layer, "_pad_mode", None)
+    return [
+        Axis(length, size, stride, dilation, mode or layer.padding)
+        for length, size, stride, dilation in zip(
+            spatial_shape(shape, layer.data_format),
+            layer.kernel_size,
+            _per_axis(layer, layer.strides),
+            _per_axis(layer, layer.dilation_rate),
+            strict=True,
+        )
+    ]
+
+
+@rule(layers.SLLConv2D, unconstrained.ResidualConv2D)
+def _residual_convolution(layer, input_shapes):
+    kernel = inference_kernel(layer)[..., None, :, :]
+    axes = _axes(layer, input_shapes[0])
+    *taps, _, inputs, outputs = kernel.shape
+    return symmetric_bound(
+        layer,
+        convolution_norm(kernel, axes),
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
+        math.prod(taps) * outputs,
+        input_shapes[0],
+    )
+
+
+def _per_axis(layer, values):
+    rank = len(layer.kernel_size)
+    return (values,) * rank if isinstance(values, int) else tuple(values)
+
+
+@rule(
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    layers.OrthogonalConv2DTranspose,
+    layers.SpectralConv2DTranspose,
+)
+def _transposed(layer, input_shapes):
+    # The adjoint of the convolution that reads the whole output, of which a
+    # part may then be cut off.
+    (shape,) = input_shapes
+    axes = []
+    for length, size, stride, dilation in zip(
+        spatial_shape(shape, layer.data_format),
+        layer.kernel_size,
+        _per_axis(layer, layer.strides),
+        _per_axis(layer, layer.dilation_rate),
+        strict=True,
+    ):
+        if length is not None:
+            length = (length - 1) * stride + (size - 1) * dilation + 1
+        axes.append(Axis(length, size, stride, dilation, "valid"))
+    kernel = inference_kernel(layer)[..., None, :, :]
+    value, method, exact = convolution_norm(kernel, axes)
+    exact = exact and layer.padding == "valid"
+    *taps, _, _, inputs = kernel.shape
+    return activated(
+        layer,
+        (value, method, exact),
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
+        shape,
+    )

@@ -1,0 +1,145 @@
+"""Layers that join or hold others."""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from deel.lip import layers
+from deel.lip.certification._registry import _OWN
+from deel.lip.certification._registry import Bound
+from deel.lip.certification._registry import check_finite
+from deel.lip.certification._registry import layer_bound
+from deel.lip.certification._registry import rule
+from deel.lip.certification._registry import size_of
+from deel.lip.certification._rounding import ELEMENTARY
+from deel.lip.certification._rounding import Beside
+from deel.lip.certification._rounding import Chain
+from deel.lip.certification._rounding import Repeated
+from deel.lip.certification._rounding import Step
+from deel.lip.certification._rounding import Sum
+from deel.lip.certification.rules._steps import as_used
+from deel.lip.certification.rules._steps import count_inexact
+from deel.lip.certification.rules._steps import half_unit
+from deel.lip.certification.rules._steps import magnitude
+from deel.lip.certification.rules._steps import step_of
+
+# Blocks whose constant is that of the layer or model inside, and a formula.
+BRANCHED = (layers.PartialResidual, layers.PrescaledResidual)
+_OWN.update(BRANCHED)
+
+
+def _joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
+    """Bound of a layer that joins branches; see `Bound`."""
+    squares = math.sqrt(math.fsum(w**2 for w in weights))
+    value = squares * (1 + 1e-12) if adds else max(weights)
+    terms = len(weights) if terms is None else terms
+    # For inputs of which the norms add up.
+    # What is averaged is added before it is divided.
+    partial = len(weights) * max(weights) if adds else None
+    rounding = step_of(
+        layer, input_shapes, max(weights), terms, partial=partial
+    )
+    return Bound(
+        value, method, weights=tuple(weights), adds=adds, rounding=rounding
+    )
+
+
+def _repetitions(layer, input_shapes):
+    """For each input, the root of how often it is broadcast."""
+    rank = max(len(shape) for shape in input_shapes)
+    shapes = [(1,) * (rank - len(s)) + tuple(s[1:]) for s in input_shapes]
+    if len(set(shapes)) == 1:
+        return [1.0] * len(shapes)
+    if any(None in shape for shape in shapes):
+        raise ValueError(
+            f"Layer '{layer.name}' may broadcast its inputs, whose shapes are "
+            f"not known. Pass `input_shape`. Received: shapes={input_shapes}"
+        )
+    sizes = [math.prod(shape) for shape in shapes]
+    largest = math.prod(np.max(np.array(shapes), axis=0).tolist())
+    return [math.sqrt(largest / size) * (1 + 1e-12) for size in sizes]
+
+
+@rule(keras.layers.Add, keras.layers.Subtract)
+def _sum(layer, input_shapes):
+    weights = _repetitions(layer, input_shapes)
+    return _joined(layer, input_shapes, weights, adds=True)
+
+
+@rule(keras.layers.Average)
+def _mean(layer, input_shapes):
+    weights = _repetitions(layer, input_shapes)
+    weights = [w / len(weights) for w in weights]
+    terms = len(weights) + 4
+    bound = _joined(layer, input_shapes, weights, adds=True, terms=terms)
+    loosened = bound.value * (1 + half_unit(layer)) ** 2
+    return dataclasses.replace(bound, value=loosened)
+
+
+@rule(keras.layers.Maximum, keras.layers.Minimum)
+def _maximum(layer, input_shapes):
+    # |max a - max b| is at most the largest |a - b|, hence its square at most
+    # the sum of all squares.
+    weights = _repetitions(layer, input_shapes)
+    return _joined(layer, input_shapes, weights, adds=False, terms=0)
+
+
+@rule(keras.layers.Concatenate)
+def _concatenation(layer, input_shapes):
+    weights = [1.0] * len(input_shapes)
+    return _joined(layer, input_shapes, weights, adds=False, terms=0)
+
+
+@rule(layers.LipResidual)
+def _residual(layer, input_shapes):
+    alpha = float(as_used(layer, layer.alpha))
+    weight = 1 / (1 + math.exp(-alpha)) if alpha > -700 else 0.0
+    # The weight is a sigmoid, right to some units of one.
+    excess = 1e-6 + 2 * half_unit(layer)
+    weights = [weight + excess, 1 - weight + excess]
+    bound = _joined(
+        layer,
+        input_shapes,
+        weights,
+        adds=True,
+        method="weights",
+    )
+    # Each weight is wrong by units of one, not of itself.
+    rounding = step_of(layer, input_shapes, 1.0, ELEMENTARY + 4)
+    return dataclasses.replace(bound, rounding=rounding)
+
+
+def branched_bound(layer, branch, rounding, input_shapes):
+    """Bound of a block from that of its branch.
+
+    Args:
+        layer: A layer of one of the classes in `BRANCHED`.
+        branch: Float, the constant of the branch.
+        rounding: As of `Bound`, for the branch.
+        input_shapes: List of tuples.
+    """
+    check_finite(layer)
+    factor = magnitude(layer, layer._get_coef())
+    value = factor * layer.joined_constant(branch) * (1 + 1e-12)
+    value *= (1 + half_unit(layer)) ** 2
+    entries = size_of(input_shapes[0])
+    passed = Step(entries=entries)
+    if isinstance(layer, layers.PartialResidual):
+        joined = Beside(passed, rounding)
+    else:
+        joined = Sum(passed, rounding, entries=entries)
+    inexact = count_inexact(layer._get_coef())
+    scaled = Chain(joined, Step(factor, 2, entries=entries, inexact=inexact))
+    return Bound(value, "branch", rounding=scaled)
+
+
+@rule(keras.layers.TimeDistributed)
+def _time_distributed(layer, input_shapes):
+    inner = [(shape[0], *shape[2:]) for shape in input_shapes]
+    bound = layer_bound(layer.layer, inner, {})
+    steps = input_shapes[0][1]
+    times = math.inf if steps is None else steps
+    rounding = Repeated(bound.rounding, times)
+    return dataclasses.replace(bound, rounding=rounding)

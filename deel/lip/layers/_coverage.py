@@ -1,0 +1,137 @@
+"""What all convolutions have in common that are bounded by their coverage."""
+
+import keras
+
+from deel.lip._numerics.padding import MODES
+from deel.lip._numerics.windows import coverage_coefficient
+from deel.lip._numerics.windows import first_spatial_axis
+from deel.lip._numerics.windows import spatial_shape
+from deel.lip._numerics.windows import window_overlap
+from deel.lip._validation import int_tuple
+from deel.lip.layers._padded import PaddedConvolution
+
+
+class WindowCoverage:
+    """Mixin: the coefficient of a convolution, from its window overlap.
+
+    See `deel.lip._numerics.windows` for the bound. A subclass sets
+    `_spatial_rank`.
+    """
+
+    padding_mode = "zeros"
+
+    def _covered_lengths(self, input_shape):
+        """Spatial shape of the image that the windows read."""
+        if input_shape is None:
+            return (None,) * self._spatial_rank
+        return spatial_shape(input_shape, self.data_format)
+
+    def _compute_lip_coef(self, input_shape=None):
+        return coverage_coefficient(
+            self.kernel_size,
+            self.strides,
+            self._covered_lengths(input_shape),
+            self.dilation_rate,
+            self.padding_mode,
+        )
+
+    def _fixed_axes(self, input_shape):
+        """Whether the bound counts on the length of each spatial axis."""
+        windows = zip(
+            self.kernel_size,
+            self.strides,
+            self._covered_lengths(input_shape),
+            self.dilation_rate,
+            strict=True,
+        )
+        for size, stride, length, dilation in windows:
+            of_all = (size, stride, None, dilation, self.padding_mode)
+            of_this = (size, stride, length, dilation, self.padding_mode)
+            yield window_overlap(*of_this) < window_overlap(*of_all)
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        # Another length would break the bound: Keras is told to refuse it.
+        axes = dict(self.input_spec.axes)
+        first = first_spatial_axis(self.data_format)
+        for axis, fixed in enumerate(self._fixed_axes(input_shape), first):
+            if fixed:
+                axes[axis] = input_shape[axis]
+        self.input_spec = keras.layers.InputSpec(
+            min_ndim=self._spatial_rank + 2, axes=axes
+        )
+
+
+class CoveredConvolution(WindowCoverage, PaddedConvolution):
+    """Mixin of the convolutions that keep the size of the image.
+
+    It stands before a `ConstrainedKernel` class.
+
+    Args:
+        kernel_size: Integer or tuple of integers.
+        strides: Integer or tuple of integers.
+        padding: Must be `"same"`, in any case.
+        dilation_rate: Integer or tuple of integers.
+        groups: Integer.
+        padding_mode: `"zeros"`, `"reflect"`, `"replicate"`, `"symmetric"` or
+            `"circular"`: what the image is continued with.
+        **kwargs: Further arguments of the layer.
+    """
+
+    _takes_groups_and_dilation = True
+    _padding_modes = MODES
+
+    def __init__(
+        self,
+        *,
+        kernel_size,
+        strides,
+        padding,
+        dilation_rate,
+        groups=1,
+        padding_mode="zeros",
+        **kwargs,
+    ):
+        rank = self._spatial_rank
+        name = type(self).__name__
+        dilation_rate = int_tuple(dilation_rate, rank)
+        if not isinstance(padding, str) or padding.lower() != "same":
+            raise RuntimeError(
+                f'{name} bounds convolutions with `padding="same"` only. '
+                f"Received: padding={padding}"
+            )
+        if not self._takes_groups_and_dilation:
+            if tuple(dilation_rate) != (1,) * rank:
+                raise RuntimeError(
+                    f"{name} has no dilation, `SpectralGroupedConv{rank}D` "
+                    f"has. Received: dilation_rate={dilation_rate}"
+                )
+            if groups != 1:
+                raise ValueError(
+                    f"{name} has no groups, `SpectralGroupedConv{rank}D` has. "
+                    f"Received: groups={groups}"
+                )
+        if padding_mode not in self._padding_modes:
+            raise ValueError(
+                "Argument `padding_mode` must be one of "
+                f"{self._padding_modes}. Received: padding_mode={padding_mode}"
+            )
+        if groups != 1:
+            kwargs["groups"] = groups
+        super().__init__(
+            kernel_size=int_tuple(kernel_size, rank),
+            strides=int_tuple(strides, rank),
+            padding="same" if padding_mode == "zeros" else "valid",
+            dilation_rate=dilation_rate,
+            **kwargs,
+        )
+        self.padding_mode = padding_mode
+        mode = None if padding_mode == "zeros" else padding_mode
+        self._set_explicit_padding(mode)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "padding": "same",
+            "padding_mode": self.padding_mode,
+        }

@@ -1,0 +1,60 @@
+"""What all losses have in common: reductions, configs, parameters."""
+
+import keras
+
+from deel.lip._backend.variables import host
+
+
+class LipschitzLoss(keras.losses.Loss):
+    """Base of the losses: one spelling of reductions, names and configs."""
+
+    # Names of the constructor arguments that the config adds to Keras' own.
+    _arguments = ()
+
+    def __init__(self, reduction, name):
+        if reduction == "auto":
+            reduction = "sum_over_batch_size"
+        super().__init__(reduction=reduction, name=name)
+
+    @property
+    def variables(self):
+        """The variables of the loss and of its parts, each once."""
+        found = {}
+        for value in vars(self).values():
+            if isinstance(value, keras.Variable):
+                found[id(value)] = value
+            elif isinstance(value, LipschitzLoss):
+                found.update((id(v), v) for v in value.variables)
+        return list(found.values())
+
+    def get_config(self):
+        config = super().get_config()
+        return {**config, **{key: self._plain(key) for key in self._arguments}}
+
+    def _plain(self, key):
+        value = getattr(self, key)
+        if isinstance(value, keras.Variable):
+            return float(host(value))
+        return value
+
+
+def parameter(name, value):
+    """A loss parameter as a variable, which callbacks can change."""
+    value = float(value)
+    if value != value or value < 0:
+        raise ValueError(
+            f"Argument `{name}` must be zero or greater. "
+            f"Received: {name}={value}"
+        )
+    return keras.Variable(value, dtype="float32", trainable=False, name=name)
+
+
+def number_of_classes(y_pred):
+    classes = y_pred.shape[-1]
+    if classes < 2:
+        raise ValueError(
+            "Multi-class losses need scores of two classes or more; use the "
+            "binary loss for a single output. "
+            f"Received: y_pred.shape={y_pred.shape}"
+        )
+    return classes

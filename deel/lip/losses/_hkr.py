@@ -1,0 +1,309 @@
+"""Hinge and Kantorovich-Rubinstein losses in one."""
+
+import math
+import warnings
+
+from keras import ops
+
+from deel.lip._backend.replicas import summed_over_replicas
+from deel.lip._backend.variables import store
+from deel.lip._labels import aligned
+from deel.lip._labels import signs
+from deel.lip._register import register
+from deel.lip._validation import positive_float
+from deel.lip.losses._base import LipschitzLoss
+from deel.lip.losses._base import number_of_classes
+from deel.lip.losses._base import parameter
+from deel.lip.losses._hinges import HingeMargin
+from deel.lip.losses._hinges import MulticlassHinge
+from deel.lip.losses._hinges import other_scores
+from deel.lip.losses._kr import KR
+from deel.lip.losses._kr import MulticlassKR
+
+
+class HingeKR(LipschitzLoss):
+    """Base of the losses `-KR + alpha * hinge`.
+
+    Attributes:
+        KRloss: The loss object of the KR term.
+        hingeloss: The loss object of the hinge term.
+        alpha: Variable, the weight of the hinge term.
+        min_margin: Variable, the margin of the hinge term.
+    """
+
+    def __init__(self, alpha, kr, hinge, reduction, name):
+        super().__init__(reduction, name)
+        self.alpha = parameter("alpha", alpha)
+        self.KRloss = kr
+        self.hingeloss = hinge
+        self.min_margin = hinge.min_margin
+        self.multi_gpu = kr.multi_gpu
+
+    def call(self, y_true, y_pred):
+        kr = self.KRloss.call(y_true, y_pred)
+        hinge = self.hingeloss.call(y_true, y_pred)
+        alpha = ops.convert_to_tensor(self.alpha)
+        # An infinite alpha stands for the hinge term alone.
+        hinge_only = ops.isinf(alpha)
+        kr_weight = ops.where(hinge_only, 0.0, 1.0)
+        hinge_weight = ops.where(hinge_only, 1.0, alpha)
+        return hinge_weight * hinge - kr_weight * kr
+
+
+@register("HKR")
+class HKR(HingeKR):
+    """Hinge-regularised Kantorovich-Rubinstein loss, for two classes.
+
+    `-KR + alpha * HingeMargin`. A large `alpha` favours accuracy, a large
+    `min_margin` robustness.
+
+    Args:
+        alpha: Float, zero or more, the weight of the hinge term. 0 leaves the
+            KR term alone, `float("inf")` the hinge term alone.
+        min_margin: Float, see `HingeMargin`.
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import HKR
+    >>> round(float(HKR(alpha=10.0)([[1], [0]], [[0.25], [-2.0]])), 4)
+    -1.0
+    """
+
+    _arguments = ("alpha", "min_margin", "multi_gpu")
+
+    def __init__(
+        self,
+        alpha,
+        min_margin=1.0,
+        multi_gpu=False,
+        reduction="sum_over_batch_size",
+        name="HKR",
+    ):
+        hinge = HingeMargin(min_margin)
+        super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
+
+
+@register("MulticlassHKR")
+class MulticlassHKR(HingeKR):
+    """Hinge-regularised Kantorovich-Rubinstein loss, for several classes.
+
+    `-MulticlassKR + alpha * MulticlassHinge`, for one-hot labels and a network
+    without activation at the end.
+
+    Args:
+        alpha: Float, zero or more, see `HKR`.
+        min_margin: Float, see `MulticlassHinge`.
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+        soft_hinge_tau: Float, see `MulticlassHinge`.
+    """
+
+    _arguments = ("alpha", "min_margin", "multi_gpu", "soft_hinge_tau")
+
+    def __init__(
+        self,
+        alpha=10.0,
+        min_margin=1.0,
+        multi_gpu=False,
+        reduction="sum_over_batch_size",
+        name="MulticlassHKR",
+        soft_hinge_tau=0.0,
+    ):
+        hinge = MulticlassHinge(min_margin, soft_hinge_tau=soft_hinge_tau)
+        super().__init__(alpha, MulticlassKR(multi_gpu), hinge, reduction, name)
+        self.soft_hinge_tau = hinge.soft_hinge_tau
+
+
+@register("MulticlassSoftHKR")
+class MulticlassSoftHKR(LipschitzLoss):
+    """HKR of the true class and of those that compete, at a set temperature.
+
+    The other classes are weighed by a softmax F of `T * y_pred`, the true class
+    by 1. The value is `a / alpha + b`, with the signed scores
+    `a = -sum(F * sign * y_pred)` and the hinge
+    `b = sum(F * relu(min_margin / 2 - sign * y_pred))`.
+
+    The temperature follows the scores: `T = temperature * min_margin / m`, with
+    m a moving mean of their magnitude, at least `min_margin`, so that the
+    softmax does not harden as the scores grow. Each call of the loss moves m,
+    in evaluation too. On JAX the models of `deel.lip.model` carry it through
+    their compiled steps; in stock models m keeps its initial value there, from
+    which each batch finds its own temperature.
+
+    Divided by `1 + 1 / alpha`, the value is `(1 - w) * a + w * b` with
+    `w = alpha / (1 + alpha)`.
+
+    Args:
+        alpha: Float greater than zero, the weight of the hinge.
+            `float("inf")` leaves the hinge term alone.
+        min_margin: Float greater than zero, see `HingeMargin`.
+        alpha_mean: Float in [0, 1], the momentum of m.
+        temperature: Float greater than zero.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import MulticlassSoftHKR
+    >>> loss = MulticlassSoftHKR(alpha=10.0)
+    >>> round(float(loss([[1, 0, 0]], [[2.0, 0.0, 0.0]])), 4)
+    0.3
+    """
+
+    _arguments = ("alpha", "min_margin", "alpha_mean", "temperature")
+
+    def __init__(
+        self,
+        alpha=10.0,
+        min_margin=1.0,
+        alpha_mean=0.99,
+        temperature=1.0,
+        reduction="sum_over_batch_size",
+        name="MulticlassSoftHKR",
+    ):
+        super().__init__(reduction, name)
+        if alpha == 0:
+            raise ValueError(
+                "Argument `alpha` must be greater than zero, as it divides. "
+                f"Received: alpha={alpha}"
+            )
+        self.alpha = parameter("alpha", alpha)
+        self.min_margin = parameter(
+            "min_margin", positive_float("min_margin", min_margin)
+        )
+        self.temperature = parameter(
+            "temperature", positive_float("temperature", temperature)
+        )
+        if not 0 <= alpha_mean <= 1:
+            raise ValueError(
+                "Argument `alpha_mean` must be in [0, 1]. "
+                f"Received: alpha_mean={alpha_mean}"
+            )
+        self.alpha_mean = float(alpha_mean)
+        self.m = parameter("m", min_margin)
+
+    def call(self, y_true, y_pred):
+        y_true, y_pred = aligned(y_true, y_pred)
+        number_of_classes(y_pred)
+        is_true = y_true > 0
+        inverse_temperature = ops.cast(self._follow(y_pred), y_pred.dtype)
+        weights = ops.softmax(
+            other_scores(is_true, inverse_temperature * y_pred), axis=-1
+        )
+        weights = ops.where(is_true, ops.ones_like(weights), weights)
+        signed = signs(y_true) * y_pred
+        hinge = ops.relu(self.min_margin / 2.0 - signed)
+        mean = -ops.sum(weights * signed, axis=-1)
+        # An infinite alpha makes the first term 0.
+        return mean / self.alpha + ops.sum(weights * hinge, axis=-1)
+
+    def _follow(self, y_pred):
+        """Moves m by a batch of scores; returns T, without gradient."""
+        scores = ops.cast(ops.stop_gradient(y_pred), "float32")
+        margin = ops.convert_to_tensor(self.min_margin)
+        size = ops.cast(ops.size(scores), "float32")
+        total, size = summed_over_replicas(ops.sum(ops.abs(scores)), size)
+        magnitude = self.alpha_mean * ops.convert_to_tensor(self.m) + (
+            1 - self.alpha_mean
+        ) * (total / size)
+        store(self.m, ops.clip(magnitude, 0.005, 1000.0))
+        magnitude = ops.minimum(ops.maximum(magnitude, margin), 20000.0)
+        temperature = ops.convert_to_tensor(self.temperature)
+        return ops.clip(temperature * margin / magnitude, 0.005, 250.0)
+
+
+@register("MulticlassLseHKR")
+class MulticlassLseHKR(LipschitzLoss):
+    """HKR of the true class against a smooth maximum of the others.
+
+    The value is `(1 - alpha) * -kr + alpha * hinge`, with
+    `kr = z_true - q` and
+    `hinge = relu(min_margin / 2 - z_true) + relu(min_margin / 2 + q)`, for the
+    scores `z = temperature * y_pred` and the smooth maximum
+    `q = logsumexp(t * z_others) / t`. The sharpness
+    `t = log(classes - 1) / (min_margin * penalty / 2)` is such that q is at
+    most `min_margin * penalty / 2` above the maximum. With two classes, q is
+    the score of the other one.
+
+    Args:
+        alpha: Float in [0, 1], the weight of the hinge; the other losses here
+            take the ratio of both weights. A greater value is taken for such
+            a ratio and replaced by `alpha / (1 + alpha)`, with a warning.
+        temperature: Float greater than zero, multiplies the scores.
+        penalty: Float greater than zero, how far the smooth maximum may exceed
+            the maximum, in units of half a margin.
+        min_margin: Float greater than zero, see `HingeMargin`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import MulticlassLseHKR
+    >>> loss = MulticlassLseHKR(alpha=0.5)
+    >>> round(float(loss([[1, 0]], [[2.0, -1.0]])), 4)
+    -1.5
+    """
+
+    _arguments = ("alpha", "temperature", "penalty", "min_margin")
+
+    def __init__(
+        self,
+        alpha=1.0,
+        temperature=1.0,
+        penalty=1.0,
+        min_margin=1.0,
+        reduction="sum_over_batch_size",
+        name="MulticlassLseHKR",
+    ):
+        super().__init__(reduction, name)
+        self.alpha = parameter("alpha", _weight(alpha))
+        self.temperature = parameter(
+            "temperature", positive_float("temperature", temperature)
+        )
+        self.penalty = parameter("penalty", positive_float("penalty", penalty))
+        self.min_margin = parameter(
+            "min_margin", positive_float("min_margin", min_margin)
+        )
+
+    def call(self, y_true, y_pred):
+        y_true, y_pred = aligned(y_true, y_pred)
+        others = number_of_classes(y_pred) - 1
+        is_true = y_true > 0
+        scores = ops.convert_to_tensor(self.temperature) * y_pred
+        half = ops.convert_to_tensor(self.min_margin) / 2.0
+        own = ops.sum(
+            ops.where(is_true, scores, ops.zeros_like(scores)), axis=-1
+        )
+        if others == 1:
+            best = ops.sum(scores, axis=-1) - own
+        else:
+            sharpness = math.log(others) / (half * self.penalty)
+            best = (
+                ops.logsumexp(
+                    other_scores(is_true, sharpness * scores), axis=-1
+                )
+                / sharpness
+            )
+        hinge = ops.relu(half - own) + ops.relu(half + best)
+        alpha = ops.convert_to_tensor(self.alpha)
+        return (1.0 - alpha) * (best - own) + alpha * hinge
+
+
+def _weight(alpha):
+    """The weight of the hinge in [0, 1], from a weight or a ratio."""
+    if not alpha > 1:
+        return alpha
+    weight = 1.0 if math.isinf(alpha) else alpha / (1.0 + alpha)
+    warnings.warn(
+        "Argument `alpha` of this loss is a weight in [0, 1]. A greater value "
+        "is taken for the ratio of the weights of the hinge and of the KR "
+        f"term, and replaced by alpha/(1+alpha)={weight}. "
+        f"Received: alpha={alpha}",
+        UserWarning,
+        stacklevel=3,
+    )
+    return weight

@@ -1,0 +1,126 @@
+"""The Kantorovich-Rubinstein losses."""
+
+from keras import ops
+
+from deel.lip._labels import EPSILON
+from deel.lip._labels import aligned
+from deel.lip._labels import kr_weights
+from deel.lip._register import register
+from deel.lip.losses._base import LipschitzLoss
+
+
+@register("_kr")
+def _kr(y_true, y_pred, epsilon=EPSILON):
+    """KR term of each sample, from labels of a whole batch.
+
+    The mean over the batch is, for each output and averaged over them, the
+    mean score of the positive samples minus that of the others. A class that
+    is absent from the batch contributes 0.
+
+    Args:
+        y_true: Labels; positive are those equal to 1.
+        y_pred: Scores, of the same shape.
+        epsilon: Float, keeps the counts of absent classes from dividing by 0.
+
+    Returns:
+        Tensor `(batch_size,)`.
+    """
+    y_true, y_pred = aligned(y_true, y_pred)
+    positive = ops.cast(ops.equal(y_true, 1), y_pred.dtype)
+    return ops.mean(y_pred * kr_weights(positive, epsilon), axis=-1)
+
+
+@register("_kr_multi_gpu")
+def _kr_multi_gpu(y_true, y_pred):
+    """KR term of each sample, from labels that already hold the weights.
+
+    Args:
+        y_true: Labels made by `deel.lip.utils.process_labels_for_multi_gpu`
+            from a whole batch, before it was split over devices.
+        y_pred: Scores, of the same shape.
+
+    Returns:
+        Tensor `(batch_size,)`.
+    """
+    y_true, y_pred = aligned(y_true, y_pred)
+    return ops.mean(y_pred * y_true, axis=-1)
+
+
+@register("KR")
+class KR(LipschitzLoss):
+    """Kantorovich-Rubinstein estimate of the Wasserstein-1 distance.
+
+    The difference of the mean scores of two classes, to be maximised: as a
+    metric it grows, and `HKR` subtracts it.
+
+    Args:
+        multi_gpu: Boolean. True if the labels were made by
+            `process_labels_for_multi_gpu`, so that the value does not depend
+            on how a batch is split over devices.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import KR
+    >>> round(float(KR()([[1], [1], [0]], [[1.0], [3.0], [0.5]])), 4)
+    1.5
+    """
+
+    _arguments = ("multi_gpu",)
+
+    def __init__(
+        self, multi_gpu=False, reduction="sum_over_batch_size", name="KR"
+    ):
+        super().__init__(reduction, name)
+        self.multi_gpu = multi_gpu
+        self.eps = EPSILON
+
+    def call(self, y_true, y_pred):
+        if self.multi_gpu:
+            return _kr_multi_gpu(y_true, y_pred)
+        return _kr(y_true, y_pred, self.eps)
+
+
+@register("MulticlassKR")
+class MulticlassKR(KR):
+    """`KR` of each class against the others, averaged over the classes.
+
+    Args:
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+    """
+
+    def __init__(
+        self,
+        multi_gpu=False,
+        reduction="sum_over_batch_size",
+        name="MulticlassKR",
+    ):
+        super().__init__(multi_gpu, reduction, name)
+
+
+@register("NegKR")
+class NegKR(KR):
+    """`-KR`, to be minimised: the KR term as a loss of its own.
+
+    Args:
+        multi_gpu: Boolean, see `KR`.
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String.
+
+    Example:
+
+    >>> from deel.lip.losses import NegKR
+    >>> round(float(NegKR()([[1], [1], [0]], [[1.0], [3.0], [0.5]])), 4)
+    -1.5
+    """
+
+    def __init__(
+        self, multi_gpu=False, reduction="sum_over_batch_size", name="NegKR"
+    ):
+        super().__init__(multi_gpu, reduction, name)
+
+    def call(self, y_true, y_pred):
+        return -super().call(y_true, y_pred)

@@ -1,0 +1,1 @@
+"""Maps from free kernels to kernels of norm at most one."""
