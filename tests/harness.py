@@ -171,7 +171,7 @@ def update_of(layer):
         values = [variable.value for variable in state]
         for variable, value in zip(state, updated(values), strict=True):
             # As the trainer does it: a guard would mend what is measured here.
-            getattr(variable, "take", variable.assign)(value)
+            getattr(variable, "assign_proven", variable.assign)(value)
 
     return update
 

@@ -211,11 +211,11 @@ def test_bound_of_our_layers_is_measured_and_within_their_promise(row):
         assert bound >= operator_norm(layer, row.input_shape) * (1 - 1e-6)
     # Weights that inference uses are measured, and no promise.
     wbar = keras.ops.copy(layer.wbar)
-    layer.wbar.take(0.5 * wbar)
+    layer.wbar.assign_proven(0.5 * wbar)
     if not row.residual:
         np.testing.assert_allclose(lipschitz_bound(layer), bound / 2, rtol=1e-5)
     # What breaks its promise got past the guard, which is to be known.
-    layer.wbar.take(3.0 * wbar)
+    layer.wbar.assign_proven(3.0 * wbar)
     with pytest.raises(ValueError, match="exceeds its promise"):
         lipschitz_bound(layer)
 
@@ -1019,7 +1019,7 @@ def test_export_is_refused_if_the_promise_is_broken():
         model.vanilla_export(verify=0.5)
     # A foreign kernel, written past the guard of the weights of inference.
     wbar = model.layers[0].wbar
-    wbar.take(1.5 * keras.ops.convert_to_tensor(wbar))
+    wbar.assign_proven(1.5 * keras.ops.convert_to_tensor(wbar))
     for refused in (
         model.vanilla_export,
         model.lipschitz_constant,

@@ -27,7 +27,7 @@ FOLDERS = {
     """,
     "_backend": """
         control_flow differentiation gradient products replicas tensors
-        variables compilation guarded_variable
+        variables compilation guarded_variable retraction
     """,
     "_numerics": """
         activations norm_bounds padding sorting window_norms windows
@@ -78,7 +78,7 @@ EXCEPTIONS = {
     ("_backend.compilation", "tensorflow"),
     ("_backend.compilation", "jax"),
     ("_backend.replicas", "tensorflow"),
-    ("_backend.variables", "jax"),
+    ("_backend.retraction", "jax"),
     ("_backend.guarded_variable", "tensorflow"),
     ("_backend.guarded_variable", "jax"),
     ("_backend.guarded_variable", "torch"),

@@ -224,7 +224,9 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
     assert bound == pytest.approx(1.0, abs=1e-5)
     assert [row.name for row in table] == ["block/inner", "block"]
     # Weights are measured, and no promise.
-    layer.layer.wbar.take(0.5 * ops.convert_to_tensor(layer.layer.wbar))
+    layer.layer.wbar.assign_proven(
+        0.5 * ops.convert_to_tensor(layer.layer.wbar)
+    )
     assert lipschitz_bound(layer) == pytest.approx(of_branch(0.5), rel=1e-4)
     norm = harness.operator_norm(layer, (_width(block),))
     assert norm <= lipschitz_bound(layer) * (1 + 1e-6)

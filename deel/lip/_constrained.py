@@ -6,9 +6,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.variables import AfterUpdate
+from deel.lip._backend.retraction import AfterUpdate
+from deel.lip._backend.retraction import retracting
 from deel.lip._backend.variables import host
-from deel.lip._backend.variables import retracting
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import activation_constant

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
@@ -128,7 +128,7 @@ class SpectralConstraint(keras.constraints.Constraint):
         self.u = u
 
     def __call__(self, w):
-        kernel = full(w)
+        kernel = float32_at_least(w)
         orthogonal = None not in (self.eps_bjorck, self.beta_bjorck)
         constrained = self.k_coef_lip * spectral_constraint(kernel, orthogonal)
         return ops.cast(constrained, w.dtype)

@@ -7,7 +7,7 @@ import warnings
 
 import keras
 
-from deel.lip._backend.variables import gathered_retractions
+from deel.lip._backend import retraction
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._export import condensable_layers
 from deel.lip._export import vanillaModel
@@ -96,22 +96,7 @@ class _LipschitzModel(Condensable):
             self.optimizer.build(self.trainable_variables)
 
     def train_step(self, *args):
-        if keras.backend.backend() != "jax" or isinstance(
-            # Its update is a branch, whose values must not leave it.
-            self.optimizer,
-            keras.optimizers.LossScaleOptimizer,
-        ):
-            return super().train_step(*args)
-        (_, before, *_), *_ = args
-        names = [id(variable) for variable in self.non_trainable_variables]
-        known = dict(zip(names, before, strict=True))
-        with gathered_retractions(known) as retracted:
-            logs, (trainable, others, *rest) = super().train_step(*args)
-        others = [
-            retracted.get(name, value)
-            for name, value in zip(names, others, strict=True)
-        ]
-        return logs, (trainable, others, *rest)
+        return retraction.train_step(self, super().train_step, *args)
 
     def fit(self, *args, **kwargs):
         history = super().fit(*args, **kwargs)

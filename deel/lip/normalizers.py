@@ -23,7 +23,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.control_flow import known
+from deel.lip._backend.control_flow import value_now
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
@@ -395,7 +395,7 @@ def _transposed_padding(pad_func, lengths, dtype):
     expected = ops.matmul(ops.transpose(p), ops.matmul(probe, q))
     found = pad_func(ops.reshape(probe, (1, height, width, 1)))[0, :, :, 0]
     error = ops.max(ops.abs(found - expected))
-    if known(error <= 1e-2 * ops.max(ops.abs(found))) is False:
+    if value_now(error <= 1e-2 * ops.max(ops.abs(found))) is False:
         raise ValueError(
             "Argument `pad_func` must be linear, and pad rows and columns "
             "independently of each other, to have an adjoint that is known. "

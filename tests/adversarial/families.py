@@ -99,7 +99,7 @@ def whole_copy(model):
         value = np.asarray(keras.ops.convert_to_numpy(old.value), "float64")
         value = keras.ops.convert_to_tensor(value, dtype="float64")
         # The kernels of inference are what they are, not normalised again.
-        getattr(new, "take", new.assign)(value)
+        getattr(new, "assign_proven", new.assign)(value)
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()

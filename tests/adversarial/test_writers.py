@@ -129,7 +129,7 @@ def poisoned(model, values):
     """Makes a model hold these values, as one of another program might."""
     for variable, value in zip(model.weights, values, strict=True):
         value = ops.convert_to_tensor(value)
-        getattr(variable, "take", variable.assign)(value)
+        getattr(variable, "assign_proven", variable.assign)(value)
     return model
 
 

@@ -11,7 +11,7 @@ from keras import ops
 
 def cond(predicate, if_true, if_false):
     """Calls one of two functions without arguments, as `keras.ops.cond`."""
-    decided = known(predicate)
+    decided = value_now(predicate)
     if decided is None:
         return ops.cond(predicate, if_true, if_false)
     return if_true() if decided else if_false()
@@ -22,7 +22,7 @@ def while_loop(condition, body, state):
 
     Numbers in the state become tensors where a graph is being traced.
     """
-    while (decided := known(condition(*state))) is not None:
+    while (decided := value_now(condition(*state))) is not None:
         if not decided:
             return state
         state = body(*state)
@@ -31,7 +31,7 @@ def while_loop(condition, body, state):
     )
 
 
-def known(predicate):
+def value_now(predicate):
     """The value of a Boolean scalar, None while a graph is being traced."""
     try:
         return bool(predicate)
@@ -39,6 +39,6 @@ def known(predicate):
         return None
 
 
-def is_known(tensor):
+def has_values(tensor):
     """Whether a tensor has values by now: False while a graph is traced."""
-    return known(ops.any(ops.isfinite(tensor))) is not None
+    return value_now(ops.any(ops.isfinite(tensor))) is not None

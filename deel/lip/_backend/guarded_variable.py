@@ -67,8 +67,9 @@ class GuardedVariable(keras.Variable):
 
     Values from outside are checked, and replaced where they break the
     constraint; see the note [who wrote wbar]. What the library itself has
-    proven it hands to `take`. Not checked are values of a function that is
-    being compiled, and what the JAX trainer of Keras brings back of its steps.
+    proven it hands to `assign_proven`. Not checked are values of a function
+    that is being compiled, and what the JAX trainer of Keras brings back of its
+    steps.
 
     Args:
         *args: Positional arguments of `keras.Variable`.
@@ -138,17 +139,17 @@ class GuardedVariable(keras.Variable):
         if isinstance(value, keras.Variable):
             value = value.value
         if _is_compiling() or _is_synchronisation(sys._getframe(1)):
-            return self.take(value)
+            return self.assign_proven(value)
         # A copy: JAX uses the memory of NumPy arrays as it is, in which their
         # owner may write other numbers later.
         copied = ops.copy if ops.is_tensor(value) else np.array
         value = copied(value)
         admitted = self._admitted(value)
-        assigned = self.take(admitted)
+        assigned = self.assign_proven(admitted)
         self._refused = admitted is not value
         return assigned
 
-    def take(self, value):
+    def assign_proven(self, value):
         """Assigns a tensor without a question."""
         assigned = super().assign(value)
         if keras.backend.backend() == "jax":

@@ -199,29 +199,29 @@ def _frequencies(points):
     return np.array(list(itertools.product(*axes)))
 
 
-def by_phase(kernel, strides, groups, numpy):
+def by_phase(kernel, strides, groups, xp):
     """Taps `(number, groups, channels in, channels out)` without a stride.
 
     Args:
         kernel: Tensor or array, the kernel of a Keras convolution.
         strides: Tuple of integers.
         groups: Integer.
-        numpy: The module of its functions: `keras.ops`, or NumPy.
+        xp: The module of its functions: `keras.ops`, or NumPy.
     """
     *sizes, inputs, outputs = kernel.shape
     rank = len(sizes)
     widths = [(0, -k % s) for k, s in zip(sizes, strides, strict=True)]
-    kernel = numpy.pad(kernel, [*widths, (0, 0), (0, 0)])
+    kernel = xp.pad(kernel, [*widths, (0, 0), (0, 0)])
     shape = []
     for size, stride in zip(sizes, strides, strict=True):
         shape += [-(-size // stride), stride]
-    kernel = numpy.reshape(kernel, (*shape, inputs, groups, outputs // groups))
+    kernel = xp.reshape(kernel, (*shape, inputs, groups, outputs // groups))
     taps = range(0, 2 * rank, 2)
     phases = range(1, 2 * rank, 2)
     last = 2 * rank
-    kernel = numpy.transpose(kernel, (*taps, last + 1, *phases, last, last + 2))
+    kernel = xp.transpose(kernel, (*taps, last + 1, *phases, last, last + 2))
     channels = inputs * math.prod(strides)
-    return numpy.reshape(kernel, (-1, groups, channels, outputs // groups))
+    return xp.reshape(kernel, (-1, groups, channels, outputs // groups))
 
 
 def _norm_of(real, imaginary, scores):

@@ -124,7 +124,7 @@ def float64_copy(layer):
             original = original.proven()
         value = as_float64(host(original).astype("float64"))
         # Constrained kernels inside of wrappers are those that are there.
-        getattr(target, "take", target.assign)(value)
+        getattr(target, "assign_proven", target.assign)(value)
     pairs = zip(source._flatten_layers(), copy._flatten_layers(), strict=True)
     for used, inner in pairs:
         if isinstance(inner, keras.layers.Normalization):

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.variables import float32_at_least
 
 
 class ChannelBias(keras.layers.Layer):
@@ -44,7 +44,7 @@ class ChannelBias(keras.layers.Layer):
 
     def _biased(self, x):
         if self.bias is not None:
-            x = x + self._by_channel(full(self.bias), len(x.shape))
+            x = x + self._by_channel(float32_at_least(self.bias), len(x.shape))
         return ops.cast(x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):

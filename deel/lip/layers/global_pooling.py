@@ -5,7 +5,7 @@ import math
 import keras
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._numerics.window_norms import checked_epsilon
 from deel.lip._numerics.window_norms import largest_square
@@ -67,7 +67,7 @@ class _GlobalL2Norm(_GlobalPooling):
         first = first_spatial_axis(self.data_format)
         axes = list(range(first, first + len(inputs.shape) - 2))
         # In float16 the square of 256 is infinite.
-        values = full(inputs)
+        values = float32_at_least(inputs)
         squares = ops.sum(ops.square(values), axis=axes, keepdims=self.keepdims)
         squares = ops.minimum(squares, largest_square(values))
         norms = square_root(squares + self.eps_grad_sqrt) * self.k_coef_lip

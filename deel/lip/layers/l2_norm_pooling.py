@@ -6,7 +6,7 @@ import keras
 from keras import ops
 
 from deel.lip._backend.compilation import has_fast_strides
-from deel.lip._backend.variables import full
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.window_norms import checked_epsilon
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import norms_of_windows
@@ -26,7 +26,7 @@ class _WindowL2Norm(WindowPooling):
     def call(self, inputs, training=False):
         windows = self._windows(inputs.shape)
         # In float16 the square of 256 is infinite.
-        values = full(inputs)
+        values = float32_at_least(inputs)
         scale = self._get_coef()
         if windows is not None and has_fast_strides(inputs, training):
             norms = norms_of_windows(

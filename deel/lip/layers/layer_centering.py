@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip.layers._channel_bias import ChannelBias
@@ -91,7 +91,7 @@ class LayerCentering(LipschitzLayer, ChannelBias):
         return axes
 
     def call(self, inputs):
-        x = full(inputs)
+        x = float32_at_least(inputs)
         x = x - ops.mean(x, axis=self._axes, keepdims=True)
         return self._biased(x * self.k_coef_lip)
 

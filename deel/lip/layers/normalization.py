@@ -18,9 +18,9 @@ evaluation is known to end (see `BatchCentering`).
 import keras
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
-from deel.lip._backend.variables import store
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
@@ -68,7 +68,7 @@ class _BatchStatistics(Condensable, ChannelBias):
         raise NotImplementedError
 
     def call(self, inputs, training=None):
-        x = full(inputs)
+        x = float32_at_least(inputs)
         mean, factor = self._observe(x) if training else self._recall()
         if mean is not None:
             x = x - self._by_channel(mean, len(x.shape))
@@ -472,7 +472,7 @@ class ScaleBiasLayer(ChannelBias):
             )
 
     def call(self, inputs):
-        x = full(inputs)
+        x = float32_at_least(inputs)
         if self.mean is not None:
             mean = ops.convert_to_tensor(self.mean, dtype=x.dtype)
             x = x - self._by_channel(mean, len(x.shape))

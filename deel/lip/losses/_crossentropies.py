@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._labels import aligned
@@ -326,7 +326,7 @@ class EMMA(LipschitzLoss):
     def _kernel(self):
         layer = self.last_layer
         constrained = isinstance(layer, ConstrainedKernel)
-        return full(layer.wbar if constrained else layer.kernel)
+        return float32_at_least(layer.wbar if constrained else layer.kernel)
 
     def get_config(self):
         constants = self.constants

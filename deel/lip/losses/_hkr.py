@@ -6,7 +6,7 @@ import warnings
 from keras import ops
 
 from deel.lip._backend.replicas import summed_over_replicas
-from deel.lip._backend.variables import store
+from deel.lip._backend.retraction import store
 from deel.lip._labels import aligned
 from deel.lip._labels import signs
 from deel.lip._register import register

@@ -3,9 +3,9 @@
 import keras
 from keras import ops
 
-from deel.lip._backend.control_flow import is_known
+from deel.lip._backend.control_flow import has_values
 from deel.lip._backend.replicas import summed_over_replicas
-from deel.lip._backend.variables import AfterUpdate
+from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.variables import host
 from deel.lip._labels import aligned
 from deel.lip._register import register
@@ -91,7 +91,7 @@ class _LearnedMargins(LipschitzLoss):
 
     def _current_margins(self, y_pred):
         outputs = y_pred.shape[-1]
-        if self.margins is None and not is_known(y_pred):
+        if self.margins is None and not has_values(y_pred):
             # A compiled step is no place to create variables in.
             return ops.tile(ops.reshape(self.min_margin, (1,)), (outputs,))
         self.create_margins(outputs)

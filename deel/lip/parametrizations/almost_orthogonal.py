@@ -42,9 +42,9 @@ import math
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.variables import full
-from deel.lip._backend.variables import store
-from deel.lip._backend.variables import value_or_none
+from deel.lip._backend.retraction import store
+from deel.lip._backend.retraction import value_or_none
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.convolution_norm import by_phase
 from deel.lip._numerics.norm_bounds import products_of_columns
 from deel.lip._numerics.norm_bounds import unit_scale
@@ -97,7 +97,7 @@ class AOL(Parametrization):
         )
 
     def condense(self, kernel):
-        unit, _ = unit_scale(full(kernel))
+        unit, _ = unit_scale(float32_at_least(kernel))
         weights = self._weights(unit) / self._factors(unit)
         super().condense(kernel)
         store(self.q, weights / ops.max(weights))
@@ -147,12 +147,12 @@ class AOL(Parametrization):
     def _divides_outputs(self, shape):
         return shape[0] > shape[1] if self.by_output is None else self.by_output
 
-    def _correlations(self, kernel, numpy, products):
+    def _correlations(self, kernel, xp, products):
         """Products of the channels at all distances, but for the mirrored.
 
         Args:
             kernel: Tensor or array.
-            numpy: The module of its functions: `keras.ops`, or NumPy.
+            xp: The module of its functions: `keras.ops`, or NumPy.
             products: Function of two matrices, `x^T y`.
 
         Yields:
@@ -163,10 +163,10 @@ class AOL(Parametrization):
         strides = (1,) * len(self.strides) if by_output else self.strides
         sizes = kernel.shape[: len(strides)]
         sizes = [-(-k // s) for k, s in zip(sizes, strides, strict=True)]
-        taps = by_phase(kernel, strides, 1, numpy)
-        taps = numpy.reshape(taps, (*sizes, *taps.shape[2:]))
+        taps = by_phase(kernel, strides, 1, xp)
+        taps = xp.reshape(taps, (*sizes, *taps.shape[2:]))
         if not by_output:
-            taps = numpy.swapaxes(taps, -1, -2)
+            taps = xp.swapaxes(taps, -1, -2)
         origin = (0,) * len(sizes)
         for shift in itertools.product(*(range(1 - n, n) for n in sizes)):
             if shift < origin:
@@ -175,7 +175,7 @@ class AOL(Parametrization):
             here = tuple(slice(max(0, -d), n - max(0, d)) for d, n in steps)
             there = tuple(slice(max(0, d), n - max(0, -d)) for d, n in steps)
             matrices = [
-                numpy.reshape(taps[part], (-1, taps.shape[-1]))
+                xp.reshape(taps[part], (-1, taps.shape[-1]))
                 for part in (here, there)
             ]
             yield products(*matrices), shift > origin

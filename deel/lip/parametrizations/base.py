@@ -5,9 +5,9 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.guarded_variable import GuardedVariable
-from deel.lip._backend.variables import full
+from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
-from deel.lip._backend.variables import store
 from deel.lip._validation import normal_range
 
 # Relative slack under which a kernel from outside counts as within its bound.
@@ -111,13 +111,18 @@ class Parametrization(keras.layers.Layer):
                 aggregation="only_first_replica",
                 name="wbar",
                 is_sound=lambda value: self._is_sound(value, kernel),
-                remade=lambda: self._scaled(self.constrain(full(kernel))),
+                remade=lambda: self._scaled(
+                    self.constrain(float32_at_least(kernel))
+                ),
             )
         self.built = True
 
     def _initial(self, kernel):
         """What `wbar` holds for a kernel that has just been drawn."""
-        return self._scaled(self.constrain(full(kernel)))
+        return self._made_of(kernel)
+
+    def _made_of(self, kernel):
+        return self._scaled(self.constrain(float32_at_least(kernel)))
 
     def _add_own_state(self, kernel):
         """Creates the variables of a subclass, before `wbar`."""
@@ -128,7 +133,7 @@ class Parametrization(keras.layers.Layer):
 
     def refresh(self, kernel):
         """Makes `wbar` the constrained version of `kernel`, and returns it."""
-        return self._store(self.constrain(full(kernel)))
+        return self._store(self.constrain(float32_at_least(kernel)))
 
     def condense(self, kernel):
         """Overwrites the free kernel by one that is constrained to itself."""
@@ -223,7 +228,7 @@ class Parametrization(keras.layers.Layer):
             return
         ratio = coefficient / self.coefficient
         # Read while it is judged by the constant that it was made for.
-        stored = full(self.wbar)
+        stored = float32_at_least(self.wbar)
         self.coefficient = coefficient
         self._ratios += 1
         if self._ratios == _MOST_RATIOS:

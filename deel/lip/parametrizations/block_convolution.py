@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.variables import full
+from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
-from deel.lip._backend.variables import store
 from deel.lip._numerics.orthogonal_factors import Factors
 from deel.lip._numerics.orthogonal_factors import convolution_bound
 from deel.lip._numerics.polar import SCALES
@@ -71,7 +71,7 @@ class BlockConvolution(Parametrization):
         return tuple(zip(*found, strict=True))
 
     def retract(self, kernel):
-        nearest, scales = self._nearest(full(kernel))
+        nearest, scales = self._nearest(float32_at_least(kernel))
         constrained = self._scaled(self.factors.compose(nearest))
         store(self.wbar, constrained)
         parts = [
@@ -95,7 +95,7 @@ class BlockConvolution(Parametrization):
         # of a difference has at most the sum of the norms of its taps. Other
         # values are valid, too (on JAX, `wbar` is a step behind the factors),
         # so equality is not asked for.
-        own = self._scaled(self.constrain(full(kernel)))
+        own = self._scaled(self.constrain(float32_at_least(kernel)))
         if np.all(np.isfinite(value)):
             taps = value.astype("float64") - host(own)
             taps = taps.reshape(-1, *value.shape[-2:])

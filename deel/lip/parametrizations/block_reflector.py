@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from deel.lip._backend.variables import full
-from deel.lip._backend.variables import store
+from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.norm_bounds import transposed
 from deel.lip._numerics.orthogonal_maps import at_scale_of
 from deel.lip._numerics.orthogonal_maps import cholesky_qr
@@ -44,7 +44,7 @@ class BlockReflector(Mapped):
         return self._kernel_of(self._basis(kernel))
 
     def retract(self, kernel):
-        moved = full(kernel)
+        moved = float32_at_least(kernel)
         basis = self._basis(moved)
         store(self.wbar, self._scaled(self._kernel_of(basis)))
         return ops.cast(at_scale_of(moved, basis), kernel.dtype)

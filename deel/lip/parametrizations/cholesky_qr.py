@@ -2,8 +2,8 @@
 
 from keras import ops
 
-from deel.lip._backend.variables import full
-from deel.lip._backend.variables import store
+from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.orthogonal_maps import at_scale_of
 from deel.lip._numerics.orthogonal_maps import cholesky_qr
 from deel.lip._numerics.orthogonal_maps import of_any_shape
@@ -21,7 +21,7 @@ class CholeskyQR(Parametrization):
         return of_any_shape(cholesky_qr, kernel)
 
     def retract(self, kernel):
-        moved = full(kernel)
+        moved = float32_at_least(kernel)
         factor = self.constrain(moved)
         store(self.wbar, self._scaled(factor))
         return ops.cast(at_scale_of(moved, factor), kernel.dtype)

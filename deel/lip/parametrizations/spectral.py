@@ -6,11 +6,11 @@ from keras import ops
 
 from deel.lip._backend.compilation import fused
 from deel.lip._backend.control_flow import cond
-from deel.lip._backend.control_flow import known
+from deel.lip._backend.control_flow import value_now
 from deel.lip._backend.gradient import custom_gradient
+from deel.lip._backend.retraction import store
 from deel.lip._backend.tensors import reshaped
-from deel.lip._backend.variables import full
-from deel.lip._backend.variables import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import unit_scale
 from deel.lip._numerics.polar import SCALES
@@ -43,7 +43,7 @@ def is_multiple(matrix, stored, factor):
     # What PyTorch computes eagerly has no other order: equal bit by bit, as a
     # rule, which takes a third of the time to see.
     is_eager = keras.backend.backend() == "torch"
-    if is_eager and known(ops.all(matrix == factor * stored)):
+    if is_eager and value_now(ops.all(matrix == factor * stored)):
         return True
     return ops.all(_columns_agree(matrix, stored, factor))
 
@@ -148,7 +148,7 @@ class Spectral(Parametrization):
         return super().free_variable(shape, initializer)
 
     def _initial(self, kernel):
-        drawn = full(kernel)
+        drawn = float32_at_least(kernel)
         dtype = keras.backend.standardize_dtype(drawn.dtype)
         has_all_digits = dtype == kernel.dtype
         if self._drawn_scale is None or not has_all_digits:
@@ -186,7 +186,7 @@ class Spectral(Parametrization):
         )
 
     def update(self, kernel):
-        kernel = full(kernel)
+        kernel = float32_at_least(kernel)
         matrix = as_matrix(kernel)
         if not self.orthogonal:
             vector = ops.convert_to_tensor(self.sn)
@@ -204,7 +204,7 @@ class Spectral(Parametrization):
             inputs: Tensor `(batch_size, rows)`, of the dtype of the kernel.
             kernel: The free kernel, a matrix.
         """
-        matrix = full(kernel)
+        matrix = float32_at_least(kernel)
         value = self._current(matrix, matrix.shape)
 
         def few():
@@ -221,7 +221,7 @@ class Spectral(Parametrization):
             self.orthogonal
             and len(inputs.shape) == len(kernel.shape) == 2
             and min(kernel.shape) >= _LARGE
-            and inputs.dtype == full(kernel).dtype
+            and inputs.dtype == float32_at_least(kernel).dtype
         )
 
     def _followed(self, matrix, value):
@@ -265,7 +265,7 @@ class Spectral(Parametrization):
         return value
 
     def condense(self, kernel):
-        matrix = ops.stop_gradient(as_matrix(full(kernel)))
+        matrix = ops.stop_gradient(as_matrix(float32_at_least(kernel)))
         vector = ops.convert_to_tensor(self.sn)
         for _ in range(self.maxiter_spectral):
             previous = vector
@@ -278,7 +278,7 @@ class Spectral(Parametrization):
     def retract(self, kernel):
         if not self.orthogonal:
             return super().retract(kernel)
-        moved = full(kernel)
+        moved = float32_at_least(kernel)
         matrix = as_matrix(moved)
         nearest, scale = self._nearest(matrix, self.eps_bjorck)
         # It has no effect, so it is kept where every dtype has its digits.
