@@ -842,7 +842,7 @@ def test_single_scores_that_are_never_negative_are_refused(where):
 
 
 def test_reduced_precision_of_products_is_noticed(monkeypatch):
-    module = sys.modules["deel.lip.certification.certificates"]
+    module = sys.modules["deel.lip.certification._network"]
     usual = module._rounding_unit()
     assert usual < 1e-6
     assert module.rounding_of_factors() == 0

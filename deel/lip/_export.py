@@ -2,6 +2,7 @@
 
 import keras
 
+from deel.lip._graph import require_graph
 from deel.lip._lipschitz import Condensable
 from deel.lip._validation import require_built
 
@@ -32,6 +33,7 @@ def vanillaModel(model):
             f"Received: model={model} (of type {type(model).__name__})"
         )
     require_built(model, "vanilla_export")
+    require_graph(model, "`vanillaModel` converts")
     # Copied weights are assigned last: copies are built by the new graph.
     copies = []
     converted = []
@@ -52,24 +54,19 @@ def vanillaModel(model):
         return layer(*args, **kwargs)
 
     if isinstance(model, keras.Sequential):
-        _require_call_of(keras.Sequential, model)
         # The list of `_layers` starts with the input layer.
         layers = [convert(layer) for layer in model._layers]
         exported = keras.Sequential(layers, name=model.name)
         if not exported.built:
             exported.build(model.input_shape)
-    elif hasattr(model, "operations"):
-        functional = _as_functional(model)
-        _require_call_of(type(functional), model)
+    else:
         clone = keras.models.clone_model(
-            functional,
+            _as_functional(model),
             input_tensors=_renewed_inputs(model),
             clone_function=convert,
             call_function=call,
         )
         exported = _as_functional(clone, name=model.name)
-    else:
-        _refuse(model)
     for layer, copy in copies:
         copy.set_weights(layer.get_weights())
     return exported
@@ -106,19 +103,6 @@ def condensable_layers(layers):
             yield from condensable_layers([layer.layer])
         elif isinstance(layer, Condensable):
             yield layer
-
-
-def _require_call_of(stock_class, model):
-    if type(model).call is not stock_class.call:
-        _refuse(model)
-
-
-def _refuse(model):
-    raise ValueError(
-        "`vanillaModel` converts Sequential and functional models without a "
-        "`call` of their own, whose graph of layers is known. "
-        f"Received: model '{model.name}' of type {type(model).__name__}"
-    )
 
 
 def _as_functional(model, name=None):

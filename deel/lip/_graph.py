@@ -3,8 +3,13 @@
 import keras
 
 
-def require_graph(model):
-    """Raises ValueError for models with a `call` of their own."""
+def require_graph(model, purpose):
+    """Raises ValueError for models with a `call` of their own.
+
+    Args:
+        model: A Keras model.
+        purpose: String, the beginning of the message.
+    """
     # Keras makes a functional model of a class without a public name.
     stock = next(
         base
@@ -12,13 +17,30 @@ def require_graph(model):
         if base in (keras.Sequential, keras.Model)
         or (base.__name__ == "Functional" and "keras" in base.__module__)
     )
-    is_stock = stock is not keras.Model and type(model).call is stock.call
-    if not is_stock:
+    if stock is keras.Model or type(model).call is not stock.call:
         raise ValueError(
-            "Bounds are known for Sequential and functional models without a "
-            "`call` of their own, whose graph of layers is known. "
+            f"{purpose} Sequential and functional models without a `call` of "
+            "their own, whose graph of layers is known. "
             f"Received: model '{model.name}' of type {type(model).__name__}"
         )
+
+
+def nodes_in_order(model):
+    """Yields the nodes of a functional model, but for those of its inputs."""
+    # Keras has no public name for the order in which it runs them.
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            is_input = isinstance(node.operation, keras.layers.InputLayer)
+            if not node.is_input and not is_input:
+                yield node
+
+
+def last_layer(model):
+    """The layer, also inside of nested models, that makes the only output."""
+    while isinstance(model, keras.Model):
+        # Keras has no public name for where a tensor comes from.
+        model = model.outputs[0]._keras_history.operation
+    return model
 
 
 def require_float_inputs(model):

@@ -7,12 +7,14 @@ from keras import ops
 from scipy import special
 
 from deel.lip import layers
+from deel.lip._numerics.activations import SLOPES
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
 from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._rounding import FLOAT64
-from deel.lip.certification.rules._steps import SLOPES
+from deel.lip.certification._walk import Context
+from deel.lip.certification._walk import Walk
 
 stock = keras.layers
 
@@ -149,7 +151,9 @@ def worst_excess(layer, shape, formula):
         found = np.asarray(ops.convert_to_numpy(found), "float64")
     error = found - formula(x).reshape(found.shape)
     error = np.linalg.norm(error.reshape(len(x), -1), axis=1)
-    allowed = layer_bound(layer, [(None, *shape)], {}).rounding(FLOAT64)
+    allowed = layer_bound(
+        layer, [(None, *shape)], Context(Walk(), "")
+    ).rounding(FLOAT64)
     size = np.linalg.norm(x.reshape(len(x), -1), axis=1)
     return np.max(error / (allowed.relative * size + allowed.absolute))
 

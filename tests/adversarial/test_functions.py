@@ -79,7 +79,7 @@ def largest_error(found, exact):
 
 def claimed(name, x, arithmetic):
     """What is claimed of the error for each value, as of a tensor by itself."""
-    bound = activation_bound(FUNCTIONS[name], (None, 1))
+    bound = activation_bound(FUNCTIONS[name], (None, 1), None)
     step = bound.rounding(arithmetic)
     error = step.relative * np.abs(x) + step.absolute
     # Beyond, nothing is claimed.
@@ -145,7 +145,7 @@ def test_softmax_is_right_to_what_is_claimed(mode, size):
     error = np.linalg.norm(
         (ops.convert_to_numpy(found) - exact).astype("float64"), axis=1
     )
-    step = activation_bound(function, (None, size)).rounding(FLOAT32)
+    step = activation_bound(function, (None, size), None).rounding(FLOAT32)
     norms = np.linalg.norm(x.astype("float64"), axis=1)
     assert np.all(error <= step.relative * norms + step.absolute)
 

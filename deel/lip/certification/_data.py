@@ -4,6 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._graph import last_layer
 from deel.lip._validation import require_built
 from deel.lip.certification._walk import start
 
@@ -206,11 +207,3 @@ def _as_pair(batch):
     if isinstance(batch, (tuple, list)):
         return batch[0], batch[1] if len(batch) > 1 else None
     return batch, None
-
-
-def last_layer(model):
-    """The layer, also inside of nested models, that makes the only output."""
-    while isinstance(model, keras.Model):
-        # Keras has no public name for where a tensor comes from.
-        model = model.outputs[0]._keras_history.operation
-    return model

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import inspect
 import math
 import typing
 
@@ -95,7 +96,10 @@ def register_bound(layer_class, bound=None):
         layer_class: A class of Keras layers.
         bound: Function `(layer, input_shapes)` that returns a `Bound`, or a
             float, for the inference function of the layer. `input_shapes` is a
-            list of tuples, one for each input, with the batch axis first.
+            list of tuples, one for each input, with the batch axis first. A
+            layer that holds others takes a function of three arguments, the
+            last of which has the method `bound(inner, input_shapes)`: the
+            `Bound` of a layer or model inside.
 
     Returns:
         The function.
@@ -126,24 +130,41 @@ def register_bound(layer_class, bound=None):
             "Expected a function `(layer, input_shapes) -> bound`. "
             f"Received: bound={bound}"
         )
-    _BOUNDS[layer_class] = bound
+    takes_context = _takes_context(bound)
+    _BOUNDS[layer_class] = bound if takes_context else _without_context(bound)
     return bound
 
 
-def layer_bound(layer, input_shapes, constants):
+def _takes_context(bound):
+    try:
+        inspect.signature(bound).bind(None, None, None)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _without_context(bound):
+    @functools.wraps(bound)
+    def rule(layer, input_shapes, context):
+        return bound(layer, input_shapes)
+
+    return rule
+
+
+def layer_bound(layer, input_shapes, context):
     """Returns the `Bound` of a layer that is not a model.
 
     Args:
         layer: A built layer.
         input_shapes: List of tuples.
-        constants: Dictionary from names or classes of layers to floats.
+        context: What a rule may ask besides, a `Context`.
     """
     check_finite(layer)
-    for key in (layer.name, type(layer)):
-        if key in constants:
-            _refuse_masks(layer)
-            bound = Bound(checked_constant(key, constants[key]), "given")
-            return _rounded_like_a_product(layer, bound, input_shapes)
+    constant = context.given(layer)
+    if constant is not None:
+        _refuse_masks(layer)
+        bound = Bound(checked_constant(layer.name, constant), "given")
+        return _rounded_like_a_product(layer, bound, input_shapes)
     if type(layer) not in _BOUNDS:
         raise ValueError(_unknown(layer))
     if not keras.backend.is_float_dtype(layer.compute_dtype):
@@ -153,7 +174,7 @@ def layer_bound(layer, input_shapes, constants):
         )
     if type(layer) not in _OWN:
         _refuse_masks(layer)
-    bound = _BOUNDS[type(layer)](layer, input_shapes)
+    bound = _BOUNDS[type(layer)](layer, input_shapes, context)
     if not isinstance(bound, Bound):
         bound = Bound(checked_constant(layer.name, bound), "registered")
     for value in (bound.value, *(bound.weights or ())):

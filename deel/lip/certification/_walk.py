@@ -1,4 +1,4 @@
-"""TODO walk"""
+"""The way of bounds through the graph of a model."""
 
 import dataclasses
 import math
@@ -6,6 +6,7 @@ import math
 import keras
 import numpy as np
 
+from deel.lip._graph import nodes_in_order
 from deel.lip._graph import require_float_inputs
 from deel.lip._graph import require_graph
 from deel.lip._graph import require_plain_call
@@ -17,8 +18,6 @@ from deel.lip.certification._rounding import Computed
 from deel.lip.certification._rounding import join
 from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.certification.rules.dense import DENSE
-from deel.lip.certification.rules.joins import BRANCHED
-from deel.lip.certification.rules.joins import branched_bound
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,6 +200,11 @@ def start(model, input_shape=None):
             "its bound depends on. Expected `input_shape`, the shape of an "
             "input without the batch axis. Received: input_shape=None"
         )
+    return flows_of(shapes)
+
+
+def flows_of(shapes):
+    """The flows of inputs of these shapes, each moved by itself."""
     rows = np.eye(len(shapes))
     return [
         Flow(tuple(shape), rows[i : i + 1]) for i, shape in enumerate(shapes)
@@ -215,7 +219,7 @@ def _plain(shapes):
 def _input_shapes(model):
     """Shapes that a model or layer was built for, or None."""
     if isinstance(model, keras.Model):
-        require_graph(model)
+        require_graph(model, _PURPOSE)
         return [tuple(tensor.shape) for tensor in model.inputs]
     config = model.get_build_config()
     shape = (config or {}).get("input_shape")
@@ -224,6 +228,30 @@ def _input_shapes(model):
     if shape and isinstance(shape[0], (tuple, list)):
         return [tuple(one) for one in shape]
     return [tuple(shape)]
+
+
+_PURPOSE = "Bounds are known for"
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a rule may ask besides its layer: constants, and what is inside.
+
+    Attributes:
+        walk: The `Walk` that asks for the bound.
+        prefix: String, the names of the layers around what is inside.
+    """
+
+    walk: "Walk"
+    prefix: str
+
+    def given(self, layer):
+        """The constant that the user gave for a layer, or None."""
+        return self.walk.given(layer)
+
+    def bound(self, layer, input_shapes):
+        """`Bound` of a layer or model inside, for inputs of these shapes."""
+        return self.walk.bound_inside(layer, input_shapes, self.prefix)
 
 
 class Walk:
@@ -254,9 +282,9 @@ class Walk:
             inputs: List of `Flow`.
             prefix: String, the names of the models around it.
         """
-        if not isinstance(layer, keras.Model) or self._is_given(layer):
+        if not isinstance(layer, keras.Model) or self.given(layer) is not None:
             return self._through_layer(layer, inputs, prefix)
-        require_graph(layer)
+        require_graph(layer, _PURPOSE)
         if prefix:
             require_float_inputs(layer)
         if not isinstance(layer, keras.Sequential):
@@ -265,24 +293,36 @@ class Walk:
             inputs = self.run(inner, inputs, self._inside(inner, prefix))
         return inputs
 
-    def _is_given(self, layer):
-        return bool({layer.name, type(layer)} & set(self._constants))
+    def given(self, layer):
+        """The constant that the user gave for a layer, or None."""
+        keys = (layer, layer.name, type(layer))
+        return next(
+            (self._constants[key] for key in keys if key in self._constants),
+            None,
+        )
 
-    def _around_branch(self, layer, shapes, prefix):
-        """Bound of a block, whose branch is followed by itself."""
-        (shape,) = shapes
-        start = Flow(layer.branch_shape(shape), np.eye(1))
-        prefix = self._inside(layer.layer, f"{prefix}{layer.name}/")
-        # What is called inside of a block is part of the call of the block.
+    def bound_inside(self, layer, input_shapes, prefix):
+        """`Bound` of a layer or model that stands inside of a layer."""
+        prefix = self._inside(layer, prefix)
+        if not isinstance(layer, keras.Model) or self.given(layer) is not None:
+            return self._bound(layer, input_shapes, prefix)
+        starts = flows_of(input_shapes)
+        # What is called inside of a layer is part of the call of the layer.
         before, self.calls = self.calls, []
-        (end,) = self.run(layer.layer, [start], prefix)
+        ends = self.run(layer, starts, prefix)
         calls, self.calls = self.calls, before
+        if len(starts) > 1 or len(ends) > 1:
+            raise ValueError(
+                "Bounds are known for models with one input and one output, "
+                "where they are inside of a layer. Received: model "
+                f"'{layer.name}' with {len(starts)} and {len(ends)}"
+            )
 
         def rounding(arithmetic):
-            known = {start: Computed(1.0)}
-            return propagate(calls, known, arithmetic)[end]
+            known = {starts[0]: Computed(1.0)}
+            return propagate(calls, known, arithmetic)[ends[0]]
 
-        return branched_bound(layer, joint_gain([end]), rounding, shapes)
+        return Bound(joint_gain(ends), "model", rounding=rounding)
 
     def _inside(self, layer, prefix):
         is_model = isinstance(layer, keras.Model)
@@ -293,20 +333,16 @@ class Walk:
             id(tensor): flow
             for tensor, flow in zip(model.inputs, inputs, strict=True)
         }
-        # Keras has no public name for the order in which it runs the nodes.
-        for depth in sorted(model._nodes_by_depth, reverse=True):
-            for node in model._nodes_by_depth[depth]:
-                layer = node.operation
-                if node.is_input or isinstance(layer, keras.layers.InputLayer):
-                    continue
-                require_plain_call(node)
-                outputs = self.run(
-                    layer,
-                    [flows[id(x)] for x in node.input_tensors],
-                    self._inside(layer, prefix),
-                )
-                for tensor, flow in zip(node.outputs, outputs, strict=True):
-                    flows[id(tensor)] = flow
+        for node in nodes_in_order(model):
+            layer = node.operation
+            require_plain_call(node)
+            outputs = self.run(
+                layer,
+                [flows[id(x)] for x in node.input_tensors],
+                self._inside(layer, prefix),
+            )
+            for tensor, flow in zip(node.outputs, outputs, strict=True):
+                flows[id(tensor)] = flow
         return [flows[id(tensor)] for tensor in model.outputs]
 
     def _through_layer(self, layer, inputs, prefix):
@@ -337,10 +373,8 @@ class Walk:
     def _bound(self, layer, shapes, prefix):
         key = (id(layer), tuple(shapes))
         if key not in self._known:
-            if type(layer) in BRANCHED and not self._is_given(layer):
-                bound = self._around_branch(layer, shapes, prefix)
-            else:
-                bound = layer_bound(layer, shapes, self._constants)
+            context = Context(self, f"{prefix}{layer.name}/")
+            bound = layer_bound(layer, shapes, context)
             self._known[key] = bound
             self.table.append(
                 LayerBound(

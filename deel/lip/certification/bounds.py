@@ -59,8 +59,9 @@ def lipschitz_bound(
             list of such tuples for several inputs. Needed where the model was
             built for images of unknown size, and then only for a tight bound.
         p: The norm. Must be 2.
-        constants: Dictionary from names, or classes, of layers to constants
-            that you know, instead of those found here.
+        constants: Dictionary from layers, their names or their classes, to
+            constants that you know, instead of those found here. Layers that
+            stand inside of others count as well.
         by_output: Boolean. True for the constant of the output that changes
             fastest by itself, instead of that of the vector of all outputs:
             what `FrobeniusDense` with disjoint neurons promises. It differs for

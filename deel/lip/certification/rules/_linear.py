@@ -12,7 +12,7 @@ from deel.lip.certification.rules._steps import spread_norm
 from deel.lip.certification.rules.activations import activation_bound
 
 
-def activated(layer, norm, magnified, terms, input_shape):
+def activated(layer, norm, magnified, terms, input_shape, context):
     """Bound of a linear map that is followed by the layer's activation.
 
     Args:
@@ -22,10 +22,11 @@ def activated(layer, norm, magnified, terms, input_shape):
             with absolute values.
         terms: Integer, how many products are summed.
         input_shape: Tuple.
+        context: That of the rule.
     """
     value, method, exact = norm
     shape = linear_shape(layer, input_shape)
-    activation = activation_bound(layer.activation, shape)
+    activation = activation_bound(layer.activation, shape, context)
     rounding = Later(
         lambda: linear_step(
             value, magnified(), terms, layer.bias, input_shape, shape

@@ -9,7 +9,6 @@ import numpy as np
 from deel.lip import layers
 from deel.lip._numerics.activations import SLOPES
 from deel.lip.certification._registry import Bound
-from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import ELEMENTARY
@@ -22,10 +21,10 @@ from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import step_of
 
 
-def activation_bound(activation, input_shape):
+def activation_bound(activation, input_shape, context):
     """Bound of what layers take as `activation`: a function or a layer."""
     if isinstance(activation, keras.layers.Layer):
-        return layer_bound(activation, [input_shape], {})
+        return context.bound(activation, [input_shape])
     name = next((name for f, name in _NAMES if f is activation), None)
     if name is None:
         shown = getattr(activation, "__name__", activation)
@@ -117,8 +116,8 @@ def _folds(layer, input_shapes):
 
 
 @rule(keras.layers.Activation)
-def _activation(layer, input_shapes):
-    return activation_bound(layer.activation, input_shapes[0])
+def _activation(layer, input_shapes, context):
+    return activation_bound(layer.activation, input_shapes[0], context)
 
 
 @rule(keras.layers.ReLU)

@@ -49,11 +49,11 @@ _PADDED_CONVOLUTIONS = (
 
 
 @rule(*_PLAIN_CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
-def _convolution(layer, input_shapes):
+def _convolution(layer, input_shapes, context):
     kernel = inference_kernel(layer)
     # The outputs, split by the group that they belong to.
     kernel = kernel.reshape(*kernel.shape[:-1], layer.groups, -1)
-    return _convolved(layer, np.swapaxes(kernel, -2, -3), input_shapes)
+    return _convolved(layer, np.swapaxes(kernel, -2, -3), input_shapes, context)
 
 
 @rule(
@@ -61,15 +61,15 @@ def _convolution(layer, input_shapes):
     keras.layers.DepthwiseConv2D,
     layers.SpectralDepthwiseConv2D,
 )
-def _depthwise(layer, input_shapes):
+def _depthwise(layer, input_shapes, context):
     # Each channel is a group with one input.
     return _convolved(
-        layer, inference_kernel(layer)[..., None, :], input_shapes
+        layer, inference_kernel(layer)[..., None, :], input_shapes, context
     )
 
 
 @rule(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
-def _separable(layer, input_shapes):
+def _separable(layer, input_shapes, context):
     # Both steps are one convolution, whose kernel is their product. What stands
     # between them is rounded all the same, however much of it cancels.
     by_channel = as_used(layer, layer.depthwise_kernel)
@@ -88,7 +88,7 @@ def _separable(layer, input_shapes):
     # The kernel is a float64 product.
     value += _PRODUCT_SLACK * multiplier * first * second
     shape = linear_shape(layer, input_shapes[0])
-    activation = activation_bound(layer.activation, shape)
+    activation = activation_bound(layer.activation, shape, context)
 
     def make():
         positions = size_of(shape) // layer.filters
@@ -115,7 +115,7 @@ def _separable(layer, input_shapes):
 _PRODUCT_SLACK = 4 * float(np.finfo("float64").eps)
 
 
-def _convolved(layer, kernel, input_shapes):
+def _convolved(layer, kernel, input_shapes, context):
     (shape,) = input_shapes
     *taps, _, inputs, _ = kernel.shape
     axes = _axes(layer, shape)
@@ -125,6 +125,7 @@ def _convolved(layer, kernel, input_shapes):
         lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
         math.prod(taps) * inputs,
         shape,
+        context,
     )
 
 
@@ -143,7 +144,7 @@ def _axes(layer, shape):
 
 
 @rule(layers.SLLConv2D, unconstrained.ResidualConv2D)
-def _residual_convolution(layer, input_shapes):
+def _residual_convolution(layer, input_shapes, context):
     kernel = inference_kernel(layer)[..., None, :, :]
     axes = _axes(layer, input_shapes[0])
     *taps, _, inputs, outputs = kernel.shape
@@ -154,6 +155,7 @@ def _residual_convolution(layer, input_shapes):
         math.prod(taps) * inputs,
         math.prod(taps) * outputs,
         input_shapes[0],
+        context,
     )
 
 
@@ -169,7 +171,7 @@ def _per_axis(layer, values):
     layers.OrthogonalConv2DTranspose,
     layers.SpectralConv2DTranspose,
 )
-def _transposed(layer, input_shapes):
+def _transposed(layer, input_shapes, context):
     # The adjoint of the convolution that reads the whole output, of which a
     # part may then be cut off.
     (shape,) = input_shapes
@@ -194,4 +196,5 @@ def _transposed(layer, input_shapes):
         lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
         math.prod(taps) * inputs,
         shape,
+        context,
     )

@@ -25,7 +25,7 @@ DENSE = (
 
 
 @rule(*DENSE)
-def _dense(layer, input_shapes):
+def _dense(layer, input_shapes, context):
     kernel = inference_kernel(layer)
     return activated(
         layer,
@@ -33,6 +33,7 @@ def _dense(layer, input_shapes):
         lambda: nonnegative_norm(np.abs(kernel)),
         kernel.shape[0],
         input_shapes[0],
+        context,
     )
 
 
@@ -42,7 +43,7 @@ def decomposed(matrices):
 
 
 @rule(keras.layers.EinsumDense)
-def _einsum_dense(layer, input_shapes):
+def _einsum_dense(layer, input_shapes, context):
     operands, output = layer.equation.replace(" ", "").split("->")
     inputs, kernel = operands.replace("...", "").split(",")
     output = output.replace("...", "")
@@ -70,11 +71,12 @@ def _einsum_dense(layer, input_shapes):
         lambda: nonnegative_norm(np.abs(stack)),
         rows,
         input_shapes[0],
+        context,
     )
 
 
 @rule(layers.SLLDense, unconstrained.ResidualDense)
-def _residual_dense(layer, input_shapes):
+def _residual_dense(layer, input_shapes, context):
     kernel = inference_kernel(layer)
     return symmetric_bound(
         layer,
@@ -83,4 +85,5 @@ def _residual_dense(layer, input_shapes):
         kernel.shape[0],
         kernel.shape[1],
         input_shapes[0],
+        context,
     )

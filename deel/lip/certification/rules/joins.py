@@ -7,10 +7,7 @@ import keras
 import numpy as np
 
 from deel.lip import layers
-from deel.lip.certification._registry import _OWN
 from deel.lip.certification._registry import Bound
-from deel.lip.certification._registry import check_finite
-from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import ELEMENTARY
@@ -24,10 +21,6 @@ from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import step_of
-
-# Blocks whose constant is that of the layer or model inside, and a formula.
-BRANCHED = (layers.PartialResidual, layers.PrescaledResidual)
-_OWN.update(BRANCHED)
 
 
 def _joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
@@ -111,34 +104,28 @@ def _residual(layer, input_shapes):
     return dataclasses.replace(bound, rounding=rounding)
 
 
-def branched_bound(layer, branch, rounding, input_shapes):
-    """Bound of a block from that of its branch.
-
-    Args:
-        layer: A layer of one of the classes in `BRANCHED`.
-        branch: Float, the constant of the branch.
-        rounding: As of `Bound`, for the branch.
-        input_shapes: List of tuples.
-    """
-    check_finite(layer)
+@rule(layers.PartialResidual, layers.PrescaledResidual)
+def _branched(layer, input_shapes, context):
+    (shape,) = input_shapes
+    branch = context.bound(layer.layer, [layer.branch_shape(shape)])
     factor = magnitude(layer, layer._get_coef())
-    value = factor * layer.joined_constant(branch) * (1 + 1e-12)
+    value = factor * layer.joined_constant(branch.value) * (1 + 1e-12)
     value *= (1 + half_unit(layer)) ** 2
-    entries = size_of(input_shapes[0])
+    entries = size_of(shape)
     passed = Step(entries=entries)
     if isinstance(layer, layers.PartialResidual):
-        joined = Beside(passed, rounding)
+        joined = Beside(passed, branch.rounding)
     else:
-        joined = Sum(passed, rounding, entries=entries)
+        joined = Sum(passed, branch.rounding, entries=entries)
     inexact = count_inexact(layer._get_coef())
     scaled = Chain(joined, Step(factor, 2, entries=entries, inexact=inexact))
     return Bound(value, "branch", rounding=scaled)
 
 
 @rule(keras.layers.TimeDistributed)
-def _time_distributed(layer, input_shapes):
+def _time_distributed(layer, input_shapes, context):
     inner = [(shape[0], *shape[2:]) for shape in input_shapes]
-    bound = layer_bound(layer.layer, inner, {})
+    bound = context.bound(layer.layer, inner)
     steps = input_shapes[0][1]
     times = math.inf if steps is None else steps
     rounding = Repeated(bound.rounding, times)

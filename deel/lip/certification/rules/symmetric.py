@@ -14,7 +14,7 @@ from deel.lip.certification.rules.activations import activation_bound
 from deel.lip.layers import unconstrained
 
 
-def symmetric_bound(layer, norm, magnified, terms, terms_back, shape):
+def symmetric_bound(layer, norm, magnified, terms, terms_back, shape, context):
     """Bound of `k x - 2/k A^T f(A x + b)`, slopes of f from 0 to 1.
 
     Its Jacobian is symmetric, with eigenvalues from `k - 2/k ||A||^2` to k.
@@ -26,6 +26,7 @@ def symmetric_bound(layer, norm, magnified, terms, terms_back, shape):
         terms: Integer, how many products each hidden value sums.
         terms_back: Integer, how many products each output sums.
         shape: Tuple, of the input.
+        context: That of the rule.
     """
     unconstrained.require_monotone(layer.activation)
     value, method, _ = norm
@@ -38,7 +39,7 @@ def symmetric_bound(layer, norm, magnified, terms, terms_back, shape):
         channels = layer.kernel.shape[-1]
         hidden = (None, size_of(shape) // shape[-1] * channels)
         entries = max(size_of(shape), size_of(hidden))
-        activation = activation_bound(layer.activation, hidden)
+        activation = activation_bound(layer.activation, hidden, context)
         # The step may be twice as long as the output, before they cancel.
         return Sum(
             Step(k, 2, entries=entries, inexact=count_inexact(k)),
