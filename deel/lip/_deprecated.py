@@ -18,6 +18,7 @@ from deel.lip import initializers
 from deel.lip import losses
 from deel.lip import normalizers
 from deel.lip import utils
+from deel.lip.losses._kr import _kr
 
 
 def _mean_of(value):
@@ -33,19 +34,19 @@ def _full_margin(hinge, min_margin):
 def _with_kr(hinge, alpha):
     if math.isinf(alpha):
         return hinge
-    return lambda y, p: alpha * hinge(y, p) - losses._kr(y, p)
+    return lambda y, p: alpha * hinge(y, p) - _kr(y, p)
 
 
 def _KR_loss():
-    return _mean_of(losses._kr)
+    return _mean_of(_kr)
 
 
 def _neg_KR_loss():
-    return _mean_of(lambda y, p: -losses._kr(y, p))
+    return _mean_of(lambda y, p: -_kr(y, p))
 
 
 def _negative_KR(y_true, y_pred):
-    return ops.mean(-losses._kr(y_true, y_pred))
+    return ops.mean(-_kr(y_true, y_pred))
 
 
 def _hinge_margin_loss(min_margin=1):
