@@ -1,4 +1,4 @@
-"""Bounds of layers that hold others: what is inside is bounded like the rest."""
+"""Layers that hold others: what is inside is bounded like the rest."""
 
 import keras
 import numpy as np

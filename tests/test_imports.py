@@ -49,7 +49,7 @@ FOLDERS = {
         _base _kr _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
-        _norms _rounding _float64 _registry rules/ _walk bounds
+        _norms _rounding _float64 _registry rules/ _walk _promises bounds
         _data _network certificates attacks
     """,
     "certification.rules": """

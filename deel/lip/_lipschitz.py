@@ -201,7 +201,7 @@ def activation_constant(activation):
     return None
 
 
-def warn_of_activation(layer):
+def warn_of_activation(layer, stacklevel=3):
     """Warns if the constant of a `LipschitzLayer` is that of a part only."""
     if layer._whole_constant() is None:
         warnings.warn(
@@ -209,5 +209,5 @@ def warn_of_activation(layer):
             "that is known: the constant of what holds the layer does not "
             f"account for it. Received: activation={layer.activation}",
             UserWarning,
-            stacklevel=3,
+            stacklevel=stacklevel,
         )

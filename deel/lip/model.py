@@ -22,12 +22,8 @@ from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
+from deel.lip.certification._promises import promised_constant
 from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import InvertibleDownSampling
-from deel.lip.layers import InvertibleUpSampling
-from deel.lip.layers import LipschitzPReLU
-from deel.lip.layers import ScaleBiasLayer
-from deel.lip.layers import SpatialShift2D
 
 __all__ = [
     "LossVariableModel",
@@ -173,10 +169,11 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
     The constant is shared out evenly: each of the n layers that take a
     Lipschitz constant gets `k_coef_lip ** (1 / n)`, also when layers are added
     later, or taken away. A nested `Sequential` counts for one and shares out
-    its part. Layers that are known to be 1-Lipschitz (max pooling, flatten,
-    ReLU, ...) are left alone. Any other layer makes the constant unknown, with
-    a warning. An activation inside of a layer counts with it: what
-    `activation="selu"` expands, the kernel before it contracts.
+    its part. Layers that are proven to be 1-Lipschitz whatever training does
+    (max pooling, flatten, ReLU, dropout, ...) are left alone. Any other layer
+    is warned of, with its constant where that is known. An activation inside of
+    a layer counts with it: what `activation="selu"` expands, the kernel before
+    it contracts.
 
     The model promises `k_coef_lip`, and warns as soon as its layers exceed
     that: when one of them is given another constant by a call, or by another
@@ -219,6 +216,8 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         self._keeps_shares = _reading_config.get()
         _reading_config.set(False)
         super().__init__(layers=layers, name=name, **kwargs)
+        self._looked_at, self._expansions = (), {}
+        self._look_at_layers(stacklevel=3)
         self.set_klip_factor(k_coef_lip)
 
     def __call__(self, *args, **kwargs):
@@ -229,11 +228,19 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
 
     def add(self, layer, rebuild=True):
         super().add(layer, rebuild=rebuild)
-        _warn_unless_lipschitz(self._layers[-1])
         # During construction the list is not complete yet: `rebuild` is False
-        # there, and the constructor shares out once at the end.
+        # there, and the constructor does the rest once at the end.
+        if rebuild:
+            self._look_at_layers(stacklevel=3)
         if rebuild and not self._keeps_shares:
             self.set_klip_factor(self.k_coef_lip)
+
+    def _look_at_layers(self, stacklevel):
+        """Warns of new layers that the constant does not account for."""
+        new = [x for x in self._layers if id(x) not in self._looked_at]
+        self._looked_at = tuple(map(id, self._layers))
+        known = _warn_unless_promised(self, new, stacklevel)
+        self._expansions = {**self._expansions, **known}
 
     def pop(self, rebuild=True):
         layer = super().pop(rebuild=rebuild)
@@ -280,6 +287,15 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
 
     def _whole_constant(self):
         """Product of what the layers have, whatever the model promises."""
+        others = [
+            self._expansions.get(id(layer), 1.0)
+            for layer in self._layers
+            if not isinstance(layer, KnownConstant)
+        ]
+        return self._shared_constant() * math.prod(others)
+
+    def _shared_constant(self):
+        """Product of the constants of the layers that have one of their own."""
         product = 1.0
         for layer in self._layers:
             if isinstance(layer, KnownConstant):
@@ -291,7 +307,7 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
 
     def _warn_of_excess(self):
         """Warns if the layers do not keep what the model promises."""
-        found = self._whole_constant()
+        found = self._shared_constant()
         if found <= self.k_coef_lip * (1 + _ROUNDING):
             self._known_excess = None
         elif found != self._known_excess:
@@ -321,9 +337,10 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         for layer in self.layers:
             if isinstance(layer, LipschitzLayer):
                 coefficients.append(layer._get_coef())
-            elif not _is_1_lipschitz(layer):
-                _warn_unless_lipschitz(layer)
-                return None
+            elif not isinstance(layer, keras.layers.InputLayer):
+                known = _warn_unless_promised(self, [layer], stacklevel=2)
+                if known.get(id(layer), math.inf) > 1 + _ROUNDING_OF_RULES:
+                    return None
         return None if None in coefficients else math.prod(coefficients)
 
     def get_config(self):
@@ -350,7 +367,7 @@ class Model(_LipschitzModel, keras.Model):
 
     For networks with branches. It does not share out a Lipschitz constant,
     since that of a graph depends on how its branches meet: give each layer its
-    own `k_coef_lip`.
+    own `k_coef_lip`. `compile` warns of layers that expand, or may.
 
     Args:
         inputs: Input tensors, as for `keras.Model`.
@@ -368,6 +385,11 @@ class Model(_LipschitzModel, keras.Model):
     >>> exported.count_params()
     36
     """
+
+    def compile(self, *args, **kwargs):
+        super().compile(*args, **kwargs)
+        if hasattr(self, "operations"):
+            _warn_unless_promised(self, self.layers, stacklevel=2)
 
 
 @register("LossVariableModel")
@@ -490,67 +512,38 @@ def _refresh_layers(model):
             layer.parametrization.refresh(layer.kernel)
 
 
-_ALWAYS_1_LIPSCHITZ = (
-    InvertibleDownSampling,
-    InvertibleUpSampling,
-    SpatialShift2D,
-    keras.layers.InputLayer,
-    keras.layers.Softmax,
-    keras.layers.Flatten,
-    keras.layers.Reshape,
-    keras.layers.Permute,
-    keras.layers.GlobalMaxPooling1D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.GlobalMaxPooling3D,
-)
+def _warn_unless_promised(model, layers, stacklevel):
+    """Warns of layers whose constant is not known, or is more than one.
 
-_MAX_POOLING = (
-    keras.layers.MaxPooling1D,
-    keras.layers.MaxPooling2D,
-    keras.layers.MaxPooling3D,
-)
-
-_1_LIPSCHITZ_FUNCTIONS = (
-    keras.activations.linear,
-    keras.activations.relu,
-    keras.activations.sigmoid,
-    keras.activations.softmax,
-    keras.activations.softplus,
-    keras.activations.tanh,
-)
-
-
-def _is_1_lipschitz(layer):
-    """Whether a stock layer is known to be 1-Lipschitz as it is configured."""
-    if isinstance(layer, _ALWAYS_1_LIPSCHITZ):
-        return True
-    if isinstance(layer, _MAX_POOLING):
-        # Overlapping windows hand one value to several outputs.
-        windows = zip(layer.pool_size, layer.strides, strict=True)
-        return all(size <= stride for size, stride in windows)
-    if isinstance(layer, keras.layers.ReLU):
-        return layer.threshold == 0 and abs(layer.negative_slope) <= 1
-    if isinstance(layer, keras.layers.LeakyReLU):
-        return abs(layer.negative_slope) <= 1
-    if isinstance(layer, LipschitzPReLU):
-        return layer.k_coef_lip <= 1
-    if isinstance(layer, ScaleBiasLayer):
-        return abs(layer.scalar) <= 1
-    if isinstance(layer, keras.layers.Activation):
-        return layer.activation in _1_LIPSCHITZ_FUNCTIONS
-    return False
+    Returns:
+        Dictionary from ids of layers to their constants, where those are known.
+    """
+    known = {}
+    for layer in layers:
+        if isinstance(layer, LipschitzLayer):
+            warn_of_activation(layer, stacklevel + 1)
+            continue
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        constant = promised_constant(layer)
+        if constant is not None:
+            known[id(layer)] = max(1.0, constant)
+            if constant <= 1 + _ROUNDING_OF_RULES:
+                continue
+        what = (
+            " as far as is known"
+            if constant is None
+            else f": its constant is {constant:.6g}"
+        )
+        warnings.warn(
+            f"Layer '{layer.name}' of type {type(layer).__name__} is not a "
+            f"1-Lipschitz layer{what}. No `k_coef_lip` of '{model.name}' "
+            "accounts for it; `lipschitz_constant()` does.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return known
 
 
-def _warn_unless_lipschitz(layer):
-    if isinstance(layer, LipschitzLayer):
-        warn_of_activation(layer)
-        return
-    if _is_1_lipschitz(layer):
-        return
-    warnings.warn(
-        f"Layer '{layer.name}' of type {type(layer).__name__} is not a "
-        "1-Lipschitz layer as far as is known: the constant of the model does "
-        "not account for it.",
-        UserWarning,
-        stacklevel=3,
-    )
+# What rules may add to a constant of one.
+_ROUNDING_OF_RULES = 1e-5

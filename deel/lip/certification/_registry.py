@@ -223,7 +223,8 @@ def _check_rounding(layer, bound):
         return
     least = max(bound.weights) if bound.weights else bound.value
     numbers = [step.constant, step.growth, step.offset, step.terms]
-    is_sound = all(math.isfinite(x) and x >= 0 for x in numbers)
+    # Of images of unknown size, some are infinite.
+    is_sound = all(x >= 0 for x in numbers) and math.isfinite(step.constant)
     if not is_sound or min(step.constant, step.growth) < least * (1 - 1e-9):
         raise ValueError(
             f"The step of layer '{layer.name}' needs finite numbers, zero or "

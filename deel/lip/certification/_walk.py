@@ -301,7 +301,7 @@ class Walk:
             None,
         )
 
-    def bound_inside(self, layer, input_shapes, prefix):
+    def bound_inside(self, layer, input_shapes, prefix=""):
         """`Bound` of a layer or model that stands inside of a layer."""
         prefix = self._inside(layer, prefix)
         if not isinstance(layer, keras.Model) or self.given(layer) is not None:

@@ -22,6 +22,7 @@ from deel.lip._backend.retraction import store
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
 from deel.lip._lipschitz import Condensable
+from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import positive_float
@@ -418,7 +419,7 @@ class BatchLipNorm(_BatchStatistics):
 
 
 @register("ScaleBiasLayer")
-class ScaleBiasLayer(ChannelBias):
+class ScaleBiasLayer(KnownConstant, ChannelBias):
     """`(x - mean) * scalar + bias`: a constant scalar, the others by channel.
 
     What `BatchCentering` and `BatchLipNorm` are at inference, and what they
@@ -477,6 +478,9 @@ class ScaleBiasLayer(ChannelBias):
             mean = ops.convert_to_tensor(self.mean, dtype=x.dtype)
             x = x - self._by_channel(mean, len(x.shape))
         return self._biased(x * self.scalar)
+
+    def _whole_constant(self):
+        return abs(self.scalar)
 
     def get_config(self):
         return {

@@ -3,11 +3,12 @@
 import keras
 from keras import ops
 
+from deel.lip._lipschitz import KnownConstant
 from deel.lip._register import register
 
 
 @register("LipResidual")
-class LipResidual(keras.layers.Layer):
+class LipResidual(KnownConstant, keras.layers.Layer):
     """Learned average of two branches: `w * x + (1 - w) * y`.
 
     The sum of two 1-Lipschitz branches, as in a residual network, can be
@@ -45,6 +46,9 @@ class LipResidual(keras.layers.Layer):
         x, y = inputs
         weight = ops.sigmoid(ops.convert_to_tensor(self.alpha))
         return weight * x + (1 - weight) * y
+
+    def _whole_constant(self):
+        return 1.0
 
     def compute_output_shape(self, input_shape):
         _check_pair(input_shape)

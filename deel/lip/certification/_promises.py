@@ -1,0 +1,61 @@
+"""Constants that hold whatever training does to the weights."""
+
+import itertools
+import math
+
+import keras
+
+from deel.lip._lipschitz import KnownConstant
+from deel.lip.certification._walk import Walk
+
+
+def promised_constant(layer):
+    """Constant of a layer that keeps it while it is trained.
+
+    Layers that know a constant of their own count with it, also inside of
+    others; layers without weights with what their rule says.
+
+    Args:
+        layer: A layer or model, built or not.
+
+    Returns:
+        Float, an upper bound; None if there is none, or none is known.
+    """
+    is_chain = isinstance(layer, keras.Sequential)
+    if is_chain and not layer.built and not isinstance(layer, KnownConstant):
+        constants = [promised_constant(inner) for inner in layer.layers]
+        return None if None in constants else math.prod(constants)
+    known = {
+        inner: inner._whole_constant()
+        for inner in layer._flatten_layers()
+        if isinstance(inner, KnownConstant)
+    }
+    if layer in known:
+        return known[layer]
+    kept = {id(weight) for inner in known for weight in inner.weights}
+    is_trained = any(id(weight) not in kept for weight in layer.weights)
+    if is_trained or None in known.values():
+        return None
+    for shapes in _shapes(layer):
+        try:
+            return Walk(known).bound_inside(layer, shapes).value
+        except (AttributeError, LookupError, TypeError, ValueError):
+            # No rule; weights that are still to be made; or another rank.
+            continue
+    return None
+
+
+def _shapes(layer):
+    """Yields lists of the shapes that the inputs of a layer have, or may have.
+
+    A layer that was never called may take any rank.
+    """
+    if layer._inbound_nodes:
+        tensors = layer._inbound_nodes[-1].input_tensors
+        yield [tuple(x.shape) for x in tensors]
+        return
+    if isinstance(layer, keras.Model) and layer.built:
+        yield [tuple(x.shape) for x in layer.inputs]
+        return
+    for rank, inputs in itertools.product(range(2, 6), (1, 2)):
+        yield [(None,) * rank] * inputs
