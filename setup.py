@@ -24,7 +24,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_namespace_packages(include=["deel", "deel.*"]),
-    package_data={"deel.lip": ["VERSION", "py.typed"]},
+    package_data={"deel.lip": ["VERSION"]},
     include_package_data=True,
     python_requires=">=3.10",
     install_requires=[
