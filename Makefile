@@ -8,9 +8,11 @@ PYTHON ?= python3
 VENV ?= .venv
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
+REQUIREMENTS := setup.py $(wildcard requirements/*.txt)
+
 .PHONY: demo test test-slow test-adversarial bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
 
-$(VENV)/ready: setup.py
+$(VENV)/ready: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install --quiet --editable ".[demo,test]"
 	touch $@
@@ -33,7 +35,7 @@ test-adversarial: $(VENV)/ready
 	$(VENV)/bin/python -m pytest --numprocesses auto tests/adversarial
 
 # Files of other formats, and neighbours of Keras, which users need not have.
-$(VENV)/ready-formats: setup.py $(VENV)/ready
+$(VENV)/ready-formats: $(VENV)/ready
 	$(VENV)/bin/python -m pip install --quiet --editable ".[formats]"
 	touch $@
 
@@ -43,7 +45,7 @@ test-formats: $(VENV)/ready-formats
 
 # Sphinx shares the environment of the tests: it imports the library to read
 # its docstrings, and a second TensorFlow would only cost time.
-$(VENV)/ready-doc: setup.py $(VENV)/ready
+$(VENV)/ready-doc: $(VENV)/ready
 	$(VENV)/bin/python -m pip install --quiet --editable ".[docs]"
 	touch $@
 
@@ -67,14 +69,10 @@ bench: $(VENV)/ready
 
 # The other backends, each in an environment without TensorFlow, with what their
 # users combine them with.
-NEIGHBOURS_jax = optax orbax-checkpoint
-NEIGHBOURS_torch = adversarial-robustness-toolbox onnx onnxruntime onnxscript
-
-.venv-%/ready: setup.py
+.venv-%/ready: $(REQUIREMENTS)
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet "$(or $(BACKEND_PACKAGE),$*)" \
-	    keras hypothesis matplotlib pytest pytest-xdist scikit-learn \
-	    $(NEIGHBOURS_$*)
+	    keras -r requirements/test.txt -r requirements/$*.txt
 	.venv-$*/bin/python -m pip install --quiet --no-deps --editable .
 	touch $@
 

@@ -7,7 +7,14 @@ from setuptools import setup
 
 HERE = Path(__file__).parent
 
-TEST = ["hypothesis>=6", "matplotlib>=3.7", "pytest>=8", "scikit-learn>=1.3"]
+FIGURES = ["matplotlib>=3.7", "scikit-learn>=1.3"]
+
+
+def requirements(name):
+    """Lists the requirements in a file that pip and tox read as well."""
+    lines = (HERE / f"requirements/{name}.txt").read_text().splitlines()
+    return [line for line in lines if not line.startswith("#")]
+
 
 setup(
     name="deel-lip",
@@ -17,7 +24,7 @@ setup(
     long_description_content_type="text/markdown",
     license="MIT",
     packages=find_namespace_packages(include=["deel", "deel.*"]),
-    package_data={"deel.lip": ["VERSION", "py.typed"]},
+    package_data={"deel.lip": ["VERSION"]},
     include_package_data=True,
     python_requires=">=3.10",
     install_requires=[
@@ -36,18 +43,16 @@ setup(
             "onnxruntime>=1.18",
             "tf2onnx>=1.16",
         ],
-        "demo": ["matplotlib>=3.7", "scikit-learn>=1.3"],
+        "demo": FIGURES,
         "test": [
-            *TEST,
-            "pytest-xdist>=3.5",
-            "ruff==0.17.*",
+            *requirements("test"),
+            *requirements("lint"),
             "tensorboard>=2.16",
         ],
         "docs": [
+            *FIGURES,
             "furo>=2024.8",
-            "matplotlib>=3.7",
             "myst-nb>=1.1",
-            "scikit-learn>=1.3",
             "sphinx>=7.3",
             "sphinx-copybutton>=0.5",
             "sphinx-design>=0.6",
