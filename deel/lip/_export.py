@@ -105,6 +105,15 @@ def condensable_layers(layers):
             yield layer
 
 
+def condense_layers(model):
+    """Condenses all layers, or none if one of them cannot be."""
+    layers = list(condensable_layers(model.layers))
+    for layer in layers:
+        layer._check_condensable()
+    for layer in layers:
+        layer.condense()
+
+
 def _as_functional(model, name=None):
     # `input` and `output` keep the structure that the user gave: a tensor, a
     # list or a dictionary.
@@ -124,3 +133,18 @@ def _renewed_inputs(model):
         ),
         model.input,
     )
+
+
+def input_signature(model):
+    """What `keras.Model.export` needs to know of the inputs of a model."""
+    # A list of layers that was never called has no `input`.
+    sequential = isinstance(model, keras.Sequential)
+    inputs = model.inputs[0] if sequential else model.input
+    return [
+        keras.tree.map_structure(
+            lambda x: keras.InputSpec(
+                shape=x.shape, dtype=x.dtype, name=x.name
+            ),
+            inputs,
+        )
+    ]

@@ -6,11 +6,11 @@ import keras
 import numpy as np
 
 from deel.lip._backend.variables import host
+from deel.lip._export import condense_layers
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.model import averages_weights
-from deel.lip.model import condense_layers
 
 __all__ = [
     "CondenseCallback",

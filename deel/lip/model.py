@@ -10,19 +10,21 @@ import keras
 from deel.lip._backend import retraction
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._export import condensable_layers
+from deel.lip._export import condense_layers
+from deel.lip._export import input_signature
 from deel.lip._export import vanillaModel
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import count_on
-from deel.lip._lipschitz import warn_of_activation
 from deel.lip._loss_variables import TrainsLossVariables
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
-from deel.lip.certification._promises import promised_constant
+from deel.lip.certification._promises import ROUNDING_OF_RULES
+from deel.lip.certification._promises import warn_unless_promised
 from deel.lip.layers import FrobeniusDense
 
 __all__ = [
@@ -144,7 +146,7 @@ class _LipschitzModel(Condensable):
         # Keras has one format, and no such argument.
         known = inspect.signature(exported.export).parameters
         if "input_signature" in known and len(args) < 3:
-            kwargs.setdefault("input_signature", _signature(exported))
+            kwargs.setdefault("input_signature", input_signature(exported))
         return exported.export(filepath, *args, **kwargs)
 
     def lipschitz_constant(self, **kwargs):
@@ -239,7 +241,7 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         """Warns of new layers that the constant does not account for."""
         new = [x for x in self._layers if id(x) not in self._looked_at]
         self._looked_at = tuple(map(id, self._layers))
-        known = _warn_unless_promised(self, new, stacklevel)
+        known = warn_unless_promised(self, new, stacklevel)
         self._expansions = {**self._expansions, **known}
 
     def pop(self, rebuild=True):
@@ -338,8 +340,8 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
             if isinstance(layer, LipschitzLayer):
                 coefficients.append(layer._get_coef())
             elif not isinstance(layer, keras.layers.InputLayer):
-                known = _warn_unless_promised(self, [layer], stacklevel=2)
-                if known.get(id(layer), math.inf) > 1 + _ROUNDING_OF_RULES:
+                known = warn_unless_promised(self, [layer], stacklevel=2)
+                if known.get(id(layer), math.inf) > 1 + ROUNDING_OF_RULES:
                     return None
         return None if None in coefficients else math.prod(coefficients)
 
@@ -389,7 +391,7 @@ class Model(_LipschitzModel, keras.Model):
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
         if hasattr(self, "operations"):
-            _warn_unless_promised(self, self.layers, stacklevel=2)
+            warn_unless_promised(self, self.layers, stacklevel=2)
 
 
 @register("LossVariableModel")
@@ -475,30 +477,6 @@ def _verify(model, exported, verify):
         )
 
 
-def _signature(model):
-    """What `keras.Model.export` needs to know of the inputs of a model."""
-    # A list of layers that was never called has no `input`.
-    sequential = isinstance(model, keras.Sequential)
-    inputs = model.inputs[0] if sequential else model.input
-    return [
-        keras.tree.map_structure(
-            lambda x: keras.InputSpec(
-                shape=x.shape, dtype=x.dtype, name=x.name
-            ),
-            inputs,
-        )
-    ]
-
-
-def condense_layers(model):
-    """Condenses all layers, or none if one of them cannot be."""
-    layers = list(condensable_layers(model.layers))
-    for layer in layers:
-        layer._check_condensable()
-    for layer in layers:
-        layer.condense()
-
-
 def averages_weights(optimizer):
     """Whether Keras replaces weights by their averages when `fit` ends."""
     # A `LossScaleOptimizer` leaves that to the one within.
@@ -510,40 +488,3 @@ def _refresh_layers(model):
     for layer in condensable_layers(model.layers):
         if isinstance(layer, ConstrainedKernel):
             layer.parametrization.refresh(layer.kernel)
-
-
-def _warn_unless_promised(model, layers, stacklevel):
-    """Warns of layers whose constant is not known, or is more than one.
-
-    Returns:
-        Dictionary from ids of layers to their constants, where those are known.
-    """
-    known = {}
-    for layer in layers:
-        if isinstance(layer, LipschitzLayer):
-            warn_of_activation(layer, stacklevel + 1)
-            continue
-        if isinstance(layer, keras.layers.InputLayer):
-            continue
-        constant = promised_constant(layer)
-        if constant is not None:
-            known[id(layer)] = max(1.0, constant)
-            if constant <= 1 + _ROUNDING_OF_RULES:
-                continue
-        what = (
-            " as far as is known"
-            if constant is None
-            else f": its constant is {constant:.6g}"
-        )
-        warnings.warn(
-            f"Layer '{layer.name}' of type {type(layer).__name__} is not a "
-            f"1-Lipschitz layer{what}. No `k_coef_lip` of '{model.name}' "
-            "accounts for it; `lipschitz_constant()` does.",
-            UserWarning,
-            stacklevel=stacklevel + 1,
-        )
-    return known
-
-
-# What rules may add to a constant of one.
-_ROUNDING_OF_RULES = 1e-5

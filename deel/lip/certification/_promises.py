@@ -2,11 +2,17 @@
 
 import itertools
 import math
+import warnings
 
 import keras
 
 from deel.lip._lipschitz import KnownConstant
+from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._lipschitz import warn_of_activation
 from deel.lip.certification._walk import Walk
+
+# What rules may add to a constant of one.
+ROUNDING_OF_RULES = 1e-5
 
 
 def promised_constant(layer):
@@ -59,3 +65,36 @@ def _shapes(layer):
         return
     for rank, inputs in itertools.product(range(2, 6), (1, 2)):
         yield [(None,) * rank] * inputs
+
+
+def warn_unless_promised(model, layers, stacklevel):
+    """Warns of layers whose constant is not known, or is more than one.
+
+    Returns:
+        Dictionary from ids of layers to their constants, where those are known.
+    """
+    known = {}
+    for layer in layers:
+        if isinstance(layer, LipschitzLayer):
+            warn_of_activation(layer, stacklevel + 1)
+            continue
+        if isinstance(layer, keras.layers.InputLayer):
+            continue
+        constant = promised_constant(layer)
+        if constant is not None:
+            known[id(layer)] = max(1.0, constant)
+            if constant <= 1 + ROUNDING_OF_RULES:
+                continue
+        what = (
+            " as far as is known"
+            if constant is None
+            else f": its constant is {constant:.6g}"
+        )
+        warnings.warn(
+            f"Layer '{layer.name}' of type {type(layer).__name__} is not a "
+            f"1-Lipschitz layer{what}. No `k_coef_lip` of '{model.name}' "
+            "accounts for it; `lipschitz_constant()` does.",
+            UserWarning,
+            stacklevel=stacklevel + 1,
+        )
+    return known
