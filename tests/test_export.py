@@ -114,6 +114,7 @@ def _run_saved_model(path, x, tmp_path):
 
 @only_on("tensorflow")
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer")
 def test_saved_model_is_served_without_the_library(trained, tmp_path):
     model, x, expected = trained("tf_saved_model")
     path = tmp_path / "served"
@@ -127,6 +128,7 @@ def test_saved_model_is_served_without_the_library(trained, tmp_path):
 
 @only_on("tensorflow")
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer")
 def test_saved_model_holds_no_state_of_the_constraints(trained, tmp_path):
     import tensorflow as tf
 
