@@ -53,7 +53,7 @@ FOLDERS = {
         _data _network certificates attacks
     """,
     "certification.rules": """
-        _steps activations _linear symmetric dense convolutions pooling
+        _steps activations _linear dense convolutions pooling
         normalization shapes joins
     """,
 }

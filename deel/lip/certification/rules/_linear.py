@@ -1,56 +1,91 @@
-"""Linear maps that an activation follows."""
+"""Linear maps, and the layers that are made of one."""
+
+import dataclasses
+import math
+import typing
 
 import keras
+import numpy as np
 
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip.certification._norms import convolution_norm
+from deel.lip.certification._norms import matrix_norm
+from deel.lip.certification._norms import nonnegative_convolution_norm
+from deel.lip.certification._norms import nonnegative_norm
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
 from deel.lip.certification._rounding import Step
+from deel.lip.certification._rounding import Sum
+from deel.lip.certification.rules._steps import count_inexact
+from deel.lip.certification.rules._steps import half_unit
+from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import spread_norm
 from deel.lip.certification.rules.activations import activation_bound
+from deel.lip.layers import unconstrained
 
 
-def activated(layer, norm, magnified, terms, input_shape, context):
-    """Bound of a linear map that is followed by the layer's activation.
+@dataclasses.dataclass(frozen=True)
+class LinearMap:
+    """What rules know of a linear map.
+
+    Attributes:
+        norm: Float, an upper bound.
+        method: String, how it was found.
+        exact: Boolean, whether it is the norm itself.
+        magnified: Function without arguments that returns a bound of the norm
+            of the map with absolute values.
+        terms: Integer, how many products each output sums.
+    """
+
+    norm: float
+    method: str
+    exact: bool
+    magnified: typing.Callable
+    terms: int
+
+    def step(self, bias, input_shape, output_shape, terms=None):
+        """The `Step` of `A x + b`; with `terms` of its transpose."""
+        return Step(
+            self.norm,
+            (terms or self.terms) + (bias is not None),
+            # It is at least the norm itself, whatever is known of it.
+            magnified=max(self.norm, self.magnified()),
+            offset=spread_norm(bias, output_shape)(),
+            entries=max(size_of(input_shape), size_of(output_shape)),
+            is_product=True,
+        )
+
+
+def of_matrix(matrices):
+    """The map of a matrix `(inputs, outputs)`, or of a stack side by side."""
+    norm, exact = matrix_norm(matrices)
+    return LinearMap(
+        norm,
+        "singular values" if exact else "Cholesky",
+        exact,
+        lambda: nonnegative_norm(np.abs(matrices)),
+        matrices.shape[-2],
+    )
+
+
+def of_convolution(kernel, axes, exact=True):
+    """The map of a convolution.
 
     Args:
-        layer: The layer.
-        norm: Tuple of a float, a method, and whether that is exact.
-        magnified: Function without arguments that returns the norm of the map
-            with absolute values.
-        terms: Integer, how many products are summed.
-        input_shape: Tuple.
-        context: That of the rule.
+        kernel: Array `(taps..., groups, inputs, outputs)`.
+        axes: List of `Axis`.
+        exact: Boolean, whether the layer is all of the convolution.
     """
-    value, method, exact = norm
-    shape = linear_shape(layer, input_shape)
-    activation = activation_bound(layer.activation, shape, context)
-    rounding = Later(
-        lambda: linear_step(
-            value, magnified(), terms, layer.bias, input_shape, shape
-        )
-    )
-    if layer.activation is not keras.activations.linear:
-        method = f"{method}, activation"
-        exact = False
-        rounding = Chain(rounding, activation.rounding)
-    return Bound(
-        float(value * activation.value), method, exact, rounding=rounding
-    )
-
-
-def linear_step(norm, magnified, terms, bias, input_shape, output_shape):
-    """The step of `A x + b`; see `activated`."""
-    return Step(
+    norm, method, is_exact = convolution_norm(kernel, axes)
+    *taps, _, inputs, _ = kernel.shape
+    return LinearMap(
         norm,
-        terms + (bias is not None),
-        # It is at least the norm itself, whatever is known of it.
-        magnified=max(norm, magnified),
-        offset=spread_norm(bias, output_shape)(),
-        entries=max(size_of(input_shape), size_of(output_shape)),
-        is_product=True,
+        method,
+        exact and is_exact,
+        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
+        math.prod(taps) * inputs,
     )
 
 
@@ -59,3 +94,68 @@ def linear_shape(layer, shape):
     if isinstance(layer, ConstrainedKernel):
         return layer._linear_output_shape(shape)
     return tuple(layer.compute_output_shape(shape))
+
+
+def activated(layer, linear, input_shape, context):
+    """Bound of a linear map that is followed by the layer's activation.
+
+    Args:
+        layer: The layer.
+        linear: `LinearMap`.
+        input_shape: Tuple.
+        context: That of the rule.
+    """
+    shape = linear_shape(layer, input_shape)
+    activation = activation_bound(layer.activation, shape, context)
+    rounding = Later(lambda: linear.step(layer.bias, input_shape, shape))
+    if layer.activation is keras.activations.linear:
+        value = float(linear.norm * activation.value)
+        return Bound(value, linear.method, linear.exact, rounding=rounding)
+    return Bound(
+        float(linear.norm * activation.value),
+        f"{linear.method}, activation",
+        rounding=Chain(rounding, activation.rounding),
+    )
+
+
+def symmetric(layer, linear, terms_back, shape, context):
+    """Bound of `k x - 2/k A^T f(A x + b)`, slopes of f from 0 to 1.
+
+    Its Jacobian is symmetric, with eigenvalues from `k - 2/k ||A||^2` to k.
+
+    Args:
+        layer: The layer.
+        linear: `LinearMap`, A.
+        terms_back: Integer, how many products each output sums.
+        shape: Tuple, of the input.
+        context: That of the rule.
+    """
+    unconstrained.require_monotone(layer.activation)
+    k = layer.k_coef_lip
+    constant = max(k, 2.0 / k * linear.norm**2 - k) * (1 + 1e-12)
+    constant *= (1 + half_unit(layer)) ** 2
+
+    def make():
+        channels = layer.kernel.shape[-1]
+        hidden = (None, size_of(shape) // shape[-1] * channels)
+        entries = max(size_of(shape), size_of(hidden))
+        activation = activation_bound(layer.activation, hidden, context)
+
+        def scaling(factor, terms):
+            inexact = count_inexact(factor)
+            return Step(factor, terms, entries=entries, inexact=inexact)
+
+        # The step may be twice as long as the output, before they cancel.
+        return Sum(
+            scaling(k, 2),
+            Chain(
+                linear.step(layer.bias, shape, hidden),
+                activation.rounding,
+                linear.step(None, hidden, shape, terms_back),
+                scaling(2.0 / k, 3),
+            ),
+            entries=entries,
+        )
+
+    value = float(magnitude(layer, constant))
+    return Bound(value, linear.method, rounding=Later(make))

@@ -1,5 +1,6 @@
 """Convolutions."""
 
+import dataclasses
 import math
 
 import keras
@@ -8,22 +9,18 @@ import numpy as np
 from deel.lip import layers
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import spatial_shape
-from deel.lip.certification._norms import convolution_norm
-from deel.lip.certification._norms import nonnegative_convolution_norm
-from deel.lip.certification._norms import nonnegative_norm
-from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
 from deel.lip.certification.rules._linear import activated
 from deel.lip.certification.rules._linear import linear_shape
-from deel.lip.certification.rules._linear import linear_step
+from deel.lip.certification.rules._linear import of_convolution
+from deel.lip.certification.rules._linear import of_matrix
+from deel.lip.certification.rules._linear import symmetric
 from deel.lip.certification.rules._steps import as_used
 from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.certification.rules.activations import activation_bound
-from deel.lip.certification.rules.dense import decomposed
-from deel.lip.certification.rules.symmetric import symmetric_bound
 from deel.lip.layers import unconstrained
 
 _PLAIN_CONVOLUTIONS = (
@@ -72,43 +69,36 @@ def _depthwise(layer, input_shapes, context):
 def _separable(layer, input_shapes, context):
     # Both steps are one convolution, whose kernel is their product. What stands
     # between them is rounded all the same, however much of it cancels.
+    (shape,) = input_shapes
     by_channel = as_used(layer, layer.depthwise_kernel)
     mixing = as_used(layer, layer.pointwise_kernel)
     channels, multiplier = by_channel.shape[-2:]
     between = channels * multiplier
     mixing = mixing.reshape(channels, multiplier, -1)
     kernel = np.einsum("...cm,cmf->...cf", by_channel, mixing)
-    axes = _axes(layer, input_shapes[0])
-    value, method, _ = convolution_norm(kernel[..., None, :, :], axes)
+    axes = _axes(layer, shape)
+    joint = of_convolution(kernel[..., None, :, :], axes, exact=False)
     # Each channel is a group with one input.
-    by_channel = by_channel[..., None, :]
-    matrix = mixing.reshape(between, -1)
-    first = nonnegative_convolution_norm(np.abs(by_channel), axes)
-    second = nonnegative_norm(np.abs(matrix))
+    first = of_convolution(by_channel[..., None, :], axes)
+    second = of_matrix(mixing.reshape(between, -1))
     # The kernel is a float64 product.
-    value += _PRODUCT_SLACK * multiplier * first * second
-    shape = linear_shape(layer, input_shapes[0])
-    activation = activation_bound(layer.activation, shape, context)
+    excess = _PRODUCT_SLACK * multiplier * first.magnified()
+    norm = joint.norm + excess * second.magnified()
+    bound = activated(
+        layer, dataclasses.replace(joint, norm=norm), shape, context
+    )
 
     def make():
-        positions = size_of(shape) // layer.filters
+        outputs = linear_shape(layer, shape)
+        positions = size_of(outputs) // layer.filters
         widened = (None, positions * between)
-        depthwise = linear_step(
-            convolution_norm(by_channel, axes)[0],
-            first,
-            math.prod(layer.kernel_size),
-            None,
-            input_shapes[0],
-            widened,
+        return Chain(
+            first.step(None, shape, widened),
+            second.step(layer.bias, widened, outputs),
+            activation_bound(layer.activation, outputs, context).rounding,
         )
-        pointwise = linear_step(
-            decomposed(matrix)[0], second, between, layer.bias, widened, shape
-        )
-        return Chain(depthwise, pointwise, activation.rounding)
 
-    if layer.activation is not keras.activations.linear:
-        method = f"{method}, activation"
-    return Bound(value * activation.value, method, False, rounding=Later(make))
+    return dataclasses.replace(bound, rounding=Later(make))
 
 
 # Relative error of a float64 product of two factors, added up, for each term.
@@ -116,17 +106,8 @@ _PRODUCT_SLACK = 4 * float(np.finfo("float64").eps)
 
 
 def _convolved(layer, kernel, input_shapes, context):
-    (shape,) = input_shapes
-    *taps, _, inputs, _ = kernel.shape
-    axes = _axes(layer, shape)
-    return activated(
-        layer,
-        convolution_norm(kernel, axes),
-        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
-        math.prod(taps) * inputs,
-        shape,
-        context,
-    )
+    linear = of_convolution(kernel, _axes(layer, input_shapes[0]))
+    return activated(layer, linear, input_shapes[0], context)
 
 
 def _axes(layer, shape):
@@ -146,17 +127,10 @@ def _axes(layer, shape):
 @rule(layers.SLLConv2D, unconstrained.ResidualConv2D)
 def _residual_convolution(layer, input_shapes, context):
     kernel = inference_kernel(layer)[..., None, :, :]
-    axes = _axes(layer, input_shapes[0])
-    *taps, _, inputs, outputs = kernel.shape
-    return symmetric_bound(
-        layer,
-        convolution_norm(kernel, axes),
-        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
-        math.prod(taps) * inputs,
-        math.prod(taps) * outputs,
-        input_shapes[0],
-        context,
-    )
+    linear = of_convolution(kernel, _axes(layer, input_shapes[0]))
+    *taps, _, _, outputs = kernel.shape
+    terms_back = math.prod(taps) * outputs
+    return symmetric(layer, linear, terms_back, input_shapes[0], context)
 
 
 def _per_axis(layer, values):
@@ -187,14 +161,7 @@ def _transposed(layer, input_shapes, context):
             length = (length - 1) * stride + (size - 1) * dilation + 1
         axes.append(Axis(length, size, stride, dilation, "valid"))
     kernel = inference_kernel(layer)[..., None, :, :]
-    value, method, exact = convolution_norm(kernel, axes)
-    exact = exact and layer.padding == "valid"
+    linear = of_convolution(kernel, axes, exact=layer.padding == "valid")
     *taps, _, _, inputs = kernel.shape
-    return activated(
-        layer,
-        (value, method, exact),
-        lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
-        math.prod(taps) * inputs,
-        shape,
-        context,
-    )
+    linear = dataclasses.replace(linear, terms=math.prod(taps) * inputs)
+    return activated(layer, linear, shape, context)

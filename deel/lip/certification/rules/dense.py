@@ -6,12 +6,11 @@ import keras
 import numpy as np
 
 from deel.lip import layers
-from deel.lip.certification._norms import matrix_norm
-from deel.lip.certification._norms import nonnegative_norm
 from deel.lip.certification._registry import rule
 from deel.lip.certification.rules._linear import activated
+from deel.lip.certification.rules._linear import of_matrix
+from deel.lip.certification.rules._linear import symmetric
 from deel.lip.certification.rules._steps import inference_kernel
-from deel.lip.certification.rules.symmetric import symmetric_bound
 from deel.lip.layers import unconstrained
 
 # Dense layers, which may be the last one; see `final_dense`.
@@ -26,20 +25,8 @@ DENSE = (
 
 @rule(*DENSE)
 def _dense(layer, input_shapes, context):
-    kernel = inference_kernel(layer)
-    return activated(
-        layer,
-        decomposed(kernel),
-        lambda: nonnegative_norm(np.abs(kernel)),
-        kernel.shape[0],
-        input_shapes[0],
-        context,
-    )
-
-
-def decomposed(matrices):
-    norm, exact = matrix_norm(matrices)
-    return norm, "singular values" if exact else "Cholesky", exact
+    linear = of_matrix(inference_kernel(layer))
+    return activated(layer, linear, input_shapes[0], context)
 
 
 @rule(keras.layers.EinsumDense)
@@ -65,25 +52,11 @@ def _einsum_dense(layer, input_shapes, context):
     blocks = math.prod(shape[: len(common)])
     rows = math.prod(shape[len(common) : len(common) + len(summed)])
     stack = values.reshape(blocks, rows, -1)
-    return activated(
-        layer,
-        decomposed(stack),
-        lambda: nonnegative_norm(np.abs(stack)),
-        rows,
-        input_shapes[0],
-        context,
-    )
+    return activated(layer, of_matrix(stack), input_shapes[0], context)
 
 
 @rule(layers.SLLDense, unconstrained.ResidualDense)
 def _residual_dense(layer, input_shapes, context):
     kernel = inference_kernel(layer)
-    return symmetric_bound(
-        layer,
-        decomposed(kernel),
-        lambda: nonnegative_norm(np.abs(kernel)),
-        kernel.shape[0],
-        kernel.shape[1],
-        input_shapes[0],
-        context,
-    )
+    linear, hidden = of_matrix(kernel), kernel.shape[1]
+    return symmetric(layer, linear, hidden, input_shapes[0], context)
