@@ -30,7 +30,7 @@ FOLDERS = {
         variables compilation guarded_variable retraction
     """,
     "_numerics": """
-        activations norm_bounds padding sorting window_norms windows
+        activations norm_bounds padding windows sorting window_norms
         convolution_norm polar orthogonal_factors orthogonal_maps
     """,
     "parametrizations": """

@@ -32,6 +32,7 @@ from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
 from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._defaults import check_RKO_params as _check_RKO_params
+from deel.lip._numerics.norm_bounds import one_for_zero
 
 __all__ = [
     "DEFAULT_BETA_BJORCK",
@@ -158,12 +159,11 @@ def _norm(x, axis=None):
         # Written out: Keras' max and sum drop all axes on PyTorch otherwise.
         axis = tuple(range(len(x.shape)))
     scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
-    is_zero = scale == 0
-    scale = ops.where(is_zero, ops.ones_like(scale), scale)
-    squares = ops.sum(ops.square(x / scale), axis=axis, keepdims=True)
-    # Replaced before the root and after it: no path has an infinite slope.
-    safe = ops.where(is_zero, ops.ones_like(squares), squares)
-    return ops.where(is_zero, ops.zeros_like(squares), scale * ops.sqrt(safe))
+    divisor = one_for_zero(scale)
+    squares = ops.sum(ops.square(x / divisor), axis=axis, keepdims=True)
+    # Replaced before the root too: no path has an infinite slope. Behind it,
+    # the scale is zero.
+    return scale * ops.sqrt(one_for_zero(squares))
 
 
 def _normalised(x, axis=None):

@@ -11,6 +11,8 @@ from deel.lip._backend.compilation import fused
 from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.tensors import sliced
+from deel.lip._numerics.norm_bounds import one_for_zero
+from deel.lip._numerics.windows import channel_axis
 from deel.lip._validation import normal_range
 
 # In relative terms: norms that have been cut off, and then rounded.
@@ -27,8 +29,7 @@ def unmasked(inputs, mask, data_format):
     share = ops.maximum(ops.sum(kept, axis=1), 1) / ops.sum(
         ops.ones_like(kept), axis=1
     )
-    channel_axis = 1 if data_format == "channels_first" else 2
-    mask = ops.expand_dims(ops.cast(mask, "bool"), channel_axis)
+    mask = ops.expand_dims(ops.cast(mask, "bool"), channel_axis(data_format))
     return ops.where(mask, inputs, ops.zeros_like(inputs)), share
 
 
@@ -100,8 +101,8 @@ def _slopes_of_norms(inputs, norms, upstream, shape, axes, scale):
     # Neither zero nor cut off.
     limit = scale * math.sqrt(largest_square(inputs, size)) * (1 - _NEAR_LIMIT)
     positive = ops.logical_and(norms > 0, norms < limit)
-    safe = ops.where(positive, norms, ops.ones_like(norms))
-    factors = ops.where(positive, scale / safe, ops.zeros_like(norms))
+    factors = scale / one_for_zero(norms)
+    factors = ops.where(positive, factors, ops.zeros_like(norms))
     factors = factors * upstream * (scale / size)
     ones = [1 if axis in axes else n for axis, n in enumerate(shape)]
     product = reshaped(inputs, shape) * reshaped(factors, ones)
@@ -113,8 +114,8 @@ def _root_and_slope(x):
     root = ops.sqrt(x)
 
     def gradient(upstream):
-        safe = ops.where(root > 0, root, ops.ones_like(root))
-        slope = ops.where(root > 0, 0.5 / safe, ops.zeros_like(root))
+        slope = 0.5 / one_for_zero(root)
+        slope = ops.where(root > 0, slope, ops.zeros_like(root))
         return upstream * slope
 
     return root, gradient

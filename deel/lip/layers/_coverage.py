@@ -3,10 +3,10 @@
 import keras
 
 from deel.lip._numerics.padding import MODES
+from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import coverage_coefficient
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
-from deel.lip._numerics.windows import window_overlap
 from deel.lip._validation import int_tuple
 from deel.lip.layers._padded import PaddedConvolution
 
@@ -26,28 +26,24 @@ class WindowCoverage:
             return (None,) * self._spatial_rank
         return spatial_shape(input_shape, self.data_format)
 
-    def _compute_lip_coef(self, input_shape=None):
-        return coverage_coefficient(
-            self.kernel_size,
-            self.strides,
-            self._covered_lengths(input_shape),
-            self.dilation_rate,
-            self.padding_mode,
-        )
-
-    def _fixed_axes(self, input_shape):
-        """Whether the bound counts on the length of each spatial axis."""
+    def _covered_axes(self, input_shape):
+        """How the windows read each spatial axis, a list of `Axis`."""
+        padding = "same" if self.padding_mode == "zeros" else self.padding_mode
         windows = zip(
+            self._covered_lengths(input_shape),
             self.kernel_size,
             self.strides,
-            self._covered_lengths(input_shape),
             self.dilation_rate,
             strict=True,
         )
-        for size, stride, length, dilation in windows:
-            of_all = (size, stride, None, dilation, self.padding_mode)
-            of_this = (size, stride, length, dilation, self.padding_mode)
-            yield window_overlap(*of_this) < window_overlap(*of_all)
+        return [Axis(*window, padding) for window in windows]
+
+    def _compute_lip_coef(self, input_shape=None):
+        return coverage_coefficient(self._covered_axes(input_shape))
+
+    def _fixed_axes(self, input_shape):
+        """Whether the bound counts on the length of each spatial axis."""
+        return [x.needs_length() for x in self._covered_axes(input_shape)]
 
     def build(self, input_shape):
         super().build(input_shape)

@@ -7,6 +7,8 @@ from keras import ops
 
 from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.tensors import sliced
+from deel.lip._numerics.windows import channel_axis
+from deel.lip._numerics.windows import check_data_format
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
@@ -38,7 +40,7 @@ class _InvertibleSampling(keras.layers.Layer):
                 f"integers. Received: pool_size={pool_size}"
             )
         self.pool_size = tuple(positive_int("pool_size", p) for p in pool_size)
-        spatial_shape((None,) * 4, data_format)
+        check_data_format(data_format)
         self.data_format = data_format
 
     def build(self, input_shape):
@@ -46,8 +48,8 @@ class _InvertibleSampling(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         lengths = spatial_shape(input_shape, self.data_format)
-        channel_axis = 1 if self.data_format == "channels_first" else -1
-        channels = self._new_channels(input_shape[channel_axis])
+        channels = input_shape[channel_axis(self.data_format)]
+        channels = self._new_channels(channels)
         spatial = tuple(map(self._new_length, lengths, self.pool_size))
         if self.data_format == "channels_first":
             return (input_shape[0], channels, *spatial)
@@ -227,16 +229,16 @@ class SpatialShift2D(keras.layers.Layer):
                 "Argument `fraction` must be in ]0, 1]. "
                 f"Received: fraction={fraction}"
             )
-        spatial_shape((None,) * 4, data_format)
+        check_data_format(data_format)
         self.data_format = data_format
 
     def build(self, input_shape):
-        axis = 1 if self.data_format == "channels_first" else -1
-        self._quarter = int(input_shape[axis] * self.fraction) // 4
+        channels = input_shape[channel_axis(self.data_format)]
+        self._quarter = int(channels * self.fraction) // 4
         if self._quarter == 0:
             raise ValueError(
                 "Each of the four directions needs a channel. Received: "
-                f"channels={input_shape[axis]}, fraction={self.fraction}"
+                f"channels={channels}, fraction={self.fraction}"
             )
 
     def call(self, inputs):
@@ -252,7 +254,7 @@ class SpatialShift2D(keras.layers.Layer):
 
     def _shifted(self, x, step):
         first = first_spatial_axis(self.data_format)
-        channels = 1 if first == 2 else -1
+        channels = channel_axis(self.data_format)
         ways = [(1, first), (-1, first), (1, first + 1), (-1, first + 1)]
         parts = []
         for number, (sign, axis) in enumerate(ways):

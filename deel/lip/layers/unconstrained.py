@@ -6,8 +6,8 @@ from keras import ops
 from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._lipschitz import Condensable
 from deel.lip._numerics.padding import pad
+from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
-from deel.lip._numerics.windows import same_padding
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
@@ -53,10 +53,9 @@ class ExplicitPadding:
     def _set_explicit_padding(self, mode):
         """Chooses one of the modes of `deel.lip._numerics.padding`, or None."""
         self._pad_mode = mode
-        self.padding_size = [0] * len(self.kernel_size)
-        if mode is not None:
-            axes = zip(self.kernel_size, self.dilation_rate, strict=True)
-            self.padding_size = [same_padding(*axis) for axis in axes]
+        windows = zip(self.kernel_size, self.dilation_rate, strict=True)
+        axes = [Axis(None, k, 1, d, mode or "valid") for k, d in windows]
+        self.padding_size = [axis.widths()[0] for axis in axes]
 
     def _padded(self, inputs):
         if self._pad_mode is None:
