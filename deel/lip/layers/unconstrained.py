@@ -5,6 +5,8 @@ from keras import ops
 
 from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._lipschitz import Condensable
+from deel.lip._numerics.activations import MONOTONE
+from deel.lip._numerics.activations import facts_of
 from deel.lip._numerics.padding import pad
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
@@ -208,25 +210,10 @@ class PadConv3D(_PadConvolution, keras.layers.Conv3D):
     _spatial_rank = 3
 
 
-# Functions of one number with slopes from 0 to 1.
-MONOTONE = (
-    "elu",
-    "hard_sigmoid",
-    "leaky_relu",
-    "linear",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "softplus",
-    "softsign",
-    "tanh",
-)
-
-
 def require_monotone(activation):
     """Raises ValueError unless an activation is one of `MONOTONE`."""
-    functions = [getattr(keras.activations, name) for name in MONOTONE]
-    if not any(activation is function for function in functions):
+    facts = facts_of(activation)
+    if facts is None or facts.name not in MONOTONE:
         raise ValueError(
             "The block is bounded for functions of one number with slopes from "
             f"0 to 1. Expected one of {MONOTONE}. "
