@@ -50,7 +50,7 @@ FOLDERS = {
     """,
     "certification": """
         _norms _rounding _float64 _registry rules/ _walk bounds
-        _data _network certificates attacks
+        _curves _data _network certificates attacks
     """,
     "certification.rules": """
         _steps activations _linear symmetric dense convolutions pooling
