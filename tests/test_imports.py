@@ -39,7 +39,8 @@ FOLDERS = {
     """,
     "layers": """
         _channel_bias _spectral_arguments _window_pooling
-        activations layer_centering normalization residual branched resampling
+        activations prelu layer_centering scale_bias normalization
+        residual branched resampling
         average_pooling l2_norm_pooling global_pooling
         unconstrained _padded _coverage
         dense orthogonal_dense convolutional convolutional_transpose depthwise

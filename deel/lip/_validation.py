@@ -33,6 +33,16 @@ def positive_float(name, value):
     return float(value)
 
 
+def share(name, value):
+    """Returns `value` as a float if it is in ]0, 1]."""
+    value = positive_float(name, value)
+    if value > 1:
+        raise ValueError(
+            f"Argument `{name}` must be in ]0, 1]. Received: {name}={value}"
+        )
+    return value
+
+
 def lipschitz_constant(name, value):
     """Returns `value` as a float if float32 has all of its digits to spare."""
     value = positive_float(name, value)

@@ -1,4 +1,4 @@
-"""The curve of robust accuracy, for `Certificates.plot` and `deel.lip.plots`."""
+"""The curve of robust accuracy, drawn for certificates and `deel.lip.plots`."""
 
 import numpy as np
 

@@ -28,6 +28,7 @@ from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
 from deel.lip.layers._channel_bias import ChannelBias
+from deel.lip.layers.scale_bias import ScaleBiasLayer
 
 
 class _BatchStatistics(Condensable, ChannelBias):
@@ -135,11 +136,8 @@ class _BatchStatistics(Condensable, ChannelBias):
         return exported
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "axis": self.axis,
-            "window": self.window,
-        }
+        config = super().get_config()
+        return {**config, "axis": self.axis, "window": self.window}
 
 
 @register("BatchCentering")
@@ -255,11 +253,7 @@ class SharedLipFactory:
         self._layers = []
 
     def register(self, layer):
-        """Adds a layer, once; the layers do so themselves.
-
-        Args:
-            layer: A layer with a method `scaling_factor(training)`.
-        """
+        """Adds a `BatchLipNorm`, once; the layers do so themselves."""
         if not any(layer is known for known in self._layers):
             self._layers.append(layer)
 
@@ -267,8 +261,7 @@ class SharedLipFactory:
         """Returns the product of the factors, a scalar tensor.
 
         Args:
-            training: Boolean. True for the factors of the last training batch,
-                without gradient; False for those that inference uses.
+            training: See `BatchLipNorm.scaling_factor`.
         """
         product = ops.ones(())
         for layer in self._layers:
@@ -307,18 +300,11 @@ class BatchLipNorm(_BatchStatistics):
         eps: Float greater than zero. A variance below it counts as 1.
         window: Integer or None, see `BatchCentering`.
         bias_initializer: Initializer of the bias.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
+        **kwargs: As for `BatchCentering`, which has the same shapes.
 
     Raises:
-        ValueError: If `axis` is not an axis of the input other than the batch,
-            if `eps` is not greater than zero, or if `factory` is of another
-            type.
+        ValueError: As for `BatchCentering`; if `eps` is not greater than zero,
+            or if `factory` is of another type.
 
     Example:
 
@@ -414,74 +400,4 @@ class BatchLipNorm(_BatchStatistics):
             "normalize": self.normalize,
             "factory": factory,
             "eps": self.eps,
-        }
-
-
-@register("ScaleBiasLayer")
-class ScaleBiasLayer(ChannelBias):
-    """`(x - mean) * scalar + bias`: a constant scalar, the others by channel.
-
-    What `BatchCentering` and `BatchLipNorm` are at inference, and what they
-    export to.
-
-    Args:
-        scalar: Float, the factor, which is not trained.
-        use_bias: Boolean, whether a trained bias for each channel is added.
-        axis: Integer, the axis of the channels.
-        bias_initializer: Initializer of the bias.
-        mean: List of floats, one for each channel, which are subtracted before
-            all else and not trained; None for none.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from deel.lip.layers import ScaleBiasLayer
-    >>> layer = ScaleBiasLayer(2.0, bias_initializer="ones")
-    >>> print(keras.ops.convert_to_numpy(layer(np.array([[1., 3.]]))))
-    [[3. 7.]]
-    """
-
-    def __init__(
-        self,
-        scalar=1.0,
-        use_bias=True,
-        axis=-1,
-        bias_initializer="zeros",
-        mean=None,
-        **kwargs,
-    ):
-        super().__init__(use_bias, bias_initializer, **kwargs)
-        self.scalar = float(scalar)
-        self.axis = axis
-        self.mean = None if mean is None else [float(x) for x in mean]
-
-    def build(self, input_shape):
-        self._add_bias(input_shape, self.axis)
-        channels = input_shape[self._channel_axis]
-        if self.mean is not None and len(self.mean) != channels:
-            raise ValueError(
-                f"Argument `mean` must have a number for each of {channels} "
-                f"channels. Received: mean={self.mean}"
-            )
-
-    def call(self, inputs):
-        x = float32_at_least(inputs)
-        if self.mean is not None:
-            mean = ops.convert_to_tensor(self.mean, dtype=x.dtype)
-            x = x - self._by_channel(mean, len(x.shape))
-        return self._biased(x * self.scalar)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "scalar": self.scalar,
-            "axis": self.axis,
-            "mean": None if self.mean is None else list(self.mean),
         }

@@ -12,8 +12,8 @@ from deel.lip._numerics.windows import check_data_format
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
-from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
+from deel.lip._validation import share
 
 
 class _InvertibleSampling(keras.layers.Layer):
@@ -223,12 +223,7 @@ class SpatialShift2D(keras.layers.Layer):
 
     def __init__(self, fraction=1.0, data_format="channels_last", **kwargs):
         super().__init__(**kwargs)
-        self.fraction = positive_float("fraction", fraction)
-        if self.fraction > 1:
-            raise ValueError(
-                "Argument `fraction` must be in ]0, 1]. "
-                f"Received: fraction={fraction}"
-            )
+        self.fraction = share("fraction", fraction)
         check_data_format(data_format)
         self.data_format = data_format
 
