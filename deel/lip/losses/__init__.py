@@ -5,7 +5,9 @@ the largest `E[f | positive] - E[f | negative]` over all 1-Lipschitz functions f
 is the distance between the two classes. The hinge term asks for a margin, which
 a 1-Lipschitz network turns into a robustness radius. HKR is their sum.
 
-All losses take raw scores, `(batch_size, 1)` or `(batch_size, classes)`.
+All losses take raw scores, `(batch_size, 1)` or `(batch_size, classes)`. They
+are `keras.losses.Loss` objects and take the same `reduction`, or `"auto"`; and
+the same `name`, where None means that of the class.
 
 Reference:
     - [Serrurier et al., 2021](https://arxiv.org/abs/2006.06520), "Achieving

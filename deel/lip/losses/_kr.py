@@ -57,8 +57,7 @@ class KR(LipschitzLoss):
         multi_gpu: Boolean. True if the labels were made by
             `process_labels_for_multi_gpu`, so that the value does not depend
             on how a batch is split over devices.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -70,7 +69,7 @@ class KR(LipschitzLoss):
     _arguments = ("multi_gpu",)
 
     def __init__(
-        self, multi_gpu=False, reduction="sum_over_batch_size", name="KR"
+        self, multi_gpu=False, reduction="sum_over_batch_size", name=None
     ):
         super().__init__(reduction, name)
         self.multi_gpu = multi_gpu
@@ -86,29 +85,15 @@ class KR(LipschitzLoss):
 class MulticlassKR(KR):
     """`KR` of each class against the others, averaged over the classes.
 
-    Args:
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+    Takes the arguments of `KR`.
     """
-
-    def __init__(
-        self,
-        multi_gpu=False,
-        reduction="sum_over_batch_size",
-        name="MulticlassKR",
-    ):
-        super().__init__(multi_gpu, reduction, name)
 
 
 @register("NegKR")
 class NegKR(KR):
     """`-KR`, to be minimised: the KR term as a loss of its own.
 
-    Args:
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+    Takes the arguments of `KR`.
 
     Example:
 
@@ -116,11 +101,6 @@ class NegKR(KR):
     >>> round(float(NegKR()([[1], [1], [0]], [[1.0], [3.0], [0.5]])), 4)
     -1.5
     """
-
-    def __init__(
-        self, multi_gpu=False, reduction="sum_over_batch_size", name="NegKR"
-    ):
-        super().__init__(multi_gpu, reduction, name)
 
     def call(self, y_true, y_pred):
         return -super().call(y_true, y_pred)

@@ -33,9 +33,17 @@ class _LearnedMargins(LipschitzLoss):
             stays between `min_margin` and `max_margin`.
     """
 
+    _arguments = ("min_margin", "max_margin", "alpha_margin")
     margins = None
 
-    def __init__(self, min_margin, max_margin, alpha_margin, reduction, name):
+    def __init__(
+        self,
+        min_margin=1.0,
+        max_margin=200.0,
+        alpha_margin=0.1,
+        reduction="sum_over_batch_size",
+        name=None,
+    ):
         super().__init__(reduction, name)
         self.min_margin = parameter("min_margin", min_margin)
         self.max_margin = positive_float("max_margin", max_margin)
@@ -111,21 +119,8 @@ class HingeMarginAuto(_LearnedMargins):
         max_margin: Float, the largest margin.
         alpha_margin: Float, about the share of the samples that are left
             inside of the margin.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
-
-    _arguments = ("min_margin", "max_margin", "alpha_margin")
-
-    def __init__(
-        self,
-        min_margin=1.0,
-        max_margin=200.0,
-        alpha_margin=0.1,
-        reduction="sum_over_batch_size",
-        name="HingeMarginAuto",
-    ):
-        super().__init__(min_margin, max_margin, alpha_margin, reduction, name)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
@@ -143,16 +138,12 @@ class MulticlassHingeAuto(_LearnedMargins):
     `HingeMarginAuto` for how the margins are trained.
 
     Args:
-        min_margin: Float, the initial and smallest margin.
-        max_margin: Float, the largest margin.
-        alpha_margin: Float, about the share of the samples that are left
-            inside of the margin.
+        min_margin, max_margin, alpha_margin: Floats, see `HingeMarginAuto`.
         soft_hinge_tau: Float, see `MulticlassHinge`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
-    _arguments = ("min_margin", "max_margin", "alpha_margin", "soft_hinge_tau")
+    _arguments = (*_LearnedMargins._arguments, "soft_hinge_tau")
 
     def __init__(
         self,
@@ -161,7 +152,7 @@ class MulticlassHingeAuto(_LearnedMargins):
         alpha_margin=0.1,
         soft_hinge_tau=0.0,
         reduction="sum_over_batch_size",
-        name="MulticlassHingeAuto",
+        name=None,
     ):
         super().__init__(min_margin, max_margin, alpha_margin, reduction, name)
         self.soft_hinge_tau = parameter("soft_hinge_tau", soft_hinge_tau)
@@ -208,21 +199,12 @@ class HKRauto(_AutoHKR):
 
     Args:
         alpha: Float, zero or more, see `HKR`.
-        min_margin: Float, see `HingeMarginAuto`.
-        max_margin: Float, see `HingeMarginAuto`.
-        alpha_margin: Float, see `HingeMarginAuto`.
+        min_margin, max_margin, alpha_margin: Floats, see `HingeMarginAuto`.
         multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
-    _arguments = (
-        "alpha",
-        "min_margin",
-        "max_margin",
-        "alpha_margin",
-        "multi_gpu",
-    )
+    _arguments = ("alpha", *HingeMarginAuto._arguments, "multi_gpu")
 
     def __init__(
         self,
@@ -232,7 +214,7 @@ class HKRauto(_AutoHKR):
         alpha_margin=0.1,
         multi_gpu=False,
         reduction="sum_over_batch_size",
-        name="HKRauto",
+        name=None,
     ):
         hinge = HingeMarginAuto(min_margin, max_margin, alpha_margin)
         super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
@@ -246,13 +228,10 @@ class MulticlassHKRauto(_AutoHKR):
 
     Args:
         alpha: Float, zero or more, see `HKR`.
-        min_margin: Float, see `MulticlassHingeAuto`.
-        max_margin: Float, see `MulticlassHingeAuto`.
-        alpha_margin: Float, see `MulticlassHingeAuto`.
+        min_margin, max_margin, alpha_margin: Floats, see `HingeMarginAuto`.
         soft_hinge_tau: Float, see `MulticlassHinge`.
         multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -269,14 +248,7 @@ class MulticlassHKRauto(_AutoHKR):
     [0.5, 0.5, 0.5]
     """
 
-    _arguments = (
-        "alpha",
-        "min_margin",
-        "max_margin",
-        "alpha_margin",
-        "soft_hinge_tau",
-        "multi_gpu",
-    )
+    _arguments = ("alpha", *MulticlassHingeAuto._arguments, "multi_gpu")
 
     def __init__(
         self,
@@ -287,7 +259,7 @@ class MulticlassHKRauto(_AutoHKR):
         soft_hinge_tau=0.0,
         multi_gpu=False,
         reduction="sum_over_batch_size",
-        name="MulticlassHKRauto",
+        name=None,
     ):
         hinge = MulticlassHingeAuto(
             min_margin, max_margin, alpha_margin, soft_hinge_tau
