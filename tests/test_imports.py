@@ -47,7 +47,7 @@ FOLDERS = {
         orthogonal_convolution almost_orthogonal symmetric
     """,
     "losses": """
-        _base _kr _hinges _hkr _learned_margins _crossentropies
+        _base _kantorovich _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
         _norms _rounding _float64 _registry rules/ _walk bounds

@@ -32,9 +32,11 @@ from deel.lip.losses._hkr import HKR
 from deel.lip.losses._hkr import MulticlassHKR
 from deel.lip.losses._hkr import MulticlassLseHKR
 from deel.lip.losses._hkr import MulticlassSoftHKR
-from deel.lip.losses._kr import KR
-from deel.lip.losses._kr import MulticlassKR
-from deel.lip.losses._kr import NegKR
+from deel.lip.losses._kantorovich import KR
+from deel.lip.losses._kantorovich import MulticlassKR
+from deel.lip.losses._kantorovich import NegKR
+from deel.lip.losses._kantorovich import _kr as _kr
+from deel.lip.losses._kantorovich import _kr_multi_gpu as _kr_multi_gpu
 from deel.lip.losses._learned_margins import HingeMarginAuto
 from deel.lip.losses._learned_margins import HKRAuto
 from deel.lip.losses._learned_margins import HKRauto

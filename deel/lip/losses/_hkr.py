@@ -18,8 +18,8 @@ from deel.lip.losses._base import positive_parameter
 from deel.lip.losses._base import true_score
 from deel.lip.losses._hinges import HingeMargin
 from deel.lip.losses._hinges import MulticlassHinge
-from deel.lip.losses._kr import KR
-from deel.lip.losses._kr import MulticlassKR
+from deel.lip.losses._kantorovich import KR
+from deel.lip.losses._kantorovich import MulticlassKR
 
 
 class HingeKR(LipschitzLoss):

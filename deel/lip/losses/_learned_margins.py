@@ -15,8 +15,8 @@ from deel.lip.losses._base import parameter
 from deel.lip.losses._hinges import hinge_margin
 from deel.lip.losses._hinges import multiclass_soft_hinge
 from deel.lip.losses._hkr import HingeKR
-from deel.lip.losses._kr import KR
-from deel.lip.losses._kr import MulticlassKR
+from deel.lip.losses._kantorovich import KR
+from deel.lip.losses._kantorovich import MulticlassKR
 
 
 class _LearnedMargins(LipschitzLoss):
