@@ -113,23 +113,10 @@ def LiResNet(
             residuals, 2, 4 or 8 dense layers of 512, 1,024 or 2,048 neurons.
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 8.
-        classes: Integer, number of scores.
-        k_coef_lip: Float, the Lipschitz constant of each score.
-        include_top: Boolean, whether to add the scores; else the output are
-            the features, as a vector.
-        name: String, the name of the model.
+        classes, k_coef_lip, include_top, name: As for `VGG`.
 
     Returns:
         A `deel.lip.model.Model`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-
-    >>> from deel.lip.applications import LiResNet
-    >>> LiResNet("S", classes=10).output_shape
-    (None, 10)
 
     Reference:
         - [Hu et al., 2023](https://arxiv.org/abs/2301.12549), "Unlocking
@@ -178,23 +165,10 @@ def OrthogonalResNet(
             many after each of three halvings; 1, 2 or 3 blocks in between.
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 8.
-        classes: Integer, number of scores.
-        k_coef_lip: Float, the Lipschitz constant of each score.
-        include_top: Boolean, whether to add the scores; else the output are
-            the features, as a vector.
-        name: String, the name of the model.
+        classes, k_coef_lip, include_top, name: As for `VGG`.
 
     Returns:
         A `deel.lip.model.Model`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-
-    >>> from deel.lip.applications import OrthogonalResNet
-    >>> OrthogonalResNet("S", classes=10).output_shape
-    (None, 10)
 
     Reference:
         - [Boissin et al., 2025](https://arxiv.org/abs/2501.07930), "An adaptive
@@ -238,23 +212,10 @@ def LipNeXt(
             blocks.
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 4, the side of a patch.
-        classes: Integer, number of scores.
-        k_coef_lip: Float, the Lipschitz constant of each score.
-        include_top: Boolean, whether to add the scores; else the output are
-            the features, as a vector.
-        name: String, the name of the model.
+        classes, k_coef_lip, include_top, name: As for `VGG`.
 
     Returns:
         A `deel.lip.model.Model`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-
-    >>> from deel.lip.applications import LipNeXt
-    >>> LipNeXt("S", classes=10).output_shape
-    (None, 10)
 
     Reference:
         - [LipNeXt, 2026](https://arxiv.org/abs/2601.18513).

@@ -87,7 +87,7 @@ def compute_layer_sv(layer, supplementary_type2sv=None):
 
 
 def compute_model_sv(model, supplementary_type2sv=None):
-    """Singular values of each layer of a model; see `compute_layer_sv`.
+    """Singular values of each layer of a built model; see `compute_layer_sv`.
 
     Args:
         model: A built model.

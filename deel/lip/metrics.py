@@ -118,6 +118,15 @@ class _Binary(_ProvableMetric):
 class _RobustAccuracy:
     """Mixin: whether the certificate exceeds `epsilon`."""
 
+    def __init__(self, epsilon, *args):
+        super().__init__(*args)
+        if not epsilon >= 0:
+            raise ValueError(
+                "Argument `epsilon` must be zero or greater. "
+                f"Received: epsilon={epsilon}"
+            )
+        self.epsilon = float(epsilon)
+
     def _values(self, y_true, y_pred):
         certificate = self._certificate(y_true, y_pred)
         return ops.cast(certificate > self.epsilon, certificate.dtype)
@@ -129,24 +138,19 @@ class _RobustAccuracy:
 class _AvgRobustness:
     """Mixin: the certificate itself, 0 for errors unless asked otherwise."""
 
+    def __init__(self, negative_robustness, *args):
+        super().__init__(*args)
+        self.negative_robustness = negative_robustness
+
     def _values(self, y_true, y_pred):
         certificate = self._certificate(y_true, y_pred)
-        return (
-            certificate if self.negative_robustness else ops.relu(certificate)
-        )
+        if self.negative_robustness:
+            return certificate
+        return ops.relu(certificate)
 
     def get_config(self):
         config = super().get_config()
         return {**config, "negative_robustness": self.negative_robustness}
-
-
-def _checked_epsilon(epsilon):
-    if not epsilon >= 0:
-        raise ValueError(
-            "Argument `epsilon` must be zero or greater. "
-            f"Received: epsilon={epsilon}"
-        )
-    return float(epsilon)
 
 
 @register("CategoricalProvableRobustAccuracy")
@@ -180,19 +184,14 @@ class CategoricalProvableRobustAccuracy(_RobustAccuracy, _Categorical):
         reduction="sum_over_batch_size",
         name="CategoricalProvableRobustAccuracy",
     ):
-        super().__init__(lip_const, disjoint_neurons, reduction, name)
-        self.epsilon = _checked_epsilon(epsilon)
+        super().__init__(epsilon, lip_const, disjoint_neurons, reduction, name)
 
 
 @register("BinaryProvableRobustAccuracy")
 class BinaryProvableRobustAccuracy(_RobustAccuracy, _Binary):
-    """Share of the samples that are right at any point within `epsilon`.
+    """Like `CategoricalProvableRobustAccuracy`, for a single score.
 
-    Args:
-        epsilon: Float, the Euclidean radius, in the units of the inputs.
-        lip_const: Float, the Lipschitz constant of the network.
-        reduction: See `CategoricalProvableRobustAccuracy`.
-        name: String.
+    Takes the same arguments, but for `disjoint_neurons`.
     """
 
     def __init__(
@@ -202,8 +201,7 @@ class BinaryProvableRobustAccuracy(_RobustAccuracy, _Binary):
         reduction="sum_over_batch_size",
         name="BinaryProvableRobustAccuracy",
     ):
-        super().__init__(lip_const, reduction, name)
-        self.epsilon = _checked_epsilon(epsilon)
+        super().__init__(epsilon, lip_const, reduction, name)
 
 
 @register("CategoricalProvableAvgRobustness")
@@ -215,8 +213,7 @@ class CategoricalProvableAvgRobustness(_AvgRobustness, _Categorical):
         disjoint_neurons: Boolean, see `CategoricalProvableRobustAccuracy`.
         negative_robustness: Boolean. Whether errors count with a negative
             radius, instead of zero.
-        reduction: See `CategoricalProvableRobustAccuracy`.
-        name: String.
+        reduction, name: See `CategoricalProvableRobustAccuracy`.
     """
 
     def __init__(
@@ -227,20 +224,16 @@ class CategoricalProvableAvgRobustness(_AvgRobustness, _Categorical):
         reduction="sum_over_batch_size",
         name="CategoricalProvableAvgRobustness",
     ):
-        super().__init__(lip_const, disjoint_neurons, reduction, name)
-        self.negative_robustness = negative_robustness
+        super().__init__(
+            negative_robustness, lip_const, disjoint_neurons, reduction, name
+        )
 
 
 @register("BinaryProvableAvgRobustness")
 class BinaryProvableAvgRobustness(_AvgRobustness, _Binary):
-    """Mean certified radius of the samples.
+    """Like `CategoricalProvableAvgRobustness`, for a single score.
 
-    Args:
-        lip_const: Float, the Lipschitz constant of the network.
-        negative_robustness: Boolean. Whether errors count with a negative
-            radius, instead of zero.
-        reduction: See `CategoricalProvableRobustAccuracy`.
-        name: String.
+    Takes the same arguments, but for `disjoint_neurons`.
     """
 
     def __init__(
@@ -250,5 +243,4 @@ class BinaryProvableAvgRobustness(_AvgRobustness, _Binary):
         reduction="sum_over_batch_size",
         name="BinaryProvableAvgRobustness",
     ):
-        super().__init__(lip_const, reduction, name)
-        self.negative_robustness = negative_robustness
+        super().__init__(negative_robustness, lip_const, reduction, name)

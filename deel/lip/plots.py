@@ -46,9 +46,6 @@ def singular_values(model, supplementary_type2sv=None, ax=None):
         model: A built model.
         supplementary_type2sv: See `compute_model_sv`.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
     """
     ax = axes_or_new(ax)
     found = [
@@ -84,9 +81,6 @@ def accuracy_against_radius(radii, certified, attacked=None, ax=None):
             attack did not change the class within each radius.
         ax: Matplotlib axes to draw into; None makes a new figure.
 
-    Returns:
-        The axes.
-
     Raises:
         ValueError: If the sequences differ in length.
     """
@@ -107,9 +101,6 @@ def margins(scores, labels, bins=50, ax=None):
         labels: Labels as the losses take them, or class numbers.
         bins: As for `numpy.histogram`.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
     """
     ax = axes_or_new(ax)
     leads = _leads(np.asarray(scores, "float32"), np.asarray(labels))
@@ -140,9 +131,6 @@ def level_sets(
             else `(-1, 1)`.
         resolution: Integer, points on each axis.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
 
     Raises:
         ValueError: If the model has several outputs.
@@ -189,9 +177,6 @@ def saliency(model, x, target=0, against=None, ax=None):
         target: Integer, the output to differentiate.
         against: Integer or None, an output to subtract.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
     """
     ax = axes_or_new(ax)
     gradient = _gradient(model, x, target, against)
@@ -220,9 +205,6 @@ def counterfactual(
         as_pixels: Function from inputs of the model to pixels in [0, 1]; None
             if they are the same.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
     """
     ax = axes_or_new(ax)
     gradient = _gradient(model, x, target, against)

@@ -90,11 +90,7 @@ class _BatchStatistics(Condensable, ChannelBias):
         )
 
     def _accumulate(self, pairs):
-        """Moves the means by the statistics of one batch.
-
-        Args:
-            pairs: List of pairs `(variable, value of the batch)`.
-        """
+        """Moves means by pairs `(variable, value of the batch)`."""
         count = ops.convert_to_tensor(self.count) + 1
         if self.window is not None:
             count = ops.minimum(count, float(self.window))

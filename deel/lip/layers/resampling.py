@@ -80,9 +80,7 @@ class InvertibleDownSampling(_InvertibleSampling):
     Args:
         pool_size: Integer or pair of integers `(p_h, p_w)`.
         data_format: `"channels_last"` or `"channels_first"`.
-        name: String, the name of the layer.
-        dtype: The dtype or dtype policy of the layer.
-        **kwargs: What else Keras layers take.
+        name, dtype, kwargs: What all Keras layers take.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first;
@@ -131,12 +129,7 @@ class InvertibleDownSampling(_InvertibleSampling):
 class InvertibleUpSampling(_InvertibleSampling):
     """The exact inverse of `InvertibleDownSampling`; pixel-shuffle.
 
-    Args:
-        pool_size: Integer or pair of integers `(p_h, p_w)`.
-        data_format: `"channels_last"` or `"channels_first"`.
-        name: String, the name of the layer.
-        dtype: The dtype or dtype policy of the layer.
-        **kwargs: What else Keras layers take.
+    Takes the same arguments.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first;

@@ -251,19 +251,13 @@ class ResidualDense(_Residual, keras.layers.Dense):
     """`k x - 2/k act(x W + b) W^T`; the kernel is not constrained.
 
     What `SLLDense` is exported to. It is k-Lipschitz if W has norm k or less;
-    see there.
+    see there, also for the shapes.
 
     Args:
         units: Positive integer, the number of hidden units.
         activation: Activation function with slopes from 0 to 1.
-        k_coef_lip: Float, the factor k.
-        **kwargs: What else `keras.layers.Dense` takes.
-
-    Input shape:
-        Tensor `(batch_size, ..., input_dim)`.
-
-    Output shape:
-        The same as the input shape.
+        **kwargs: `k_coef_lip`, the factor k, and what else
+            `keras.layers.Dense` takes.
 
     Raises:
         ValueError: If the activation or `k_coef_lip` is out of its range.
@@ -284,21 +278,14 @@ class ResidualConv2D(_Residual, keras.layers.Conv2D):
     """`k x - 2/k conv^T(act(conv(x) + b))`; the kernel is not constrained.
 
     What `SLLConv2D` is exported to. It is k-Lipschitz if the convolution has
-    norm k or less; see there.
+    norm k or less; see there, also for the shapes.
 
     Args:
         filters: Positive integer, the number of hidden channels.
         kernel_size: Odd integer or pair of odd integers, the window.
         activation: Activation function with slopes from 0 to 1.
-        k_coef_lip: Float, the factor k.
-        **kwargs: What else `keras.layers.Conv2D` takes, but for what changes
-            the size of the image.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
+        **kwargs: `k_coef_lip`, the factor k, and what else
+            `keras.layers.Conv2D` takes, but for what changes the image size.
 
     Raises:
         ValueError: If an argument is out of its range.
