@@ -13,6 +13,7 @@ them.
 import keras
 
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_one_of
 from deel.lip.initializers import DiracInitializer
 from deel.lip.layers import Abs
 from deel.lip.layers import FrobeniusDense
@@ -234,10 +235,7 @@ def LipNeXt(
 
 def _of_size(size, **choices):
     """The entry for a size of each of the triples, as a list."""
-    if size not in SIZES:
-        raise ValueError(
-            f"Argument `size` must be one of {SIZES}. Received: size={size}"
-        )
+    require_one_of("size", size, SIZES)
     return [choice[SIZES.index(size)] for choice in choices.values()]
 
 

@@ -9,6 +9,7 @@ from deel.lip._backend.variables import host
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_one_of
 from deel.lip.model import averages_weights
 from deel.lip.model import condense_layers
 
@@ -209,15 +210,8 @@ class MonitorCallback(keras.callbacks.Callback):
         on_batch=False,
     ):
         super().__init__()
-        for name, value, choices in (
-            ("target", target, ("kernel", "wbar")),
-            ("what", what, ("max", "all")),
-        ):
-            if value not in choices:
-                raise AssertionError(
-                    f"Argument `{name}` must be one of {choices}. "
-                    f"Received: {name}={value}"
-                )
+        require_one_of("target", target, ("kernel", "wbar"), AssertionError)
+        require_one_of("what", what, ("max", "all"), AssertionError)
         try:
             # The writer is TensorFlow's, on any backend.
             import tensorboard  # noqa: F401

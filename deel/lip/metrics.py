@@ -13,7 +13,9 @@ from keras import ops
 from deel.lip._labels import aligned
 from deel.lip._labels import lead
 from deel.lip._register import register
+from deel.lip._validation import nonnegative_float
 from deel.lip._validation import positive_float
+from deel.lip._validation import require_one_of
 
 __all__ = [
     "BinaryProvableAvgRobustness",
@@ -46,11 +48,7 @@ class _ProvableMetric(keras.metrics.Mean):
     """
 
     def __init__(self, lip_const, certificate_factor, reduction, name):
-        if reduction not in _REDUCTIONS:
-            raise ValueError(
-                "Argument `reduction` must be one of "
-                f"{list(_REDUCTIONS)}. Received: reduction={reduction}"
-            )
+        require_one_of("reduction", reduction, _REDUCTIONS)
         super().__init__(name=name)
         self.lip_const = positive_float("lip_const", lip_const)
         self.certificate_factor = certificate_factor * self.lip_const
@@ -120,12 +118,7 @@ class _RobustAccuracy:
 
     def __init__(self, epsilon, *args):
         super().__init__(*args)
-        if not epsilon >= 0:
-            raise ValueError(
-                "Argument `epsilon` must be zero or greater. "
-                f"Received: epsilon={epsilon}"
-            )
-        self.epsilon = float(epsilon)
+        self.epsilon = nonnegative_float("epsilon", float(epsilon))
 
     def _values(self, y_true, y_pred):
         certificate = self._certificate(y_true, y_pred)

@@ -197,14 +197,11 @@ def counterfactual(
     transport to the other class: what the image would have to become.
 
     Args:
-        model: A Keras model of images.
-        x: Array, one image as the model takes it.
-        target: Integer, the output that the step increases.
+        model, x, target, against, ax: As for `saliency`, of which this follows
+            the gradient.
         distance: Float, the Euclidean length of the step.
-        against: Integer or None, an output that the step decreases.
         as_pixels: Function from inputs of the model to pixels in [0, 1]; None
             if they are the same.
-        ax: Matplotlib axes to draw into; None makes a new figure.
     """
     ax = axes_or_new(ax)
     gradient = _gradient(model, x, target, against)

@@ -2,7 +2,6 @@
 
 import functools
 import math
-import numbers
 
 import keras
 from keras import ops
@@ -33,15 +32,6 @@ def unmasked(inputs, mask, data_format):
     return ops.where(mask, inputs, ops.zeros_like(inputs)), share
 
 
-def checked_epsilon(eps_grad_sqrt):
-    if not isinstance(eps_grad_sqrt, numbers.Real) or not eps_grad_sqrt >= 0:
-        raise RuntimeError(
-            "Argument `eps_grad_sqrt` must be zero or greater. "
-            f"Received: eps_grad_sqrt={eps_grad_sqrt}"
-        )
-    return float(eps_grad_sqrt)
-
-
 def largest_square(values, size=1):
     """Limit of mean squares of `size` values; see the note on large norms."""
     return normal_range(keras.backend.standardize_dtype(values.dtype))[1] / (
@@ -52,14 +42,8 @@ def largest_square(values, size=1):
 def norms_of_windows(inputs, shape, axes, epsilon, scale):
     """Root of the mean square of each window, and of `epsilon`, times `scale`.
 
-    With a gradient that reads and writes the image once.
-
-    Args:
-        inputs: Tensor.
-        shape: Tuple, the shape of `inputs` with its spatial axes split.
-        axes: Tuple of integers, the axes within windows.
-        epsilon: Float.
-        scale: Float.
+    With a gradient that reads and writes the image once. `shape` is that of the
+    inputs with their spatial axes split, `axes` are those within windows.
     """
     settings = {"shape": shape, "axes": axes, "scale": scale}
 

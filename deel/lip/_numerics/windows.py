@@ -28,6 +28,7 @@ import numpy as np
 
 from deel.lip._numerics.padding import check_length
 from deel.lip._numerics.padding import shortest_length
+from deel.lip._validation import require_one_of
 
 DATA_FORMATS = ("channels_last", "channels_first")
 
@@ -42,11 +43,7 @@ NUMPY_MODES = {
 
 def check_data_format(data_format, error=RuntimeError):
     """Raises an error of that class for an unknown `data_format`."""
-    if data_format not in DATA_FORMATS:
-        raise error(
-            f"Argument `data_format` must be one of {DATA_FORMATS}. "
-            f"Received: data_format={data_format}"
-        )
+    require_one_of("data_format", data_format, DATA_FORMATS, error)
 
 
 def spatial_shape(input_shape, data_format):

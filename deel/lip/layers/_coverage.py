@@ -8,6 +8,7 @@ from deel.lip._numerics.windows import coverage_coefficient
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._validation import int_tuple
+from deel.lip._validation import require_one_of
 from deel.lip.layers._padded import PaddedConvolution
 
 
@@ -107,11 +108,7 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
                     f"{name} has no groups, `SpectralGroupedConv{rank}D` has. "
                     f"Received: groups={groups}"
                 )
-        if padding_mode not in self._padding_modes:
-            raise ValueError(
-                "Argument `padding_mode` must be one of "
-                f"{self._padding_modes}. Received: padding_mode={padding_mode}"
-            )
+        require_one_of("padding_mode", padding_mode, self._padding_modes)
         if groups != 1:
             kwargs["groups"] = groups
         super().__init__(

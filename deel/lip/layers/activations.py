@@ -69,9 +69,7 @@ class GroupSort(_Activation):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, `channels` a multiple of `n`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         RuntimeError: If `data_format` is not `"channels_last"`, or if the
@@ -163,9 +161,7 @@ class Abs(_Activation):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or `(batch_size, channels, ...)`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         RuntimeError: If `data_format` is unknown.
@@ -274,9 +270,7 @@ class Householder(_Activation):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, an even number of channels.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         RuntimeError: If `data_format` is not `"channels_last"`, or if the

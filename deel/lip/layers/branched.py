@@ -178,9 +178,7 @@ class PrescaledResidual(_Branched):
 
     Input shape:
         Tensor `(batch_size, ...)`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If the branch is no layer, changes the shape of its input,
@@ -229,9 +227,7 @@ class PartialResidual(_Branched):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, an even number of channels.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: As for `PrescaledResidual`; or for an odd number of

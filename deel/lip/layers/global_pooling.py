@@ -7,7 +7,6 @@ from keras import ops
 
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip._numerics.window_norms import checked_epsilon
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.window_norms import unmasked
@@ -15,6 +14,7 @@ from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
+from deel.lip._validation import nonnegative_float
 
 
 class _GlobalPooling(LipschitzLayer):
@@ -57,7 +57,9 @@ class _GlobalL2Norm(_GlobalPooling):
         self, data_format=None, k_coef_lip=1.0, eps_grad_sqrt=1e-6, **kwargs
     ):
         super().__init__(data_format, k_coef_lip, **kwargs)
-        self.eps_grad_sqrt = checked_epsilon(eps_grad_sqrt)
+        self.eps_grad_sqrt = nonnegative_float(
+            "eps_grad_sqrt", eps_grad_sqrt, RuntimeError
+        )
         self._init_lip_coef(None)
 
     def _compute_lip_coef(self, input_shape=None):

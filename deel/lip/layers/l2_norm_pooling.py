@@ -7,12 +7,12 @@ from keras import ops
 
 from deel.lip._backend.compilation import has_fast_strides
 from deel.lip._backend.variables import float32_at_least
-from deel.lip._numerics.window_norms import checked_epsilon
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import norms_of_windows
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
+from deel.lip._validation import nonnegative_float
 from deel.lip.layers._window_pooling import WindowPooling
 
 
@@ -32,7 +32,9 @@ class _WindowL2Norm(WindowPooling):
         super().__init__(
             pool_size, strides, padding, data_format, k_coef_lip, **kwargs
         )
-        self.eps_grad_sqrt = checked_epsilon(eps_grad_sqrt)
+        self.eps_grad_sqrt = nonnegative_float(
+            "eps_grad_sqrt", eps_grad_sqrt, RuntimeError
+        )
 
     def call(self, inputs, training=False):
         windows = self._windows(inputs.shape)

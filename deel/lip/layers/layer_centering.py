@@ -31,9 +31,7 @@ class LayerCentering(LipschitzLayer, ChannelBias):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If the mean would be over the batch, or over no axis.

@@ -167,9 +167,7 @@ class BatchCentering(LipschitzLayer, _BatchStatistics):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If `axis` is not an axis of the input other than the batch.

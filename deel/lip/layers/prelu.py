@@ -48,9 +48,7 @@ class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
 
     Input shape:
         Tensor `(batch_size, ...)`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Example:
 

@@ -191,9 +191,7 @@ class SpatialShift2D(keras.layers.Layer):
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If `fraction` is out of its range, or leaves less than one

@@ -25,9 +25,7 @@ class ScaleBiasLayer(ChannelBias):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Example:
 

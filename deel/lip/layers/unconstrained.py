@@ -15,6 +15,7 @@ from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
+from deel.lip._validation import require_one_of
 
 __all__ = [
     "PadConv1D",
@@ -97,11 +98,7 @@ class _PadConvolution(ExplicitPadding, Condensable):
         **kwargs,
     ):
         name = padding.lower() if isinstance(padding, str) else padding
-        if name not in PADDINGS:
-            raise ValueError(
-                f"Argument `padding` must be one of {tuple(PADDINGS)}. "
-                f"Received: padding={padding}"
-            )
+        require_one_of("padding", name, PADDINGS)
         mode = PADDINGS[name]
         super().__init__(
             filters=positive_int("filters", filters),

@@ -4,6 +4,7 @@ import keras
 from keras import ops
 
 from deel.lip._backend.variables import host
+from deel.lip._validation import nonnegative_float
 from deel.lip._validation import positive_float
 
 
@@ -47,12 +48,7 @@ class LipschitzLoss(keras.losses.Loss):
 
 def parameter(name, value):
     """A loss parameter as a variable, which callbacks can change."""
-    value = float(value)
-    if value != value or value < 0:
-        raise ValueError(
-            f"Argument `{name}` must be zero or greater. "
-            f"Received: {name}={value}"
-        )
+    value = nonnegative_float(name, float(value))
     return keras.Variable(value, dtype="float32", trainable=False, name=name)
 
 

@@ -17,13 +17,8 @@ def _kr(y_true, y_pred, epsilon=EPSILON):
     mean score of the positive samples minus that of the others. A class that
     is absent from the batch contributes 0.
 
-    Args:
-        y_true: Labels; positive are those equal to 1.
-        y_pred: Scores, of the same shape.
-        epsilon: Float, keeps the counts of absent classes from dividing by 0.
-
-    Returns:
-        Tensor `(batch_size,)`.
+    Positive are labels equal to 1. `epsilon` keeps the counts of absent classes
+    from dividing by 0.
     """
     y_true, y_pred = aligned(y_true, y_pred)
     positive = ops.cast(ops.equal(y_true, 1), y_pred.dtype)
@@ -34,13 +29,8 @@ def _kr(y_true, y_pred, epsilon=EPSILON):
 def _kr_multi_gpu(y_true, y_pred):
     """KR term of each sample, from labels that already hold the weights.
 
-    Args:
-        y_true: Labels made by `deel.lip.utils.process_labels_for_multi_gpu`
-            from a whole batch, before it was split over devices.
-        y_pred: Scores, of the same shape.
-
-    Returns:
-        Tensor `(batch_size,)`.
+    Those are made by `deel.lip.utils.process_labels_for_multi_gpu` from a whole
+    batch, before it was split over devices.
     """
     y_true, y_pred = aligned(y_true, y_pred)
     return ops.mean(y_pred * y_true, axis=-1)

@@ -58,11 +58,7 @@ class _LearnedMargins(LipschitzLoss):
             )
 
     def create_margins(self, outputs):
-        """Creates the variable `margins` unless it exists.
-
-        Args:
-            outputs: Integer, the number of outputs of the network.
-        """
+        """Creates the variable `margins`, `(outputs,)`, unless it exists."""
         if self.margins is None:
             self.margins = keras.Variable(
                 keras.initializers.Constant(self._bounds[0]),
