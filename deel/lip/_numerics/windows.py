@@ -117,20 +117,16 @@ class Axis:
         return max(0, (padded - self.span) // self.stride + 1)
 
     def reads(self, repeats_border=False):
-        """Array `(windows, taps)` of positions, -1 for what is padded.
+        """Array `(windows, taps)` of positions, -1 for zeros that are padded.
 
-        Args:
-            repeats_border: Boolean. True for the border instead of -1.
+        With `repeats_border`, the border stands in place of those.
         """
-        before, after = self.widths()
-        positions = np.arange(self.length)
+        settings = {"mode": "constant", "constant_values": -1}
         if self.pads_with_image:
-            mode = NUMPY_MODES[self.padding]
-            padded = np.pad(positions, before, mode=mode)
+            settings = {"mode": NUMPY_MODES[self.padding]}
         elif repeats_border:
-            padded = np.pad(positions, (before, after), mode="edge")
-        else:
-            padded = np.pad(positions, (before, after), constant_values=-1)
+            settings = {"mode": "edge"}
+        padded = np.pad(np.arange(self.length), self.widths(), **settings)
         starts = np.arange(0, len(padded) - self.span + 1, self.stride)
         return padded[starts[:, None] + self.dilation * np.arange(self.size)]
 
@@ -186,10 +182,9 @@ class Axis:
     def torus(self):
         """See [Convolutions as matrices of frequencies].
 
-        Returns:
-            Tuple `(N, stride, dilation, factor)`: the length of a torus, the
-            stride and dilation on it, and what its norm is multiplied by. None
-            where the length is not known.
+        A tuple `(N, stride, dilation, factor)`: the length of a torus, stride
+        and dilation on it, and what its norm is multiplied by. None where the
+        length is not known.
         """
         if self.length is None:
             return None
@@ -220,13 +215,9 @@ class Axis:
     def coarse(self, excess, known_image):
         """A grid of frequencies that holds for an axis of any length.
 
-        Args:
-            excess: Float, what the bound may exceed that of all frequencies
-                by, as a factor.
-            known_image: Boolean, whether the length of the axis may be used.
-
-        Returns:
-            As of `torus`; None if the padding has no such bound.
+        As `torus`, or None if the padding has no such bound, which may exceed
+        that of all frequencies by a factor `excess`. The length of the axis is
+        used where `known_image` allows for it.
         """
         factor = 1.0
         if self.pads_with_image and self.padding != "circular":

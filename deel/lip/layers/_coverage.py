@@ -62,17 +62,8 @@ class WindowCoverage:
 class CoveredConvolution(WindowCoverage, PaddedConvolution):
     """Mixin of the convolutions that keep the size of the image.
 
-    It stands before a `ConstrainedKernel` class.
-
-    Args:
-        kernel_size: Integer or tuple of integers.
-        strides: Integer or tuple of integers.
-        padding: Must be `"same"`, in any case.
-        dilation_rate: Integer or tuple of integers.
-        groups: Integer.
-        padding_mode: `"zeros"`, `"reflect"`, `"replicate"`, `"symmetric"` or
-            `"circular"`: what the image is continued with.
-        **kwargs: Further arguments of the layer.
+    It stands before a `ConstrainedKernel` class, and adds the `padding_mode`,
+    what the image is continued with, to the arguments of the stock layer.
     """
 
     _takes_groups_and_dilation = True
@@ -89,8 +80,7 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
         padding_mode="zeros",
         **kwargs,
     ):
-        rank = self._spatial_rank
-        name = type(self).__name__
+        rank, name = self._spatial_rank, type(self).__name__
         dilation_rate = int_tuple(dilation_rate, rank)
         if not isinstance(padding, str) or padding.lower() != "same":
             raise RuntimeError(
@@ -119,8 +109,9 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
             **kwargs,
         )
         self.padding_mode = padding_mode
-        mode = None if padding_mode == "zeros" else padding_mode
-        self._set_explicit_padding(mode)
+        self._set_explicit_padding(
+            None if padding_mode == "zeros" else padding_mode
+        )
 
     def get_config(self):
         return {

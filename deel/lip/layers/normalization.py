@@ -286,15 +286,13 @@ class BatchLipNorm(_BatchStatistics):
     since the last call of `reset_statistics`.
 
     Args:
-        axis: Integer, the axis of the channels.
+        axis, use_bias, window, bias_initializer: As for `BatchCentering`, whose
+            shapes are those of this layer.
         centering: Boolean, whether the mean is subtracted.
         normalize: Boolean, whether the factor is applied; if not it is 1.
-        use_bias: Boolean, whether a trained bias for each channel is added.
         factory: The `SharedLipFactory` to report the factor to, or None.
         eps: Float greater than zero. A variance below it counts as 1.
-        window: Integer or None, see `BatchCentering`.
-        bias_initializer: Initializer of the bias.
-        **kwargs: As for `BatchCentering`, which has the same shapes.
+        **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Raises:
         ValueError: As for `BatchCentering`; if `eps` is not greater than zero,

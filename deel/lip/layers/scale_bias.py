@@ -16,9 +16,7 @@ class ScaleBiasLayer(ChannelBias):
 
     Args:
         scalar: Float, the factor, which is not trained.
-        use_bias: Boolean, whether a trained bias for each channel is added.
-        axis: Integer, the axis of the channels.
-        bias_initializer: Initializer of the bias.
+        use_bias, axis, bias_initializer: As for `BatchCentering`.
         mean: List of floats, one for each channel, which are subtracted before
             all else and not trained; None for none.
         **kwargs: `name`, `dtype` and what else Keras layers take.

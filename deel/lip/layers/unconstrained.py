@@ -7,6 +7,7 @@ from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._lipschitz import Condensable
 from deel.lip._numerics.activations import MONOTONE
 from deel.lip._numerics.activations import facts_of
+from deel.lip._numerics.padding import MODES
 from deel.lip._numerics.padding import pad
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
@@ -32,15 +33,8 @@ def __dir__():
 
 # What each name of a padding means: one of `padding.MODES`, or None where the
 # stock convolution pads by itself.
-PADDINGS = {
-    "same": None,
-    "valid": None,
-    "constant": "zeros",
-    "reflect": "reflect",
-    "replicate": "replicate",
-    "symmetric": "symmetric",
-    "circular": "circular",
-}
+PADDINGS = {"same": None, "valid": None, "constant": "zeros"}
+PADDINGS |= {mode: mode for mode in MODES if mode != "zeros"}
 
 
 class ExplicitPadding:
