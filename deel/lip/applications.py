@@ -116,9 +116,6 @@ def LiResNet(
             multiples of 8.
         classes, k_coef_lip, include_top, name: As for `VGG`.
 
-    Returns:
-        A `deel.lip.model.Model`.
-
     Reference:
         - [Hu et al., 2023](https://arxiv.org/abs/2301.12549), "Unlocking
           deterministic robustness certification on ImageNet".
@@ -168,9 +165,6 @@ def OrthogonalResNet(
             multiples of 8.
         classes, k_coef_lip, include_top, name: As for `VGG`.
 
-    Returns:
-        A `deel.lip.model.Model`.
-
     Reference:
         - [Boissin et al., 2025](https://arxiv.org/abs/2501.07930), "An adaptive
           orthogonal convolution scheme for efficient and flexible CNN
@@ -214,9 +208,6 @@ def LipNeXt(
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 4, the side of a patch.
         classes, k_coef_lip, include_top, name: As for `VGG`.
-
-    Returns:
-        A `deel.lip.model.Model`.
 
     Reference:
         - [LipNeXt, 2026](https://arxiv.org/abs/2601.18513).

@@ -207,18 +207,10 @@ class MaxMin(_Activation):
     do; the next layer has twice as many inputs.
 
     Args:
-        data_format: `"channels_last"` or `"channels_first"`.
-        k_coef_lip: Float, multiplies the output.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or `(batch_size, channels, ...)`.
+        data_format, k_coef_lip, kwargs: As for `Abs`, as the input shape is.
 
     Output shape:
         The input shape with twice the channels.
-
-    Raises:
-        RuntimeError: If `data_format` is unknown.
 
     Example:
 

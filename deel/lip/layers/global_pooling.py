@@ -176,22 +176,14 @@ class ScaledGlobalL2NormPooling2D(
     """Euclidean norm of each channel over the whole image.
 
     The output is `k_coef_lip * sqrt(sum(image ** 2) + eps_grad_sqrt)`. Norms
-    beyond 1.3e19 are cut off, as by `ScaledL2NormPooling2D`.
+    beyond 1.3e19 are cut off, as by `ScaledL2NormPooling2D`. Shapes are those
+    of `ScaledGlobalAveragePooling2D`.
 
     Args:
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
+        data_format, k_coef_lip: As for `ScaledGlobalAveragePooling2D`.
         eps_grad_sqrt: Float, zero or more, see `ScaledL2NormPooling2D`.
         **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
             takes.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, channels)`; with `keepdims=True` the spatial axes
-        are kept with length 1.
 
     Raises:
         RuntimeError: If `eps_grad_sqrt` is negative.

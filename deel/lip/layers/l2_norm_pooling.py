@@ -76,26 +76,16 @@ class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
 
     The output is `k_coef_lip * sqrt(sum(window ** 2) + p * eps_grad_sqrt)`,
     with p the number of values in a window. Norms beyond 1.3e19, whose squares
-    float32 cannot hold, are cut off there, which is 1-Lipschitz as well.
+    float32 cannot hold, are cut off there, which is 1-Lipschitz as well. Shapes
+    are those of `ScaledAveragePooling2D`.
 
     Args:
-        pool_size: Integer or pair of integers, the window.
-        strides: None, or equal to `pool_size`.
-        padding: Must be `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
+        pool_size, strides, padding, data_format, k_coef_lip: As for
+            `ScaledAveragePooling2D`.
         eps_grad_sqrt: Float, zero or more, added under the root, where the
             norm is not differentiable at zero. With zero, the gradient of a
             window of zeros is zero.
         **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, height // pool_size[0], width // pool_size[1],
-        channels)`, or channels first.
 
     Raises:
         RuntimeError: If windows would overlap, for another padding, or if

@@ -39,8 +39,7 @@ class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
     Args:
         k_coef_lip: Float, the largest magnitude of a slope.
         alpha_initializer: Initializer of the slopes; None means 0.25.
-        alpha_regularizer: Regularizer of the slopes, before clipping.
-        alpha_constraint: Constraint of the slopes, before clipping.
+        alpha_regularizer, alpha_constraint: Of the slopes before clipping.
         shared_axes: Axes along which slopes are shared, as for
             `keras.layers.PReLU`: `[1, 2]` for one slope for each channel of an
             image.

@@ -155,8 +155,7 @@ class LogitAnnealing(_OffsetCrossentropy):
     give away: the factor takes it from samples that have more than enough.
 
     Args:
-        offset: Float, zero or more, see `OffsetCategoricalCrossentropy`.
-        temperature: Float greater than zero, likewise.
+        offset, temperature: As for `OffsetCategoricalCrossentropy`.
         beta: Float, zero or more. How soon a sample is let go; 0 leaves
             `OffsetCategoricalCrossentropy`.
         reduction, name: As for `keras.losses.Loss`.
