@@ -202,11 +202,10 @@ class CategoricalProvableAvgRobustness(_AvgRobustness, _Categorical):
     """Mean certified radius of the samples.
 
     Args:
-        lip_const: Float, the Lipschitz constant of the network.
-        disjoint_neurons: Boolean, see `CategoricalProvableRobustAccuracy`.
+        lip_const, disjoint_neurons, reduction, name: See
+            `CategoricalProvableRobustAccuracy`.
         negative_robustness: Boolean. Whether errors count with a negative
             radius, instead of zero.
-        reduction, name: See `CategoricalProvableRobustAccuracy`.
     """
 
     def __init__(

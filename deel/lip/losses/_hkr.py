@@ -94,11 +94,9 @@ class MulticlassHKR(HingeKR):
     without activation at the end.
 
     Args:
-        alpha: Float, zero or more, see `HKR`.
-        min_margin: Float, see `MulticlassHinge`.
-        multi_gpu: Boolean, see `KR`.
+        alpha, multi_gpu: See `HKR`.
+        min_margin, soft_hinge_tau: See `MulticlassHinge`.
         reduction, name: As for `keras.losses.Loss`.
-        soft_hinge_tau: Float, see `MulticlassHinge`.
     """
 
     _arguments = ("alpha", "min_margin", "multi_gpu", "soft_hinge_tau")

@@ -134,7 +134,7 @@ class MulticlassHingeAuto(_LearnedMargins):
     `HingeMarginAuto` for how the margins are trained.
 
     Args:
-        min_margin, max_margin, alpha_margin: Floats, see `HingeMarginAuto`.
+        min_margin, max_margin, alpha_margin: See `HingeMarginAuto`.
         soft_hinge_tau: Float, see `MulticlassHinge`.
         reduction, name: As for `keras.losses.Loss`.
     """
@@ -194,9 +194,8 @@ class HKRauto(_AutoHKR):
     """`HKR` with a learned margin: `-KR + alpha * HingeMarginAuto`.
 
     Args:
-        alpha: Float, zero or more, see `HKR`.
-        min_margin, max_margin, alpha_margin: Floats, see `HingeMarginAuto`.
-        multi_gpu: Boolean, see `KR`.
+        alpha, multi_gpu: See `HKR`.
+        min_margin, max_margin, alpha_margin: See `HingeMarginAuto`.
         reduction, name: As for `keras.losses.Loss`.
     """
 
@@ -223,10 +222,9 @@ class MulticlassHKRauto(_AutoHKR):
     `-MulticlassKR + alpha * MulticlassHingeAuto`.
 
     Args:
-        alpha: Float, zero or more, see `HKR`.
-        min_margin, max_margin, alpha_margin: Floats, see `HingeMarginAuto`.
+        alpha, multi_gpu: See `HKR`.
+        min_margin, max_margin, alpha_margin: See `HingeMarginAuto`.
         soft_hinge_tau: Float, see `MulticlassHinge`.
-        multi_gpu: Boolean, see `KR`.
         reduction, name: As for `keras.losses.Loss`.
 
     Example:
