@@ -9,9 +9,9 @@ import pytest
 from keras import ops
 
 from deel.lip import layers
-from deel.lip._numerics import windows as conv_factor
 from deel.lip._numerics.padding import MODES
 from deel.lip._numerics.padding import pad
+from deel.lip._numerics.windows import Axis
 from deel.lip.layers import unconstrained
 
 TOLERANCE = harness.TOLERANCE
@@ -43,14 +43,46 @@ def _array(*shape, seed=0):
 )
 def test_overlap_is_that_of_the_table(kernel_size, stride, length, expected):
     # C1
-    overlap = conv_factor.window_overlap(kernel_size, stride, length)
-    assert overlap == expected
+    axis = Axis(length, kernel_size, stride, padding="same")
+    assert axis.coverage() == expected
 
 
 def test_taps_further_apart_than_the_stride_all_count():
-    assert conv_factor.window_overlap(3, 2, dilation=2) == 3
-    assert conv_factor.window_overlap(4, 4, dilation=2) == 2
-    assert conv_factor.window_overlap(4, 2, dilation=3) == 2
+    assert Axis(None, 3, 2, dilation=2).coverage() == 3
+    assert Axis(None, 4, 4, dilation=2).coverage() == 2
+    assert Axis(None, 4, 2, dilation=3).coverage() == 2
+
+
+def _most_reads(axis):
+    """How often a value is read at most, counted tap by tap."""
+    before, after = axis.widths()
+    mode = NUMPY_MODES.get(axis.padding, "constant")
+    padded = np.pad(np.arange(1, axis.length + 1), (before, after), mode=mode)
+    counts = np.zeros(axis.length + 1, int)
+    start = 0
+    while start + (axis.size - 1) * axis.dilation < len(padded):
+        for tap in range(axis.size):
+            counts[padded[start + tap * axis.dilation]] += 1
+        start += axis.stride
+    assert axis.windows() == start // axis.stride
+    return max(counts[1:])
+
+
+@pytest.mark.parametrize("padding", ["valid", "same", "causal", *MODES])
+def test_coverage_is_an_upper_bound_of_the_count_for_each_length(padding):
+    numbers = itertools.product(range(1, 6), range(1, 5), range(1, 4))
+    for size, stride, dilation in numbers:
+        endless = Axis(None, size, stride, dilation, padding)
+        assert not endless.needs_length()
+        assert endless.overlap() == endless.coverage()
+        for length in range(size // 2 * dilation + 1, 16):
+            axis = Axis(length, size, stride, dilation, padding)
+            found = _most_reads(axis)
+            assert axis.overlap() == found
+            assert found <= axis.coverage() <= endless.coverage()
+            assert axis.needs_length() == (axis.coverage() < endless.coverage())
+            if axis.pads_with_image:
+                assert axis.coverage() == found
 
 
 @pytest.mark.parametrize(
@@ -63,8 +95,7 @@ def test_taps_further_apart_than_the_stride_all_count():
     ],
 )
 def test_copies_of_the_padding_are_counted(mode, kernel_size, expected):
-    overlap = conv_factor.window_overlap(kernel_size, 1, 12, padding_mode=mode)
-    assert overlap == expected
+    assert Axis(12, kernel_size, padding=mode).coverage() == expected
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -83,15 +114,12 @@ def test_overlap_is_the_norm_of_the_patches(mode, kernel_size, stride):
         starts = range(0, len(rows) - kernel_size + 1, stride)
         patches = np.concatenate([rows[p : p + kernel_size] for p in starts])
         norm = np.linalg.norm(patches, 2) ** 2
-        overlap = conv_factor.window_overlap(
-            kernel_size, stride, length, padding_mode=mode
-        )
+        axis = Axis(length, kernel_size, stride, padding=mode)
+        overlap = axis.coverage()
         assert norm <= overlap * (1 + 1e-9)
         if mode != "zeros":
             assert norm >= overlap * (1 - 1e-9)
-        everywhere = conv_factor.window_overlap(
-            kernel_size, stride, padding_mode=mode
-        )
+        everywhere = Axis(None, kernel_size, stride, padding=mode).coverage()
         assert overlap <= everywhere
 
 

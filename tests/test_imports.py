@@ -30,7 +30,7 @@ FOLDERS = {
         variables compilation guarded_variable retraction
     """,
     "_numerics": """
-        activations norm_bounds padding sorting window_norms windows
+        activations norm_bounds padding windows sorting window_norms
         convolution_norm polar orthogonal_factors orthogonal_maps
     """,
     "parametrizations": """
@@ -39,18 +39,19 @@ FOLDERS = {
     """,
     "layers": """
         _channel_bias _spectral_arguments _window_pooling
-        activations layer_centering normalization residual branched resampling
+        activations prelu layer_centering scale_bias normalization
+        residual branched resampling
         average_pooling l2_norm_pooling global_pooling
         unconstrained _padded _coverage
         dense orthogonal_dense convolutional convolutional_transpose depthwise
         orthogonal_convolution almost_orthogonal symmetric
     """,
     "losses": """
-        _base _kr _hinges _hkr _learned_margins _crossentropies
+        _base _kantorovich _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
         _norms _rounding _float64 _registry rules/ _walk _promises bounds
-        _data _network certificates attacks
+        _curves _data _network certificates attacks
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling

@@ -311,6 +311,15 @@ def test_compiled_model_is_loaded_with_its_loss_and_goes_on(
         np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
+@pytest.mark.parametrize("loss_class", _CLASSES)
+def test_loss_has_the_name_of_its_class_unless_it_is_given_one(loss_class):
+    parameters = inspect.signature(loss_class).parameters
+    assert {"reduction", "name"} <= set(parameters)
+    required = [2.0 for p in parameters.values() if p.default is p.empty][:1]
+    assert loss_class(*required).name == loss_class.__name__
+    assert loss_class(*required, name="mine").get_config()["name"] == "mine"
+
+
 def test_temperature_must_not_be_zero():
     with pytest.raises(ValueError, match=r"Received: tau=0\.0"):
         losses.TauCategoricalCrossentropy(0.0)

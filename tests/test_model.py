@@ -11,6 +11,8 @@ from keras import ops
 
 import deel.lip
 from deel.lip import layers
+from deel.lip._lipschitz import activation_constant
+from deel.lip._numerics.activations import FACTS
 from deel.lip.activations import GroupSort
 from deel.lip.activations import GroupSort2
 from deel.lip.activations import LipschitzPReLU
@@ -662,14 +664,11 @@ def test_activations_of_unknown_constant_warn(activation):
 
 
 def test_constants_of_activations_are_those_of_certificates():
-    # One of the two tables would otherwise forget the other.
-    from deel.lip._numerics.activations import SLOPES
-
-    for name, slope in SLOPES.items():
-        if hasattr(keras.activations, name):
-            layer = keras.layers.Activation(name)
-            layer.build((None, 3))
-            assert lipschitz_bound(layer) == slope, name
+    for name, facts in FACTS.items():
+        layer = keras.layers.Activation(name)
+        layer.build((None, 3))
+        assert activation_constant(layer) == facts.largest
+        assert lipschitz_bound(layer) == facts.largest, name
 
 
 def test_layer_that_bounds_outputs_one_by_one_must_be_the_last():

@@ -18,7 +18,7 @@ from deel.lip import initializers
 from deel.lip import losses
 from deel.lip import normalizers
 from deel.lip import utils
-from deel.lip.losses._kr import _kr
+from deel.lip.losses._kantorovich import _kr
 
 
 def _mean_of(value):
@@ -83,7 +83,8 @@ def _model_from_yaml(*args, **kwargs):
     )
 
 
-# For each module: old name, what to use instead, and what the old name gives.
+# For each module: old name, what to use instead, and what the old name gives
+# where that is not the same.
 _NAMES = {
     losses: {
         "KR_loss": ("KR", _KR_loss),
@@ -97,33 +98,16 @@ _NAMES = {
         "MultiMarginLoss": ("MultiMargin", _MultiMarginLoss),
     },
     constraints: {
-        "WeightClip": (
-            "WeightClipConstraint",
-            constraints.WeightClipConstraint,
-        ),
-        "AutoWeightClip": (
-            "AutoWeightClipConstraint",
-            constraints.AutoWeightClipConstraint,
-        ),
-        "FrobeniusNormalizer": (
-            "FrobeniusConstraint",
-            constraints.FrobeniusConstraint,
-        ),
+        "WeightClip": "WeightClipConstraint",
+        "AutoWeightClip": "AutoWeightClipConstraint",
+        "FrobeniusNormalizer": "FrobeniusConstraint",
         "SpectralNormalizer": (
             "SpectralConstraint(eps_bjorck=None)",
             functools.partial(constraints.SpectralConstraint, eps_bjorck=None),
         ),
-        "BjorckNormalizer": (
-            "SpectralConstraint",
-            constraints.SpectralConstraint,
-        ),
+        "BjorckNormalizer": "SpectralConstraint",
     },
-    initializers: {
-        "BjorckInitializer": (
-            "SpectralInitializer",
-            initializers.SpectralInitializer,
-        ),
-    },
+    initializers: {"BjorckInitializer": "SpectralInitializer"},
     normalizers: {
         "DEFAULT_NITER_BJORCK": ("DEFAULT_MAXITER_BJORCK", 15),
         "DEFAULT_NITER_SPECTRAL": ("DEFAULT_MAXITER_SPECTRAL", 3),
@@ -131,18 +115,12 @@ _NAMES = {
         "set_swap_memory": ("nothing: it has no effect", _set_swap_memory),
     },
     utils: {
-        "load_model": (
-            "keras.models.load_model",
-            keras.models.load_model,
-        ),
+        "load_model": ("keras.models.load_model", keras.models.load_model),
         "model_from_json": (
             "keras.models.model_from_json",
             keras.models.model_from_json,
         ),
-        "model_from_yaml": (
-            "keras.models.model_from_json",
-            _model_from_yaml,
-        ),
+        "model_from_yaml": ("keras.models.model_from_json", _model_from_yaml),
     },
 }
 
@@ -150,19 +128,20 @@ _NAMES = {
 def install():
     """Makes the former names available in the public modules."""
     for module, names in _NAMES.items():
-        module.__getattr__ = functools.partial(
-            _former_attribute, module.__name__, names
-        )
+        module.__getattr__ = functools.partial(_former_attribute, module, names)
 
 
-def _former_attribute(module_name, names, name):
+def _former_attribute(module, names, name):
     if name not in names:
         raise AttributeError(
-            f"module '{module_name}' has no attribute '{name}'"
+            f"module '{module.__name__}' has no attribute '{name}'"
         )
-    replacement, value = names[name]
+    entry = names[name]
+    if isinstance(entry, str):
+        entry = entry, getattr(module, entry)
+    replacement, value = entry
     warnings.warn(
-        f"`{module_name}.{name}` is deprecated. Use {replacement} instead.",
+        f"`{module.__name__}.{name}` is deprecated. Use {replacement} instead.",
         DeprecationWarning,
         stacklevel=2,
     )

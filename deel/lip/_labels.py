@@ -10,18 +10,12 @@ EPSILON = 1e-7
 def aligned(y_true, y_pred):
     """Returns labels and predictions as tensors of one shape and dtype.
 
-    Args:
-        y_true: Tensor `(batch_size,)`, `(batch_size, 1)` or
-            `(batch_size, classes)`, any dtype.
-        y_pred: Tensor `(batch_size, 1)` or `(batch_size, classes)`; also
-            `(batch_size,)` for binary labels.
-
-    Returns:
-        Two tensors of shape `(batch_size, outputs)`.
+    Both are given as `(batch_size,)` or `(batch_size, outputs)`, labels of any
+    dtype, and returned as `(batch_size, outputs)`. They are never broadcast,
+    which would compare each label with every prediction.
 
     Raises:
-        ValueError: If the shapes do not fit each other. They are never
-            broadcast, which would compare each label with every prediction.
+        ValueError: If the shapes do not fit each other.
     """
     y_pred = ops.convert_to_tensor(y_pred)
     y_true = ops.convert_to_tensor(y_true)
@@ -69,13 +63,8 @@ def _has_rank(tensor):
 def lead(y_true, y_pred):
     """Score of the true class minus the best of the others, for each sample.
 
-    Args:
-        y_true: Aligned labels `(batch_size, classes)`; the true class is the
-            one greater than 0.
-        y_pred: Aligned scores, of the same shape.
-
-    Returns:
-        Tensor `(batch_size,)`, positive where the prediction is right.
+    Positive where the prediction is right. Labels and scores are aligned, with
+    several classes, of which the true one is that greater than 0.
     """
     is_true = y_true > 0
     lowest = ops.full_like(y_pred, -float("inf"))

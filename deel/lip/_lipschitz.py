@@ -14,7 +14,7 @@ import weakref
 
 import keras
 
-from deel.lip._numerics.activations import SLOPES
+from deel.lip._numerics.activations import facts_of
 from deel.lip._validation import lipschitz_constant
 
 # For each layer, the models to tell; see the note.
@@ -194,11 +194,8 @@ def activation_constant(activation):
         return max(1.0, abs(float(activation.alpha)))
     if isinstance(activation, keras.layers.Softmax):
         return 0.5
-    for name, slope in SLOPES.items():
-        # Not all are in the oldest Keras.
-        if activation is getattr(keras.activations, name, None):
-            return slope
-    return None
+    facts = facts_of(activation)
+    return None if facts is None else facts.largest
 
 
 def warn_of_activation(layer, stacklevel=3):

@@ -33,6 +33,35 @@ def positive_float(name, value):
     return float(value)
 
 
+def share(name, value):
+    """Returns `value` as a float if it is in ]0, 1]."""
+    value = positive_float(name, value)
+    if value > 1:
+        raise ValueError(
+            f"Argument `{name}` must be in ]0, 1]. Received: {name}={value}"
+        )
+    return value
+
+
+def nonnegative_float(name, value, error=ValueError):
+    """Returns `value` as a float if it is a number, zero or greater."""
+    if not isinstance(value, numbers.Real) or not value >= 0:
+        raise error(
+            f"Argument `{name}` must be zero or greater. "
+            f"Received: {name}={value}"
+        )
+    return float(value)
+
+
+def require_one_of(name, value, options, error=ValueError):
+    """Raises an error of that class unless `value` is one of the options."""
+    if value not in options:
+        raise error(
+            f"Argument `{name}` must be one of {tuple(options)}. "
+            f"Received: {name}={value}"
+        )
+
+
 def lipschitz_constant(name, value):
     """Returns `value` as a float if float32 has all of its digits to spare."""
     value = positive_float(name, value)

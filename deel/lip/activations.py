@@ -5,9 +5,9 @@ from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
 from deel.lip.layers.activations import Householder
-from deel.lip.layers.activations import LipschitzPReLU
 from deel.lip.layers.activations import MaxMin
-from deel.lip.layers.activations import PReLUlip
+from deel.lip.layers.prelu import LipschitzPReLU
+from deel.lip.layers.prelu import PReLUlip
 
 __all__ = [
     "Abs",

@@ -13,6 +13,7 @@ them.
 import keras
 
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_one_of
 from deel.lip.initializers import DiracInitializer
 from deel.lip.layers import Abs
 from deel.lip.layers import FrobeniusDense
@@ -113,23 +114,7 @@ def LiResNet(
             residuals, 2, 4 or 8 dense layers of 512, 1,024 or 2,048 neurons.
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 8.
-        classes: Integer, number of scores.
-        k_coef_lip: Float, the Lipschitz constant of each score.
-        include_top: Boolean, whether to add the scores; else the output are
-            the features, as a vector.
-        name: String, the name of the model.
-
-    Returns:
-        A `deel.lip.model.Model`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-
-    >>> from deel.lip.applications import LiResNet
-    >>> LiResNet("S", classes=10).output_shape
-    (None, 10)
+        classes, k_coef_lip, include_top, name: As for `VGG`.
 
     Reference:
         - [Hu et al., 2023](https://arxiv.org/abs/2301.12549), "Unlocking
@@ -178,23 +163,7 @@ def OrthogonalResNet(
             many after each of three halvings; 1, 2 or 3 blocks in between.
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 8.
-        classes: Integer, number of scores.
-        k_coef_lip: Float, the Lipschitz constant of each score.
-        include_top: Boolean, whether to add the scores; else the output are
-            the features, as a vector.
-        name: String, the name of the model.
-
-    Returns:
-        A `deel.lip.model.Model`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-
-    >>> from deel.lip.applications import OrthogonalResNet
-    >>> OrthogonalResNet("S", classes=10).output_shape
-    (None, 10)
+        classes, k_coef_lip, include_top, name: As for `VGG`.
 
     Reference:
         - [Boissin et al., 2025](https://arxiv.org/abs/2501.07930), "An adaptive
@@ -238,23 +207,7 @@ def LipNeXt(
             blocks.
         input_shape: Tuple `(height, width, channels)`; height and width
             multiples of 4, the side of a patch.
-        classes: Integer, number of scores.
-        k_coef_lip: Float, the Lipschitz constant of each score.
-        include_top: Boolean, whether to add the scores; else the output are
-            the features, as a vector.
-        name: String, the name of the model.
-
-    Returns:
-        A `deel.lip.model.Model`.
-
-    Raises:
-        ValueError: If an argument is out of its range.
-
-    Example:
-
-    >>> from deel.lip.applications import LipNeXt
-    >>> LipNeXt("S", classes=10).output_shape
-    (None, 10)
+        classes, k_coef_lip, include_top, name: As for `VGG`.
 
     Reference:
         - [LipNeXt, 2026](https://arxiv.org/abs/2601.18513).
@@ -273,10 +226,7 @@ def LipNeXt(
 
 def _of_size(size, **choices):
     """The entry for a size of each of the triples, as a list."""
-    if size not in SIZES:
-        raise ValueError(
-            f"Argument `size` must be one of {SIZES}. Received: size={size}"
-        )
+    require_one_of("size", size, SIZES)
     return [choice[SIZES.index(size)] for choice in choices.values()]
 
 

@@ -10,6 +10,7 @@ from deel.lip._export import condense_layers
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_one_of
 from deel.lip.model import averages_weights
 
 __all__ = [
@@ -24,8 +25,17 @@ def __dir__():
     return __all__
 
 
+class _Callback(keras.callbacks.Callback):
+    """Base of the callbacks: a config of their arguments."""
+
+    _arguments = ()
+
+    def get_config(self):
+        return {name: getattr(self, name) for name in self._arguments}
+
+
 @register("CondenseCallback")
-class CondenseCallback(keras.callbacks.Callback):
+class CondenseCallback(_Callback):
     """Overwrites free kernels with the constrained ones during training.
 
     The layers of this library keep their kernels on the constraint by
@@ -45,6 +55,8 @@ class CondenseCallback(keras.callbacks.Callback):
     {'on_epoch': True, 'on_batch': True}
     """
 
+    _arguments = ("on_epoch", "on_batch")
+
     def __init__(self, on_epoch=True, on_batch=False):
         super().__init__()
         self.on_epoch = on_epoch
@@ -63,12 +75,9 @@ class CondenseCallback(keras.callbacks.Callback):
         if averages_weights(self.model.optimizer):
             condense_layers(self.model)
 
-    def get_config(self):
-        return {"on_epoch": self.on_epoch, "on_batch": self.on_batch}
-
 
 @register("LossParamScheduler")
-class LossParamScheduler(keras.callbacks.Callback):
+class LossParamScheduler(_Callback):
     """Changes a parameter of the loss from batch to batch.
 
     Piecewise linear in the number of batches seen, constant before the first
@@ -91,6 +100,8 @@ class LossParamScheduler(keras.callbacks.Callback):
     >>> # From 1 to 100 over the first 500 batches.
     >>> schedule = LossParamScheduler("alpha", fp=[1.0, 100.0], xp=[0, 500])
     """
+
+    _arguments = ("param_name", "fp", "xp", "step")
 
     def __init__(self, param_name, fp, xp, step=0):
         super().__init__()
@@ -121,17 +132,9 @@ class LossParamScheduler(keras.callbacks.Callback):
         _loss_parameter(self.model, self.param_name).assign(value)
         self.step += 1
 
-    def get_config(self):
-        return {
-            "param_name": self.param_name,
-            "fp": self.fp,
-            "xp": self.xp,
-            "step": self.step,
-        }
-
 
 @register("LossParamLog")
-class LossParamLog(keras.callbacks.Callback):
+class LossParamLog(_Callback):
     """Prints a parameter of the loss at the end of epochs.
 
     Args:
@@ -143,6 +146,8 @@ class LossParamLog(keras.callbacks.Callback):
         ValueError: If `rate` is not a positive integer; when training begins,
             if the loss has no such parameter.
     """
+
+    _arguments = ("param_name", "rate")
 
     def __init__(self, param_name, rate=1):
         super().__init__()
@@ -161,9 +166,6 @@ class LossParamLog(keras.callbacks.Callback):
             value = np.array2string(host(value), threshold=6, edgeitems=3)
         print(f"\n{loss.name} {self.param_name} {value}")
 
-    def get_config(self):
-        return {"param_name": self.param_name, "rate": self.rate}
-
 
 def _loss_parameter(model, name):
     """The attribute of that name of the loss that a model is compiled with."""
@@ -176,7 +178,7 @@ def _loss_parameter(model, name):
 
 
 @register("MonitorCallback")
-class MonitorCallback(keras.callbacks.Callback):
+class MonitorCallback(_Callback):
     """Logs singular values of kernels for TensorBoard.
 
     The values are written below `<logdir>/metrics`, under the name
@@ -199,6 +201,15 @@ class MonitorCallback(keras.callbacks.Callback):
         RuntimeWarning: When training begins, if a layer has no such target.
     """
 
+    _arguments = (
+        "monitored_layers",
+        "logdir",
+        "target",
+        "what",
+        "on_epoch",
+        "on_batch",
+    )
+
     def __init__(
         self,
         monitored_layers,
@@ -209,15 +220,8 @@ class MonitorCallback(keras.callbacks.Callback):
         on_batch=False,
     ):
         super().__init__()
-        for name, value, choices in (
-            ("target", target, ("kernel", "wbar")),
-            ("what", what, ("max", "all")),
-        ):
-            if value not in choices:
-                raise AssertionError(
-                    f"Argument `{name}` must be one of {choices}. "
-                    f"Received: {name}={value}"
-                )
+        require_one_of("target", target, ("kernel", "wbar"), AssertionError)
+        require_one_of("what", what, ("max", "all"), AssertionError)
         try:
             # The writer is TensorFlow's, on any backend.
             import tensorboard  # noqa: F401
@@ -261,16 +265,6 @@ class MonitorCallback(keras.callbacks.Callback):
 
     def on_train_end(self, logs=None):
         self._writer.flush()
-
-    def get_config(self):
-        return {
-            "monitored_layers": self.monitored_layers,
-            "logdir": self.logdir,
-            "target": self.target,
-            "what": self.what,
-            "on_epoch": self.on_epoch,
-            "on_batch": self.on_batch,
-        }
 
     def _write(self, index):
         model = self.model

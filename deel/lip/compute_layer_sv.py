@@ -6,9 +6,9 @@ from keras import ops
 
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip.layers import FullSort
+from deel.lip._numerics.activations import facts_of
+from deel.lip.layers import Abs
 from deel.lip.layers import GroupSort
-from deel.lip.layers import GroupSort2
 from deel.lip.layers import Householder
 from deel.lip.layers import MaxMin
 
@@ -35,7 +35,8 @@ _CONVOLUTIONS = (
     keras.layers.DepthwiseConv2D,
 )
 
-_SORTS = (FullSort, GroupSort, GroupSort2, Householder, MaxMin)
+# Their Jacobians have orthonormal columns.
+_ISOMETRIES = (Abs, GroupSort, Householder, MaxMin)
 
 
 def compute_layer_sv(layer, supplementary_type2sv=None):
@@ -86,7 +87,7 @@ def compute_layer_sv(layer, supplementary_type2sv=None):
 
 
 def compute_model_sv(model, supplementary_type2sv=None):
-    """Singular values of each layer of a model; see `compute_layer_sv`.
+    """Singular values of each layer of a built model; see `compute_layer_sv`.
 
     Args:
         model: A built model.
@@ -112,9 +113,10 @@ def _bounds(layer):
     if isinstance(layer, keras.layers.ReLU):
         return _slopes(layer)
     if isinstance(layer, keras.layers.Activation):
-        is_relu = layer.activation is keras.activations.relu
-        return (0.0, 1.0) if is_relu else _UNKNOWN
-    if isinstance(layer, _SORTS):
+        facts = facts_of(layer.activation)
+        is_known = facts is not None and facts.is_exact
+        return (facts.smallest, facts.largest) if is_known else _UNKNOWN
+    if isinstance(layer, _ISOMETRIES):
         return float(layer.k_coef_lip), float(layer.k_coef_lip)
     if isinstance(layer, LipschitzLayer):
         return None, float(layer.k_coef_lip)

@@ -13,7 +13,9 @@ from keras import ops
 from deel.lip._labels import aligned
 from deel.lip._labels import lead
 from deel.lip._register import register
+from deel.lip._validation import nonnegative_float
 from deel.lip._validation import positive_float
+from deel.lip._validation import require_one_of
 
 __all__ = [
     "BinaryProvableAvgRobustness",
@@ -46,11 +48,7 @@ class _ProvableMetric(keras.metrics.Mean):
     """
 
     def __init__(self, lip_const, certificate_factor, reduction, name):
-        if reduction not in _REDUCTIONS:
-            raise ValueError(
-                "Argument `reduction` must be one of "
-                f"{list(_REDUCTIONS)}. Received: reduction={reduction}"
-            )
+        require_one_of("reduction", reduction, _REDUCTIONS)
         super().__init__(name=name)
         self.lip_const = positive_float("lip_const", lip_const)
         self.certificate_factor = certificate_factor * self.lip_const
@@ -118,6 +116,10 @@ class _Binary(_ProvableMetric):
 class _RobustAccuracy:
     """Mixin: whether the certificate exceeds `epsilon`."""
 
+    def __init__(self, epsilon, *args):
+        super().__init__(*args)
+        self.epsilon = nonnegative_float("epsilon", float(epsilon))
+
     def _values(self, y_true, y_pred):
         certificate = self._certificate(y_true, y_pred)
         return ops.cast(certificate > self.epsilon, certificate.dtype)
@@ -129,24 +131,19 @@ class _RobustAccuracy:
 class _AvgRobustness:
     """Mixin: the certificate itself, 0 for errors unless asked otherwise."""
 
+    def __init__(self, negative_robustness, *args):
+        super().__init__(*args)
+        self.negative_robustness = negative_robustness
+
     def _values(self, y_true, y_pred):
         certificate = self._certificate(y_true, y_pred)
-        return (
-            certificate if self.negative_robustness else ops.relu(certificate)
-        )
+        if self.negative_robustness:
+            return certificate
+        return ops.relu(certificate)
 
     def get_config(self):
         config = super().get_config()
         return {**config, "negative_robustness": self.negative_robustness}
-
-
-def _checked_epsilon(epsilon):
-    if not epsilon >= 0:
-        raise ValueError(
-            "Argument `epsilon` must be zero or greater. "
-            f"Received: epsilon={epsilon}"
-        )
-    return float(epsilon)
 
 
 @register("CategoricalProvableRobustAccuracy")
@@ -180,19 +177,14 @@ class CategoricalProvableRobustAccuracy(_RobustAccuracy, _Categorical):
         reduction="sum_over_batch_size",
         name="CategoricalProvableRobustAccuracy",
     ):
-        super().__init__(lip_const, disjoint_neurons, reduction, name)
-        self.epsilon = _checked_epsilon(epsilon)
+        super().__init__(epsilon, lip_const, disjoint_neurons, reduction, name)
 
 
 @register("BinaryProvableRobustAccuracy")
 class BinaryProvableRobustAccuracy(_RobustAccuracy, _Binary):
-    """Share of the samples that are right at any point within `epsilon`.
+    """Like `CategoricalProvableRobustAccuracy`, for a single score.
 
-    Args:
-        epsilon: Float, the Euclidean radius, in the units of the inputs.
-        lip_const: Float, the Lipschitz constant of the network.
-        reduction: See `CategoricalProvableRobustAccuracy`.
-        name: String.
+    Takes the same arguments, but for `disjoint_neurons`.
     """
 
     def __init__(
@@ -202,8 +194,7 @@ class BinaryProvableRobustAccuracy(_RobustAccuracy, _Binary):
         reduction="sum_over_batch_size",
         name="BinaryProvableRobustAccuracy",
     ):
-        super().__init__(lip_const, reduction, name)
-        self.epsilon = _checked_epsilon(epsilon)
+        super().__init__(epsilon, lip_const, reduction, name)
 
 
 @register("CategoricalProvableAvgRobustness")
@@ -211,12 +202,10 @@ class CategoricalProvableAvgRobustness(_AvgRobustness, _Categorical):
     """Mean certified radius of the samples.
 
     Args:
-        lip_const: Float, the Lipschitz constant of the network.
-        disjoint_neurons: Boolean, see `CategoricalProvableRobustAccuracy`.
+        lip_const, disjoint_neurons, reduction, name: See
+            `CategoricalProvableRobustAccuracy`.
         negative_robustness: Boolean. Whether errors count with a negative
             radius, instead of zero.
-        reduction: See `CategoricalProvableRobustAccuracy`.
-        name: String.
     """
 
     def __init__(
@@ -227,20 +216,16 @@ class CategoricalProvableAvgRobustness(_AvgRobustness, _Categorical):
         reduction="sum_over_batch_size",
         name="CategoricalProvableAvgRobustness",
     ):
-        super().__init__(lip_const, disjoint_neurons, reduction, name)
-        self.negative_robustness = negative_robustness
+        super().__init__(
+            negative_robustness, lip_const, disjoint_neurons, reduction, name
+        )
 
 
 @register("BinaryProvableAvgRobustness")
 class BinaryProvableAvgRobustness(_AvgRobustness, _Binary):
-    """Mean certified radius of the samples.
+    """Like `CategoricalProvableAvgRobustness`, for a single score.
 
-    Args:
-        lip_const: Float, the Lipschitz constant of the network.
-        negative_robustness: Boolean. Whether errors count with a negative
-            radius, instead of zero.
-        reduction: See `CategoricalProvableRobustAccuracy`.
-        name: String.
+    Takes the same arguments, but for `disjoint_neurons`.
     """
 
     def __init__(
@@ -250,5 +235,4 @@ class BinaryProvableAvgRobustness(_AvgRobustness, _Binary):
         reduction="sum_over_batch_size",
         name="BinaryProvableAvgRobustness",
     ):
-        super().__init__(lip_const, reduction, name)
-        self.negative_robustness = negative_robustness
+        super().__init__(negative_robustness, lip_const, reduction, name)

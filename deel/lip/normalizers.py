@@ -32,6 +32,8 @@ from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
 from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._defaults import check_RKO_params as _check_RKO_params
+from deel.lip._numerics.norm_bounds import one_for_zero
+from deel.lip._numerics.windows import Axis
 
 __all__ = [
     "DEFAULT_BETA_BJORCK",
@@ -121,19 +123,9 @@ def _power_iteration(
 ):
     """Power iteration for the largest singular value of a linear operator.
 
-    Args:
-        linear_operator: Function of a tensor like `u`.
-        adjoint_operator: Its adjoint.
-        u: Tensor, the vector to start from.
-        eps: Float, the change of `u` below which the iteration stops.
-        maxiter: Integer, limit of the number of steps; one is made in any
-            case.
-        axis: Integer, tuple of integers, or None: the axes that make up one
-            vector, None for all.
-
-    Returns:
-        Tensor of the shape of `u`, of norm one. A vector that the operator
-        maps to zero is kept, not replaced by zero.
+    From `u` on, with as many steps as `spectral_normalization`, at least one.
+    The axes `axis`, None for all, make up one vector. A vector that the
+    operator maps to zero is kept, not replaced by zero.
     """
     u = _normalised(ops.convert_to_tensor(u), axis)
     done = False
@@ -158,12 +150,11 @@ def _norm(x, axis=None):
         # Written out: Keras' max and sum drop all axes on PyTorch otherwise.
         axis = tuple(range(len(x.shape)))
     scale = ops.stop_gradient(ops.max(ops.abs(x), axis=axis, keepdims=True))
-    is_zero = scale == 0
-    scale = ops.where(is_zero, ops.ones_like(scale), scale)
-    squares = ops.sum(ops.square(x / scale), axis=axis, keepdims=True)
-    # Replaced before the root and after it: no path has an infinite slope.
-    safe = ops.where(is_zero, ops.ones_like(squares), squares)
-    return ops.where(is_zero, ops.zeros_like(squares), scale * ops.sqrt(safe))
+    divisor = one_for_zero(scale)
+    squares = ops.sum(ops.square(x / divisor), axis=axis, keepdims=True)
+    # Replaced before the root too: no path has an infinite slope. Behind it,
+    # the scale is zero.
+    return scale * ops.sqrt(one_for_zero(squares))
 
 
 def _normalised(x, axis=None):
@@ -240,12 +231,9 @@ def reshaped_kernel_orthogonalization(
         kernel: Tensor `(..., n)`.
         u: Tensor `(1, n)` or None, see `spectral_normalization`.
         adjustment_coef: Float, the wanted singular value.
-        eps_spectral: Float greater than zero, see `spectral_normalization`.
-        eps_bjorck: Float greater than zero, or None to skip the
-            orthogonalisation.
-        beta: Float in `]0, 0.5]`, or None, which has the same effect.
-        maxiter_spectral: Integer, see `spectral_normalization`.
-        maxiter_bjorck: Integer, see `bjorck_normalization`.
+        eps_spectral, maxiter_spectral: See `spectral_normalization`.
+        eps_bjorck, beta, maxiter_bjorck: See `bjorck_normalization`. None for
+            one of the first two skips the orthogonalisation.
 
     Returns:
         The constrained kernel, the vector to start from next time, and the
@@ -342,25 +330,20 @@ def get_conv_operators(
 
 def _same_padding(window, lengths, stride):
     """Zero padding as in `padding="same"`, its adjoint, and padded lengths."""
-    ends = []
-    for size, length in zip(window, lengths, strict=True):
-        missing = max((-(-length // stride) - 1) * stride + size - length, 0)
-        ends.append((missing // 2, missing - missing // 2))
+    height, width = lengths
+    ends = [
+        Axis(length, size, stride, padding="same").widths()
+        for length, size in zip(lengths, window, strict=True)
+    ]
+    (top, bottom), (left, right) = ends
 
     def pad(x):
         return ops.pad(x, [[0, 0], *map(list, ends), [0, 0]])
 
     def crop(x):
-        inside = [
-            slice(end[0], end[0] + length)
-            for end, length in zip(ends, lengths, strict=True)
-        ]
-        return x[:, inside[0], inside[1]]
+        return x[:, top : top + height, left : left + width]
 
-    padded = [
-        length + sum(end) for end, length in zip(ends, lengths, strict=True)
-    ]
-    return pad, crop, padded
+    return pad, crop, (top + height + bottom, left + width + right)
 
 
 def _transposed_padding(pad_func, lengths, dtype):
@@ -418,12 +401,10 @@ def spectral_normalization_conv(
     Args:
         kernel: Tensor `(height, width, in, out)`.
         u: Tensor, the image to start from: of the input side if `conv_first`,
-            else of the output side. See `get_conv_operators`.
-        stride: Integer.
-        conv_first: Boolean, see `get_conv_operators`.
-        pad_func: Function or None, see `get_conv_operators`.
-        eps: Float, see `spectral_normalization`. Negative, nothing is done.
-        maxiter: Integer, limit of the number of steps.
+            else of the output side.
+        stride, conv_first, pad_func: See `get_conv_operators`.
+        eps, maxiter: See `spectral_normalization`. With a negative `eps`,
+            nothing is done.
 
     Returns:
         The kernel `kernel / (sigma + eps)`, the image to start from next time,
@@ -444,13 +425,7 @@ def spectral_normalization_conv(
 def _zero_upscale2D(x, strides):
     """Inserts zeros after each pixel of images, channels last.
 
-    Args:
-        x: Tensor `(batch_size, height, width, channels)`.
-        strides: Pair of integers, the factors by which the image grows.
-
-    Returns:
-        Tensor `(batch_size, height * strides[0], width * strides[1],
-        channels)`.
+    The images grow by the pair of factors `strides`.
     """
     s_h, s_w = strides
     if (s_h, s_w) == (1, 1):
@@ -463,14 +438,5 @@ def _zero_upscale2D(x, strides):
 
 
 def _maybe_transpose_kernel(w, transpose=False):
-    """Kernel of the transposed convolution, or the kernel itself.
-
-    Args:
-        w: Tensor `(height, width, in, out)`.
-        transpose: Boolean.
-
-    Returns:
-        Tensor `(height, width, out, in)`, flipped along both spatial axes, if
-        `transpose`; else `w`.
-    """
+    """Kernel of the transposed convolution, or the kernel itself."""
     return mirrored_kernel(w) if transpose else w

@@ -2,7 +2,8 @@
 
 Each function draws one thing into one `Axes` and returns it, so that figures
 can be composed, titled and saved with matplotlib itself. Without `ax` a new
-figure is made. Not imported with the package: `from deel.lip import plots`.
+figure is made. Without matplotlib they raise an ImportError. Not imported with
+the package: `from deel.lip import plots`.
 """
 
 import keras
@@ -13,6 +14,10 @@ from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip._labels import aligned
 from deel.lip._labels import lead
 from deel.lip._labels import signs
+from deel.lip.certification._curves import BLUE
+from deel.lip.certification._curves import RED
+from deel.lip.certification._curves import axes_or_new
+from deel.lip.certification._curves import draw_accuracy
 from deel.lip.compute_layer_sv import compute_model_sv
 
 __all__ = [
@@ -29,10 +34,6 @@ def __dir__():
     return __all__
 
 
-# Readable for colour-blind people, on white and in print.
-_BLUE, _RED, _GREY = "#0b5fa5", "#c8442b", "0.88"
-
-
 def singular_values(model, supplementary_type2sv=None, ax=None):
     """Draws the range of the singular values of each layer.
 
@@ -45,14 +46,8 @@ def singular_values(model, supplementary_type2sv=None, ax=None):
         model: A built model.
         supplementary_type2sv: See `compute_model_sv`.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     found = [
         (name, least, largest)
         for name, (least, largest) in compute_model_sv(
@@ -62,8 +57,8 @@ def singular_values(model, supplementary_type2sv=None, ax=None):
     ]
     for place, (_, least, largest) in enumerate(found):
         if least is not None:
-            ax.plot([least, largest], [place, place], color=_BLUE, linewidth=5)
-        ax.plot([largest], [place], "o", color=_BLUE)
+            ax.plot([least, largest], [place, place], color=BLUE, linewidth=5)
+        ax.plot([largest], [place], "o", color=BLUE)
     ax.set_yticks(range(len(found)), [name for name, _, _ in found])
     ax.invert_yaxis()
     ax.set_xlim(left=0.0)
@@ -86,33 +81,10 @@ def accuracy_against_radius(radii, certified, attacked=None, ax=None):
             attack did not change the class within each radius.
         ax: Matplotlib axes to draw into; None makes a new figure.
 
-    Returns:
-        The axes.
-
     Raises:
-        ImportError: If matplotlib is not installed.
         ValueError: If the sequences differ in length.
     """
-    radii, certified = np.asarray(radii), np.asarray(certified)
-    _require_length("certified", certified, radii)
-    ax = _axes(ax)
-    if attacked is not None:
-        attacked = np.asarray(attacked)
-        _require_length("attacked", attacked, radii)
-        ax.plot(radii, attacked, color=_RED, label="under attack (at most)")
-        ax.fill_between(
-            radii,
-            certified,
-            attacked,
-            color=_GREY,
-            label="neither broken nor proven",
-        )
-    ax.plot(radii, certified, color=_BLUE, label="certified (at least)")
-    ax.set(xlabel="Euclidean radius", ylabel="accuracy", ylim=(0.0, 1.02))
-    ax.margins(x=0.0)
-    ax.grid(alpha=0.3)
-    ax.legend()
-    return ax
+    return draw_accuracy(radii, certified, attacked, ax)
 
 
 def margins(scores, labels, bins=50, ax=None):
@@ -129,18 +101,12 @@ def margins(scores, labels, bins=50, ax=None):
         labels: Labels as the losses take them, or class numbers.
         bins: As for `numpy.histogram`.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     leads = _leads(np.asarray(scores, "float32"), np.asarray(labels))
     edges = np.histogram_bin_edges(leads, bins)
-    ax.hist(leads[leads > 0], edges, color=_BLUE, label="right")
-    ax.hist(leads[leads <= 0], edges, color=_RED, label="wrong")
+    ax.hist(leads[leads > 0], edges, color=BLUE, label="right")
+    ax.hist(leads[leads <= 0], edges, color=RED, label="wrong")
     ax.axvline(0.0, color="k", linewidth=0.8)
     ax.set(xlabel="lead of the true class", ylabel="samples")
     ax.legend()
@@ -166,14 +132,10 @@ def level_sets(
         resolution: Integer, points on each axis.
         ax: Matplotlib axes to draw into; None makes a new figure.
 
-    Returns:
-        The axes.
-
     Raises:
-        ImportError: If matplotlib is not installed.
         ValueError: If the model has several outputs.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     if limits is None:
         limits = (-1.0, 1.0)
         if x is not None:
@@ -215,14 +177,8 @@ def saliency(model, x, target=0, against=None, ax=None):
         target: Integer, the output to differentiate.
         against: Integer or None, an output to subtract.
         ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     gradient = _gradient(model, x, target, against)
     if gradient.ndim == 3:
         gradient = gradient.sum(axis=-1)
@@ -241,22 +197,13 @@ def counterfactual(
     transport to the other class: what the image would have to become.
 
     Args:
-        model: A Keras model of images.
-        x: Array, one image as the model takes it.
-        target: Integer, the output that the step increases.
+        model, x, target, against, ax: As for `saliency`, of which this follows
+            the gradient.
         distance: Float, the Euclidean length of the step.
-        against: Integer or None, an output that the step decreases.
         as_pixels: Function from inputs of the model to pixels in [0, 1]; None
             if they are the same.
-        ax: Matplotlib axes to draw into; None makes a new figure.
-
-    Returns:
-        The axes.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
     """
-    ax = _axes(ax)
+    ax = axes_or_new(ax)
     gradient = _gradient(model, x, target, against)
     length = max(float(np.linalg.norm(gradient)), np.finfo("float32").tiny)
     moved = x + distance / length * gradient
@@ -268,28 +215,6 @@ def counterfactual(
     ax.imshow(image, cmap="gray", vmin=0.0, vmax=1.0)
     ax.axis("off")
     return ax
-
-
-def _axes(ax):
-    if ax is not None:
-        return ax
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError(
-            "`deel.lip.plots` draws with matplotlib, which is not installed. "
-            "Install it with `pip install matplotlib`."
-        ) from error
-    return pyplot.subplots(layout="constrained")[1]
-
-
-def _require_length(name, values, radii):
-    if values.shape != radii.shape:
-        raise ValueError(
-            f"Arguments `{name}` and `radii` must have the same length. "
-            f"Received: {name} of shape {values.shape}, radii of shape "
-            f"{radii.shape}"
-        )
 
 
 def _leads(scores, labels):

@@ -100,16 +100,10 @@ class Lorth:
         self.set_kernel_shape(kernel_shape)
 
     def set_kernel_shape(self, shape):
-        """Sets the shape of the kernels to measure, or None to set it later.
-
-        Args:
-            shape: Tuple `(R, ..., C, M)` or None.
-        """
+        """Sets `kernel_shape`, and the attributes that follow from it."""
         if shape is None:
-            self.kernel_shape = None
-            self.padding = None
-            self.delta = None
-            self.alphaNormSpectral = None
+            self.kernel_shape = self.padding = None
+            self.delta = self.alphaNormSpectral = None
             return
         shape = int_tuple(shape, self.dim + 2)
         self._check_form(shape)
@@ -174,12 +168,9 @@ class Lorth:
 
 
 class Lorth2D(Lorth):
-    """`Lorth` for 2-D convolutions.
+    """`Lorth` for 2-D convolutions, of kernels `(R, R, C, M)`.
 
-    Args:
-        kernel_shape: Tuple `(R, R, C, M)` or None, see `Lorth`.
-        stride: Positive integer.
-        conv_transpose: Boolean, see `Lorth`.
+    Takes the arguments of `Lorth`, but for `dim`.
 
     Example:
 
@@ -239,9 +230,7 @@ class LorthRegularizer(keras.regularizers.Regularizer):
         lorth: The `Lorth2D` that computes the distance.
 
     Raises:
-        NotImplementedError: If `dim` is not 2.
-        AssertionError: If the kernel size is even.
-        RuntimeError: If no orthogonal convolution of this shape exists.
+        NotImplementedError: If `dim` is not 2. Else as `Lorth`.
 
     Example:
 
@@ -276,11 +265,7 @@ class LorthRegularizer(keras.regularizers.Regularizer):
         self.set_kernel_shape(kernel_shape)
 
     def set_kernel_shape(self, shape):
-        """Sets the shape of the kernels, or None to take it from each kernel.
-
-        Args:
-            shape: Tuple `(R, R, C, M)` or None.
-        """
+        """Sets `kernel_shape`."""
         self.lorth.set_kernel_shape(shape)
         self.kernel_shape = self.lorth.kernel_shape
 

@@ -169,11 +169,8 @@ def evaluate_lip_const_gen(model, generator, eps=1e-4, seed=None, **kwargs):
     """`evaluate_lip_const` on the first batch of a generator or data set.
 
     Args:
-        model: See `evaluate_lip_const`.
+        model, eps, seed, kwargs: As for `evaluate_lip_const`.
         generator: Iterable of pairs `(x, y)`.
-        eps: See `evaluate_lip_const`.
-        seed: See `evaluate_lip_const`.
-        **kwargs: The other arguments of `evaluate_lip_const`.
 
     Returns:
         A Python float.
@@ -244,13 +241,12 @@ class _Points:
         """Norm of the difference of each sample, and the slope of the norm."""
         rows = _rows(differences)
         if self.disjoint:
+            norms = np.max(np.abs(rows), axis=1)
             largest = np.argmax(np.abs(rows), axis=1)
             slopes = np.sign(rows) * np.eye(rows.shape[1])[largest]
-            return np.max(np.abs(rows), axis=1), slopes.reshape(
-                differences.shape
-            )
-        norms = np.linalg.norm(rows, axis=1)
-        slopes = rows / _nonzero(norms)[:, None]
+        else:
+            norms = np.linalg.norm(rows, axis=1)
+            slopes = rows / _nonzero(norms)[:, None]
         return norms, slopes.reshape(differences.shape)
 
     def expansions(self, a, b):
@@ -398,16 +394,5 @@ def process_labels_for_multi_gpu(labels):
 
 
 def _padding_circular(x, padding):
-    """Pads images, channels last, with their own opposite borders.
-
-    Args:
-        x: Tensor `(batch_size, height, width, channels)`.
-        padding: Pair of integers, rows and columns to add on each side, or
-            None to add nothing.
-
-    Returns:
-        Tensor, larger by twice the padding.
-    """
-    if padding is None:
-        return x
-    return pad(x, padding, "circular")
+    """Pads images, channels last, by so many rows and columns; None for 0."""
+    return x if padding is None else pad(x, padding, "circular")

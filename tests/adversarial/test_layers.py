@@ -11,7 +11,7 @@ from registry import OTHERS
 from registry import rows
 
 from deel.lip import layers
-from deel.lip._numerics.activations import SLOPES
+from deel.lip._numerics.activations import FACTS
 from deel.lip.certification import _registry
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
@@ -99,7 +99,7 @@ STOCK = [
     (stock.ELU, {"alpha": 0.3}, (9,)),
     (stock.PReLU, {}, (9,)),
     (stock.Softmax, {}, (3, 9)),
-    *[(stock.Activation, {"activation": name}, (9,)) for name in SLOPES],
+    *[(stock.Activation, {"activation": name}, (9,)) for name in FACTS],
     (stock.Add, {}, [(9,), (9,), (9,)]),
     (stock.Subtract, {}, [(2, 9), (2, 9)]),
     (stock.Average, {}, [(9,), (9,), (9,)]),

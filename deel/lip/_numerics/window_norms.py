@@ -2,7 +2,6 @@
 
 import functools
 import math
-import numbers
 
 import keras
 from keras import ops
@@ -11,6 +10,8 @@ from deel.lip._backend.compilation import fused
 from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.tensors import sliced
+from deel.lip._numerics.norm_bounds import one_for_zero
+from deel.lip._numerics.windows import channel_axis
 from deel.lip._validation import normal_range
 
 # In relative terms: norms that have been cut off, and then rounded.
@@ -27,18 +28,8 @@ def unmasked(inputs, mask, data_format):
     share = ops.maximum(ops.sum(kept, axis=1), 1) / ops.sum(
         ops.ones_like(kept), axis=1
     )
-    channel_axis = 1 if data_format == "channels_first" else 2
-    mask = ops.expand_dims(ops.cast(mask, "bool"), channel_axis)
+    mask = ops.expand_dims(ops.cast(mask, "bool"), channel_axis(data_format))
     return ops.where(mask, inputs, ops.zeros_like(inputs)), share
-
-
-def checked_epsilon(eps_grad_sqrt):
-    if not isinstance(eps_grad_sqrt, numbers.Real) or not eps_grad_sqrt >= 0:
-        raise RuntimeError(
-            "Argument `eps_grad_sqrt` must be zero or greater. "
-            f"Received: eps_grad_sqrt={eps_grad_sqrt}"
-        )
-    return float(eps_grad_sqrt)
 
 
 def largest_square(values, size=1):
@@ -51,14 +42,8 @@ def largest_square(values, size=1):
 def norms_of_windows(inputs, shape, axes, epsilon, scale):
     """Root of the mean square of each window, and of `epsilon`, times `scale`.
 
-    With a gradient that reads and writes the image once.
-
-    Args:
-        inputs: Tensor.
-        shape: Tuple, the shape of `inputs` with its spatial axes split.
-        axes: Tuple of integers, the axes within windows.
-        epsilon: Float.
-        scale: Float.
+    With a gradient that reads and writes the image once. `shape` is that of the
+    inputs with their spatial axes split, `axes` are those within windows.
     """
     settings = {"shape": shape, "axes": axes, "scale": scale}
 
@@ -100,8 +85,8 @@ def _slopes_of_norms(inputs, norms, upstream, shape, axes, scale):
     # Neither zero nor cut off.
     limit = scale * math.sqrt(largest_square(inputs, size)) * (1 - _NEAR_LIMIT)
     positive = ops.logical_and(norms > 0, norms < limit)
-    safe = ops.where(positive, norms, ops.ones_like(norms))
-    factors = ops.where(positive, scale / safe, ops.zeros_like(norms))
+    factors = scale / one_for_zero(norms)
+    factors = ops.where(positive, factors, ops.zeros_like(norms))
     factors = factors * upstream * (scale / size)
     ones = [1 if axis in axes else n for axis, n in enumerate(shape)]
     product = reshaped(inputs, shape) * reshaped(factors, ones)
@@ -113,8 +98,8 @@ def _root_and_slope(x):
     root = ops.sqrt(x)
 
     def gradient(upstream):
-        safe = ops.where(root > 0, root, ops.ones_like(root))
-        slope = ops.where(root > 0, 0.5 / safe, ops.zeros_like(root))
+        slope = 0.5 / one_for_zero(root)
+        slope = ops.where(root > 0, slope, ops.zeros_like(root))
         return upstream * slope
 
     return root, gradient

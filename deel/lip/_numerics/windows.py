@@ -1,4 +1,6 @@
-"""Lipschitz bound of a convolution from how often its windows read a value.
+"""How windows read the axes of an image, and what a bound follows from that.
+
+Note [Coverage]
 
 A convolution is a matrix product with the patches of its input,
 `y = patches(x) W`. If each value of `x` stands in at most `n` places of the
@@ -26,6 +28,7 @@ import numpy as np
 
 from deel.lip._numerics.padding import check_length
 from deel.lip._numerics.padding import shortest_length
+from deel.lip._validation import require_one_of
 
 DATA_FORMATS = ("channels_last", "channels_first")
 
@@ -38,13 +41,14 @@ NUMPY_MODES = {
 }
 
 
+def check_data_format(data_format, error=RuntimeError):
+    """Raises an error of that class for an unknown `data_format`."""
+    require_one_of("data_format", data_format, DATA_FORMATS, error)
+
+
 def spatial_shape(input_shape, data_format):
     """Returns the spatial lengths of an input shape, None where unknown."""
-    if data_format not in DATA_FORMATS:
-        raise RuntimeError(
-            f"Argument `data_format` must be one of {DATA_FORMATS}. "
-            f"Received: data_format={data_format}"
-        )
+    check_data_format(data_format)
     if data_format == "channels_first":
         return tuple(input_shape[2:])
     return tuple(input_shape[1:-1])
@@ -55,70 +59,14 @@ def first_spatial_axis(data_format):
     return 2 if data_format == "channels_first" else 1
 
 
-def same_padding(kernel_size, dilation=1):
-    """Values to add on each side so that stride 1 keeps the length."""
-    return kernel_size // 2 * dilation
+def channel_axis(data_format):
+    """Returns the number of the axis of the channels, 1 or -1."""
+    return 1 if data_format == "channels_first" else -1
 
 
-def window_overlap(
-    kernel_size, stride, length=None, dilation=1, padding_mode="zeros"
-):
-    """Upper bound of how often the windows along an axis read one value.
-
-    Args:
-        kernel_size: Integer, the number k of taps of the window.
-        stride: Integer, the stride s.
-        length: Integer or None, the length L of the axis if it is known.
-        dilation: Integer, the distance d of the taps.
-        padding_mode: String, one of `deel.lip._numerics.padding.MODES`.
-
-    Returns:
-        Integer. With `length=None`, a bound for every length.
-    """
-    if padding_mode == "zeros":
-        overlap = math.ceil(kernel_size * math.gcd(stride, dilation) / stride)
-        if length is not None:
-            overlap = min(overlap, math.ceil(length / stride))
-        return overlap
-    axis = (kernel_size, stride, dilation, padding_mode)
-    padding = same_padding(kernel_size, dilation)
-    if length is not None:
-        check_length(length, padding, padding_mode)
-        return _counted_overlap(*axis, length)
-    # On longer axes the two borders are on their own, and where the windows
-    # end depends on the length modulo the stride: nothing new is found.
-    span = (kernel_size - 1) * dilation + 1
-    shortest = max(1, shortest_length(padding, padding_mode))
-    lengths = range(shortest, 2 * span + 2 * stride + 1)
-    return max(_counted_overlap(*axis, length) for length in lengths)
-
-
-def _counted_overlap(kernel_size, stride, dilation, padding_mode, length):
-    padding = same_padding(kernel_size, dilation)
-    positions = np.arange(length)
-    padded = np.pad(positions, padding, mode=NUMPY_MODES[padding_mode])
-    span = (kernel_size - 1) * dilation + 1
-    starts = np.arange(0, len(padded) - span + 1, stride)
-    read = padded[starts[:, None] + dilation * np.arange(kernel_size)]
-    return int(np.max(np.bincount(read.ravel())))
-
-
-def coverage_coefficient(
-    kernel_size, strides, lengths, dilation_rate=None, padding_mode="zeros"
-):
-    """Returns `1 / sqrt(n_1 * ... * n_d)`, a float.
-
-    Args:
-        kernel_size: Tuple of integers, one for each spatial axis.
-        strides: Tuple of integers.
-        lengths: Tuple of integers or Nones, the spatial shape of the input.
-        dilation_rate: Tuple of integers; None means 1 everywhere.
-        padding_mode: String, see `window_overlap`.
-    """
-    dilation_rate = dilation_rate or (1,) * len(kernel_size)
-    axes = zip(kernel_size, strides, lengths, dilation_rate, strict=True)
-    overlaps = [window_overlap(*axis, padding_mode) for axis in axes]
-    return 1.0 / math.sqrt(math.prod(overlaps))
+def coverage_coefficient(axes):
+    """Returns `1 / sqrt(n_1 * ... * n_d)`, a float, for a list of `Axis`."""
+    return 1.0 / math.sqrt(math.prod(axis.coverage() for axis in axes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,7 +79,8 @@ class Axis:
         stride: Integer.
         dilation: Integer, the distance of the taps.
         padding: `"valid"`, `"same"` or `"causal"`, as in Keras; or a mode of
-            `padding.MODES`, which adds `same_padding` values on both sides.
+            `padding.MODES`, which adds `size // 2 * dilation` values on both
+            sides: with an odd size and stride 1, this keeps the length.
     """
 
     length: int | None
@@ -159,23 +108,25 @@ class Axis:
             total = (windows - 1) * self.stride + self.span - self.length
             total = max(total, 0)
             return total // 2, total - total // 2
-        return (same_padding(self.size, self.dilation),) * 2
+        return (self.size // 2 * self.dilation,) * 2
+
+    def windows(self):
+        """How many windows there are."""
+        before, after = self.widths()
+        padded = before + self.length + after
+        return max(0, (padded - self.span) // self.stride + 1)
 
     def reads(self, repeats_border=False):
-        """Array `(windows, taps)` of positions, -1 for what is padded.
+        """Array `(windows, taps)` of positions, -1 for zeros that are padded.
 
-        Args:
-            repeats_border: Boolean. True for the border instead of -1.
+        With `repeats_border`, the border stands in place of those.
         """
-        before, after = self.widths()
-        positions = np.arange(self.length)
+        settings = {"mode": "constant", "constant_values": -1}
         if self.pads_with_image:
-            mode = NUMPY_MODES[self.padding]
-            padded = np.pad(positions, before, mode=mode)
+            settings = {"mode": NUMPY_MODES[self.padding]}
         elif repeats_border:
-            padded = np.pad(positions, (before, after), mode="edge")
-        else:
-            padded = np.pad(positions, (before, after), constant_values=-1)
+            settings = {"mode": "edge"}
+        padded = np.pad(np.arange(self.length), self.widths(), **settings)
         starts = np.arange(0, len(padded) - self.span + 1, self.stride)
         return padded[starts[:, None] + self.dilation * np.arange(self.size)]
 
@@ -185,15 +136,42 @@ class Axis:
         return (reads[..., None] == np.arange(self.length)) * 1.0
 
     def overlap(self):
-        """Upper bound of how often the windows read one value."""
+        """How often the windows read one value at most.
+
+        Counted; where the length is not known, the `coverage`.
+        """
         if self.length is None:
-            mode = self.padding if self.pads_with_image else "zeros"
-            return window_overlap(
-                self.size, self.stride, None, self.dilation, mode
-            )
+            return self.coverage()
         reads = self.reads()
         counts = np.bincount(reads[reads >= 0], minlength=1)
         return int(np.max(counts))
+
+    def coverage(self):
+        """Upper bound of the overlap, which layers are divided by.
+
+        Wherever the windows start, with zeros around the axis; counted where
+        it is padded with its own values. For every length if it is not known.
+        """
+        if not self.pads_with_image:
+            taps = self.size * math.gcd(self.stride, self.dilation)
+            often = math.ceil(taps / self.stride)
+            return often if self.length is None else min(often, self.windows())
+        padding, _ = self.widths()
+        if self.length is not None:
+            check_length(self.length, padding, self.padding)
+            return self.overlap()
+        # On longer axes the two borders are on their own, and where the windows
+        # end depends on the length modulo the stride: nothing new is found.
+        shortest = max(1, shortest_length(padding, self.padding))
+        lengths = range(shortest, 2 * self.span + 2 * self.stride + 1)
+        return max(self._with_length(length).overlap() for length in lengths)
+
+    def needs_length(self):
+        """Whether an axis of another length may have a larger `coverage`."""
+        return self.coverage() < self._with_length(None).coverage()
+
+    def _with_length(self, length):
+        return dataclasses.replace(self, length=length)
 
     def has_full_window(self):
         """Whether some window reads values of the axis with all its taps."""
@@ -204,10 +182,9 @@ class Axis:
     def torus(self):
         """See [Convolutions as matrices of frequencies].
 
-        Returns:
-            Tuple `(N, stride, dilation, factor)`: the length of a torus, the
-            stride and dilation on it, and what its norm is multiplied by. None
-            where the length is not known.
+        A tuple `(N, stride, dilation, factor)`: the length of a torus, stride
+        and dilation on it, and what its norm is multiplied by. None where the
+        length is not known.
         """
         if self.length is None:
             return None
@@ -228,7 +205,7 @@ class Axis:
             before = after = 0
         # Whole numbers of strides, with a place for each output.
         steps = -(-(length + max(before, after)) // self.stride)
-        length = max(steps, len(self.reads())) * self.stride
+        length = max(steps, self.windows()) * self.stride
         return length, self.stride, self.dilation, factor
 
     def _repetition(self):
@@ -238,13 +215,9 @@ class Axis:
     def coarse(self, excess, known_image):
         """A grid of frequencies that holds for an axis of any length.
 
-        Args:
-            excess: Float, what the bound may exceed that of all frequencies
-                by, as a factor.
-            known_image: Boolean, whether the length of the axis may be used.
-
-        Returns:
-            As of `torus`; None if the padding has no such bound.
+        As `torus`, or None if the padding has no such bound, which may exceed
+        that of all frequencies by a factor `excess`. The length of the axis is
+        used where `known_image` allows for it.
         """
         factor = 1.0
         if self.pads_with_image and self.padding != "circular":

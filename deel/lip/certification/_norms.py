@@ -300,7 +300,7 @@ def convolution_norm(kernel, axes):
     known_image = all(axis.length is not None for axis in axes)
     if known_image:
         read = math.prod(axis.length for axis in axes) * inputs
-        written = math.prod(len(axis.reads()) for axis in axes) * outputs
+        written = math.prod(axis.windows() for axis in axes) * outputs
         side = min(read, written)
         if (
             side <= _EXPLICIT_SIDE

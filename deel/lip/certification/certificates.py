@@ -43,6 +43,7 @@ import keras
 import numpy as np
 
 from deel.lip._validation import positive_int
+from deel.lip.certification._curves import draw_accuracy
 from deel.lip.certification._data import check_classifier
 from deel.lip.certification._data import check_precision
 from deel.lip.certification._data import checked_epsilons
@@ -197,20 +198,7 @@ class Certificates:
                 )
             epsilons = np.linspace(0.0, 1.1 * np.max(self.radius) + 1e-9, 300)
         certified = self.certified_accuracy(epsilons)
-        if axes is None:
-            # Optional, and slow to import.
-            from matplotlib import pyplot as plt
-
-            _, axes = plt.subplots()
-        if attacked is not None:
-            axes.plot(epsilons, attacked, label="under attack (at most)")
-            axes.fill_between(epsilons, certified, attacked, color="0.9")
-        axes.plot(epsilons, certified, label="certified (at least)")
-        axes.set_xlabel("Euclidean radius")
-        axes.set_ylabel("accuracy")
-        axes.set_ylim(0.0, 1.02)
-        axes.legend()
-        return axes
+        return draw_accuracy(epsilons, certified, attacked, axes)
 
 
 def certify(

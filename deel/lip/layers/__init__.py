@@ -8,9 +8,7 @@ from deel.lip.layers.activations import FullSort
 from deel.lip.layers.activations import GroupSort
 from deel.lip.layers.activations import GroupSort2
 from deel.lip.layers.activations import Householder
-from deel.lip.layers.activations import LipschitzPReLU
 from deel.lip.layers.activations import MaxMin
-from deel.lip.layers.activations import PReLUlip
 from deel.lip.layers.almost_orthogonal import AOLConv2D
 from deel.lip.layers.almost_orthogonal import AOLDense
 from deel.lip.layers.average_pooling import ScaledAveragePooling1D
@@ -41,17 +39,19 @@ from deel.lip.layers.l2_norm_pooling import ScaledL2NormPooling3D
 from deel.lip.layers.layer_centering import LayerCentering
 from deel.lip.layers.normalization import BatchCentering
 from deel.lip.layers.normalization import BatchLipNorm
-from deel.lip.layers.normalization import ScaleBiasLayer
 from deel.lip.layers.normalization import SharedLipFactory
 from deel.lip.layers.orthogonal_convolution import OrthogonalConv1D
 from deel.lip.layers.orthogonal_convolution import OrthogonalConv2D
 from deel.lip.layers.orthogonal_convolution import OrthogonalConv2DTranspose
 from deel.lip.layers.orthogonal_convolution import OrthogonalConv3D
 from deel.lip.layers.orthogonal_dense import OrthogonalDense
+from deel.lip.layers.prelu import LipschitzPReLU
+from deel.lip.layers.prelu import PReLUlip
 from deel.lip.layers.resampling import InvertibleDownSampling
 from deel.lip.layers.resampling import InvertibleUpSampling
 from deel.lip.layers.resampling import SpatialShift2D
 from deel.lip.layers.residual import LipResidual
+from deel.lip.layers.scale_bias import ScaleBiasLayer
 from deel.lip.layers.symmetric import SLLConv2D
 from deel.lip.layers.symmetric import SLLDense
 

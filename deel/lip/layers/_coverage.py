@@ -3,11 +3,12 @@
 import keras
 
 from deel.lip._numerics.padding import MODES
+from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import coverage_coefficient
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
-from deel.lip._numerics.windows import window_overlap
 from deel.lip._validation import int_tuple
+from deel.lip._validation import require_one_of
 from deel.lip.layers._padded import PaddedConvolution
 
 
@@ -26,28 +27,24 @@ class WindowCoverage:
             return (None,) * self._spatial_rank
         return spatial_shape(input_shape, self.data_format)
 
-    def _compute_lip_coef(self, input_shape=None):
-        return coverage_coefficient(
-            self.kernel_size,
-            self.strides,
-            self._covered_lengths(input_shape),
-            self.dilation_rate,
-            self.padding_mode,
-        )
-
-    def _fixed_axes(self, input_shape):
-        """Whether the bound counts on the length of each spatial axis."""
+    def _covered_axes(self, input_shape):
+        """How the windows read each spatial axis, a list of `Axis`."""
+        padding = "same" if self.padding_mode == "zeros" else self.padding_mode
         windows = zip(
+            self._covered_lengths(input_shape),
             self.kernel_size,
             self.strides,
-            self._covered_lengths(input_shape),
             self.dilation_rate,
             strict=True,
         )
-        for size, stride, length, dilation in windows:
-            of_all = (size, stride, None, dilation, self.padding_mode)
-            of_this = (size, stride, length, dilation, self.padding_mode)
-            yield window_overlap(*of_this) < window_overlap(*of_all)
+        return [Axis(*window, padding) for window in windows]
+
+    def _compute_lip_coef(self, input_shape=None):
+        return coverage_coefficient(self._covered_axes(input_shape))
+
+    def _fixed_axes(self, input_shape):
+        """Whether the bound counts on the length of each spatial axis."""
+        return [x.needs_length() for x in self._covered_axes(input_shape)]
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -65,17 +62,8 @@ class WindowCoverage:
 class CoveredConvolution(WindowCoverage, PaddedConvolution):
     """Mixin of the convolutions that keep the size of the image.
 
-    It stands before a `ConstrainedKernel` class.
-
-    Args:
-        kernel_size: Integer or tuple of integers.
-        strides: Integer or tuple of integers.
-        padding: Must be `"same"`, in any case.
-        dilation_rate: Integer or tuple of integers.
-        groups: Integer.
-        padding_mode: `"zeros"`, `"reflect"`, `"replicate"`, `"symmetric"` or
-            `"circular"`: what the image is continued with.
-        **kwargs: Further arguments of the layer.
+    It stands before a `ConstrainedKernel` class, and adds the `padding_mode`,
+    what the image is continued with, to the arguments of the stock layer.
     """
 
     _takes_groups_and_dilation = True
@@ -92,8 +80,7 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
         padding_mode="zeros",
         **kwargs,
     ):
-        rank = self._spatial_rank
-        name = type(self).__name__
+        rank, name = self._spatial_rank, type(self).__name__
         dilation_rate = int_tuple(dilation_rate, rank)
         if not isinstance(padding, str) or padding.lower() != "same":
             raise RuntimeError(
@@ -111,11 +98,7 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
                     f"{name} has no groups, `SpectralGroupedConv{rank}D` has. "
                     f"Received: groups={groups}"
                 )
-        if padding_mode not in self._padding_modes:
-            raise ValueError(
-                "Argument `padding_mode` must be one of "
-                f"{self._padding_modes}. Received: padding_mode={padding_mode}"
-            )
+        require_one_of("padding_mode", padding_mode, self._padding_modes)
         if groups != 1:
             kwargs["groups"] = groups
         super().__init__(
@@ -126,8 +109,9 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
             **kwargs,
         )
         self.padding_mode = padding_mode
-        mode = None if padding_mode == "zeros" else padding_mode
-        self._set_explicit_padding(mode)
+        self._set_explicit_padding(
+            None if padding_mode == "zeros" else padding_mode
+        )
 
     def get_config(self):
         return {

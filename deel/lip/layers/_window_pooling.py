@@ -29,7 +29,13 @@ class WindowPooling(LipschitzLayer):
     _spatial_rank = None
 
     def __init__(
-        self, pool_size, strides, padding, data_format, k_coef_lip, **kwargs
+        self,
+        pool_size=2,
+        strides=None,
+        padding="valid",
+        data_format=None,
+        k_coef_lip=1.0,
+        **kwargs,
     ):
         pool_size = int_tuple(pool_size, self._spatial_rank)
         strides = int_tuple(strides, self._spatial_rank)

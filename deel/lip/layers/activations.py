@@ -6,16 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip._lipschitz import changing_together
-from deel.lip._lipschitz import tell_of_constant
 from deel.lip._numerics.sorting import sort_groups
 from deel.lip._numerics.sorting import sort_pairs
+from deel.lip._numerics.windows import channel_axis
+from deel.lip._numerics.windows import check_data_format
 from deel.lip._register import register
-from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
-from deel.lip.constraints import WeightClipConstraint
+from deel.lip._validation import share
 
 
 class _Activation(LipschitzLayer, keras.layers.Layer):
@@ -23,6 +21,7 @@ class _Activation(LipschitzLayer, keras.layers.Layer):
 
     def __init__(self, data_format="channels_last", k_coef_lip=1.0, **kwargs):
         super().__init__(**kwargs)
+        check_data_format(data_format)
         self.data_format = data_format
         self.set_klip_factor(k_coef_lip)
         self._init_lip_coef(None)
@@ -30,6 +29,14 @@ class _Activation(LipschitzLayer, keras.layers.Layer):
 
     def _compute_lip_coef(self, input_shape=None):
         return 1.0
+
+    def _require_channels_last(self):
+        if self.data_format != "channels_last":
+            raise RuntimeError(
+                f"The channels of {type(self).__name__} are the last axis. "
+                'Expected `data_format="channels_last"`. '
+                f"Received: data_format={self.data_format}"
+            )
 
     def _scaled(self, outputs):
         return outputs if self.k_coef_lip == 1.0 else outputs * self.k_coef_lip
@@ -43,14 +50,6 @@ class _Activation(LipschitzLayer, keras.layers.Layer):
             "data_format": self.data_format,
             "k_coef_lip": self.k_coef_lip,
         }
-
-
-def _check_data_format(data_format):
-    if data_format not in ("channels_last", "channels_first"):
-        raise RuntimeError(
-            "Argument `data_format` must be 'channels_last' or "
-            f"'channels_first'. Received: data_format={data_format}"
-        )
 
 
 @register("GroupSort")
@@ -70,9 +69,7 @@ class GroupSort(_Activation):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, `channels` a multiple of `n`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         RuntimeError: If `data_format` is not `"channels_last"`, or if the
@@ -94,13 +91,8 @@ class GroupSort(_Activation):
     def __init__(
         self, n=None, data_format="channels_last", k_coef_lip=1.0, **kwargs
     ):
-        if data_format != "channels_last":
-            raise RuntimeError(
-                f"{type(self).__name__} sorts the last axis. Expected "
-                '`data_format="channels_last"`. '
-                f"Received: data_format={data_format}"
-            )
         super().__init__(data_format, k_coef_lip, **kwargs)
+        self._require_channels_last()
         self.n = None if n is None else positive_int("n", n)
 
     def build(self, input_shape):
@@ -134,14 +126,6 @@ class GroupSort2(GroupSort):
 
     Args:
         **kwargs: As for `GroupSort`; `n` is ignored.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from deel.lip.activations import GroupSort2
-    >>> x = np.array([[3., 1., -2., -5., 0., 4.]])
-    >>> print(keras.ops.convert_to_numpy(GroupSort2()(x)))
-    [[ 1.  3. -5. -2.  0.  4.]]
     """
 
     def __init__(self, **kwargs):
@@ -154,14 +138,6 @@ class FullSort(GroupSort):
 
     Args:
         **kwargs: As for `GroupSort`; `n` is ignored.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from deel.lip.activations import FullSort
-    >>> x = np.array([[3., 1., -2., -5., 0., 4.]])
-    >>> print(keras.ops.convert_to_numpy(FullSort()(x)))
-    [[-5. -2.  0.  1.  3.  4.]]
     """
 
     def __init__(self, **kwargs):
@@ -185,9 +161,7 @@ class Abs(_Activation):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or `(batch_size, channels, ...)`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         RuntimeError: If `data_format` is unknown.
@@ -208,20 +182,15 @@ class Abs(_Activation):
     def __init__(
         self, beta=1.0, data_format="channels_last", k_coef_lip=1.0, **kwargs
     ):
-        _check_data_format(data_format)
         super().__init__(data_format, k_coef_lip, **kwargs)
-        self.beta = positive_float("beta", beta)
-        if self.beta > 1:
-            raise ValueError(
-                f"Argument `beta` must be in ]0, 1]. Received: beta={beta}"
-            )
-        self._axis = 1 if data_format == "channels_first" else -1
+        self.beta = share("beta", beta)
 
     def call(self, inputs):
-        shape = [1] * len(inputs.shape)
-        shape[self._axis] = inputs.shape[self._axis]
-        slopes = np.ones(shape[self._axis])
+        axis = channel_axis(self.data_format)
+        slopes = np.ones(inputs.shape[axis])
         slopes[: math.ceil(self.beta * len(slopes))] = -1.0
+        shape = [1] * len(inputs.shape)
+        shape[axis] = -1
         slopes = ops.cast(slopes.reshape(shape), inputs.dtype)
         # The larger one of x and -x, or of x and x.
         return self._scaled(ops.maximum(inputs, slopes * inputs))
@@ -238,18 +207,10 @@ class MaxMin(_Activation):
     do; the next layer has twice as many inputs.
 
     Args:
-        data_format: `"channels_last"` or `"channels_first"`.
-        k_coef_lip: Float, multiplies the output.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or `(batch_size, channels, ...)`.
+        data_format, k_coef_lip, kwargs: As for `Abs`, as the input shape is.
 
     Output shape:
         The input shape with twice the channels.
-
-    Raises:
-        RuntimeError: If `data_format` is unknown.
 
     Example:
 
@@ -260,19 +221,16 @@ class MaxMin(_Activation):
     [[3. 0. 0. 2.]]
     """
 
-    def __init__(self, data_format="channels_last", k_coef_lip=1.0, **kwargs):
-        _check_data_format(data_format)
-        super().__init__(data_format, k_coef_lip, **kwargs)
-        self._axis = 1 if data_format == "channels_first" else -1
-
     def call(self, inputs):
         parts = [ops.relu(inputs), ops.relu(-inputs)]
-        return self._scaled(ops.concatenate(parts, axis=self._axis))
+        axis = channel_axis(self.data_format)
+        return self._scaled(ops.concatenate(parts, axis=axis))
 
     def compute_output_shape(self, input_shape):
         shape = list(input_shape)
-        if shape[self._axis] is not None:
-            shape[self._axis] *= 2
+        axis = channel_axis(self.data_format)
+        if shape[axis] is not None:
+            shape[axis] *= 2
         return tuple(shape)
 
 
@@ -304,9 +262,7 @@ class Householder(_Activation):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, an even number of channels.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         RuntimeError: If `data_format` is not `"channels_last"`, or if the
@@ -337,12 +293,8 @@ class Householder(_Activation):
         order=1,
         **kwargs,
     ):
-        if data_format != "channels_last":
-            raise RuntimeError(
-                "Householder reflects the last axis. Expected `data_format="
-                f'"channels_last"`. Received: data_format={data_format}'
-            )
         super().__init__(data_format, k_coef_lip, **kwargs)
+        self._require_channels_last()
         self.theta_initializer = keras.initializers.get(theta_initializer)
         self.order = positive_int("order", order)
 
@@ -402,119 +354,3 @@ def _folded(first, second, theta):
         ops.where(stays, first, reflected[0]),
         ops.where(stays, second, reflected[1]),
     ]
-
-
-@register("PReLUlip")
-def PReLUlip(k_coef_lip=1.0):
-    """Returns a `keras.layers.PReLU` with slopes kept in `[-k, k]`.
-
-    The slope of each channel is clipped by itself after each update of the
-    optimizer, so the layer is `max(1, k_coef_lip)`-Lipschitz.
-
-    Args:
-        k_coef_lip: Float, the largest magnitude of a slope.
-    """
-    k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
-    return keras.layers.PReLU(alpha_constraint=WeightClipConstraint(k_coef_lip))
-
-
-@register("LipschitzPReLU")
-class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
-    """`keras.layers.PReLU` with slopes clipped to `[-k, k]` where it is used.
-
-    The bound holds at any moment, whatever an optimizer or `set_weights` left
-    in the variable; `PReLUlip` clips the variable after each update instead.
-    Positive values pass unchanged, so the layer is `max(1, k_coef_lip)`-
-    Lipschitz and takes no share of the constant of a
-    `deel.lip.model.Sequential`. A slope beyond the bound has no gradient, as
-    is usual for clipping.
-
-    Args:
-        k_coef_lip: Float, the largest magnitude of a slope.
-        alpha_initializer: Initializer of the slopes; None means 0.25.
-        alpha_regularizer: Regularizer of the slopes, before clipping.
-        alpha_constraint: Constraint of the slopes, before clipping.
-        shared_axes: Axes along which slopes are shared, as for
-            `keras.layers.PReLU`: `[1, 2]` for one slope for each channel of an
-            image.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ...)`.
-
-    Output shape:
-        The same as the input shape.
-
-    Raises:
-        ValueError: If `k_coef_lip` is not finite and greater than zero.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from deel.lip.activations import LipschitzPReLU
-    >>> x = np.array([[3., -2.]])
-    >>> layer = LipschitzPReLU(0.5, alpha_initializer="ones")
-    >>> print(keras.ops.convert_to_numpy(layer(x)))
-    [[ 3. -1.]]
-
-    Reference:
-        - [He et al., 2015](https://arxiv.org/abs/1502.01852), "Delving deep
-          into rectifiers".
-    """
-
-    _free_alpha = None
-
-    def __init__(
-        self,
-        k_coef_lip=1.0,
-        alpha_initializer=None,
-        alpha_regularizer=None,
-        alpha_constraint=None,
-        shared_axes=None,
-        **kwargs,
-    ):
-        if alpha_initializer is None:
-            alpha_initializer = keras.initializers.Constant(0.25)
-        super().__init__(
-            alpha_initializer,
-            alpha_regularizer,
-            alpha_constraint,
-            shared_axes,
-            **kwargs,
-        )
-        self.k_coef_lip = k_coef_lip
-
-    @property
-    def k_coef_lip(self):
-        """The largest magnitude of a slope."""
-        return self._k_coef_lip
-
-    @k_coef_lip.setter
-    def k_coef_lip(self, value):
-        with changing_together():
-            self._k_coef_lip = positive_float("k_coef_lip", value)
-            tell_of_constant(self)
-
-    def _whole_constant(self):
-        return max(1.0, self.k_coef_lip)
-
-    # The stock `call` reads the slopes here; the variable is in `weights`.
-    @property
-    def alpha(self):
-        """The clipped slopes, a tensor."""
-        if self._free_alpha is None:
-            raise AttributeError(
-                "You must build the layer before accessing `alpha`."
-            )
-        return ops.clip(
-            ops.convert_to_tensor(self._free_alpha),
-            -self.k_coef_lip,
-            self.k_coef_lip,
-        )
-
-    @alpha.setter
-    def alpha(self, variable):
-        self._free_alpha = variable
-
-    def get_config(self):
-        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}

@@ -13,63 +13,13 @@ class _WindowAverage(WindowPooling):
         return super().call(inputs) * self._get_coef()
 
 
-@register("ScaledAveragePooling1D")
-class ScaledAveragePooling1D(_WindowAverage, keras.layers.AveragePooling1D):
-    """Average pooling multiplied by the root of the window size.
-
-    The output is `k_coef_lip * sum(window) / sqrt(p)`, with p the size of the
-    window. Takes the place of `keras.layers.AveragePooling1D`, which is
-    needlessly contracting.
-
-    Args:
-        pool_size: Integer, the window.
-        strides: None, or equal to `pool_size`.
-        padding: Must be `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, steps, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, steps // pool_size, channels)`, or channels first.
-
-    Raises:
-        RuntimeError: If windows would overlap, or for another padding.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledAveragePooling1D
-    >>> signal = np.array([1., 2., 3., 4.]).reshape(1, 4, 1)
-    >>> round(float(ScaledAveragePooling1D()(signal)[0, 0, 0]), 4)
-    2.1213
-    """
-
-    _spatial_rank = 1
-
-    def __init__(
-        self,
-        pool_size=2,
-        strides=None,
-        padding="valid",
-        data_format=None,
-        k_coef_lip=1.0,
-        **kwargs,
-    ):
-        super().__init__(
-            pool_size, strides, padding, data_format, k_coef_lip, **kwargs
-        )
-
-
 @register("ScaledAveragePooling2D")
 class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
     """Average pooling multiplied by the root of the window size.
 
-    The output is `k_coef_lip * sum(window) / sqrt(height * width)`. Takes the
-    place of `keras.layers.AveragePooling2D`, which is needlessly contracting.
+    The output is `k_coef_lip * sum(window) / sqrt(p)`, with p the number of
+    values in a window. Takes the place of `keras.layers.AveragePooling2D`,
+    which is needlessly contracting.
 
     Args:
         pool_size: Integer or pair of integers, the window.
@@ -101,68 +51,35 @@ class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
 
     _spatial_rank = 2
 
-    def __init__(
-        self,
-        pool_size=(2, 2),
-        strides=None,
-        padding="valid",
-        data_format=None,
-        k_coef_lip=1.0,
-        **kwargs,
-    ):
-        super().__init__(
-            pool_size, strides, padding, data_format, k_coef_lip, **kwargs
-        )
+
+@register("ScaledAveragePooling1D")
+class ScaledAveragePooling1D(_WindowAverage, keras.layers.AveragePooling1D):
+    """Like `ScaledAveragePooling2D`, for sequences.
+
+    Takes the same arguments; `pool_size` is an integer.
+
+    Input shape:
+        Tensor `(batch_size, steps, channels)`, or channels first.
+
+    Output shape:
+        Tensor `(batch_size, steps // pool_size, channels)`, or channels first.
+    """
+
+    _spatial_rank = 1
 
 
 @register("ScaledAveragePooling3D")
 class ScaledAveragePooling3D(_WindowAverage, keras.layers.AveragePooling3D):
-    """Average pooling multiplied by the root of the window size.
+    """Like `ScaledAveragePooling2D`, for volumes.
 
-    The output is `k_coef_lip * sum(window) / sqrt(p)`, with p the size of the
-    window. Takes the place of `keras.layers.AveragePooling3D`, which is
-    needlessly contracting.
-
-    Args:
-        pool_size: Integer or triple of integers, the window.
-        strides: None, or equal to `pool_size`.
-        padding: Must be `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+    Takes the same arguments; `pool_size` is an integer or three integers.
 
     Input shape:
         Tensor `(batch_size, depth, height, width, channels)`, or channels
         first.
 
     Output shape:
-        Tensor `(batch_size, depth // pool_size[0], height // pool_size[1],
-        width // pool_size[2], channels)`, or channels first.
-
-    Raises:
-        RuntimeError: If windows would overlap, or for another padding.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledAveragePooling3D
-    >>> volume = np.arange(8.).reshape(1, 2, 2, 2, 1)
-    >>> round(float(ScaledAveragePooling3D()(volume)[0, 0, 0, 0, 0]), 4)
-    9.8995
+        Tensor of the same form, each length divided by that of the window.
     """
 
     _spatial_rank = 3
-
-    def __init__(
-        self,
-        pool_size=(2, 2, 2),
-        strides=None,
-        padding="valid",
-        data_format=None,
-        k_coef_lip=1.0,
-        **kwargs,
-    ):
-        super().__init__(
-            pool_size, strides, padding, data_format, k_coef_lip, **kwargs
-        )

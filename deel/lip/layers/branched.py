@@ -178,9 +178,7 @@ class PrescaledResidual(_Branched):
 
     Input shape:
         Tensor `(batch_size, ...)`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If the branch is no layer, changes the shape of its input,
@@ -223,26 +221,17 @@ class PartialResidual(_Branched):
     layer.
 
     Args:
-        layer: The branch, which keeps the shape of half of the channels: a
-            layer with a constant `k_coef_lip`, a `deel.lip.model.Sequential`,
-            or any other one with `k_branch`.
-        k_coef_lip: Float, the Lipschitz constant of the block.
-        k_branch: Float, the Lipschitz constant of a branch that has no
-            `k_coef_lip`, which you know. None for all others; the constant
-            of their activation counts.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        layer: The branch, which keeps the shape of half of the channels.
+        **kwargs: As for `PrescaledResidual`: `k_coef_lip`, `k_branch` and what
+            Keras layers take.
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, an even number of channels.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
-        ValueError: If the branch is no layer, changes the shape of its input,
-            or has no constant; if it has one, and `k_branch` is given; if it
-            is that of each output by itself (`disjoint_neurons=True`); or if
-            the number of channels is odd.
+        ValueError: As for `PrescaledResidual`; or for an odd number of
+            channels.
 
     Example:
 

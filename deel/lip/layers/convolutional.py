@@ -1,5 +1,7 @@
 """Convolutional layers with a constrained kernel."""
 
+import math
+
 import keras
 
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
@@ -102,14 +104,16 @@ class _SpectralConvolution(CoveredConvolution, SpectralKernel):
                 tuple(self.kernel.shape),
                 self.strides,
                 self.groups,
-                round(self.coef_lip**-2),
+                math.prod(
+                    x.coverage() for x in self._covered_axes(input_shape)
+                ),
                 self._covered_lengths(input_shape),
                 self.padding_mode == "circular",
             )
             self.coef_lip = 1.0
 
     def _fixed_axes(self, input_shape):
-        fixed = list(super()._fixed_axes(input_shape))
+        fixed = super()._fixed_axes(input_shape)
         if self.bound == "operator":
             of_operator = self.parametrization.operator.fixed_axes
             fixed = [a or b for a, b in zip(fixed, of_operator, strict=True)]

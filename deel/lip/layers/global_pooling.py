@@ -7,7 +7,6 @@ from keras import ops
 
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip._numerics.window_norms import checked_epsilon
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.window_norms import unmasked
@@ -15,6 +14,7 @@ from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
+from deel.lip._validation import nonnegative_float
 
 
 class _GlobalPooling(LipschitzLayer):
@@ -57,7 +57,9 @@ class _GlobalL2Norm(_GlobalPooling):
         self, data_format=None, k_coef_lip=1.0, eps_grad_sqrt=1e-6, **kwargs
     ):
         super().__init__(data_format, k_coef_lip, **kwargs)
-        self.eps_grad_sqrt = checked_epsilon(eps_grad_sqrt)
+        self.eps_grad_sqrt = nonnegative_float(
+            "eps_grad_sqrt", eps_grad_sqrt, RuntimeError
+        )
         self._init_lip_coef(None)
 
     def _compute_lip_coef(self, input_shape=None):
@@ -96,50 +98,6 @@ class _Adaptive:
         return config
 
 
-@register("ScaledGlobalAveragePooling1D")
-class ScaledGlobalAveragePooling1D(
-    _GlobalAverage, keras.layers.GlobalAveragePooling1D
-):
-    """Global average pooling multiplied by the root of the sequence size.
-
-    The output is `k_coef_lip * sum(sequence) / sqrt(steps)` for each channel.
-    The size is that of the sequence at hand, so the constant holds for
-    sequences of any length. Steps that a mask leaves out count neither in the
-    sum nor in the size.
-
-    Args:
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
-            takes.
-
-    Input shape:
-        Tensor `(batch_size, steps, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, channels)`; with `keepdims=True` the steps axis
-        is kept with length 1.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledGlobalAveragePooling1D
-    >>> signal = np.array([1., 2., 3., 4.]).reshape(1, 4, 1)
-    >>> float(ScaledGlobalAveragePooling1D()(signal)[0, 0])
-    5.0
-    """
-
-    def call(self, inputs, mask=None):
-        if mask is None:
-            return super().call(inputs)
-        # The stock mean of n steps would need the factor sqrt(n), not that of
-        # all steps, with which it can expand.
-        kept, share = unmasked(inputs, mask, self.data_format)
-        share = ops.reshape(share, (-1, 1, 1) if self.keepdims else (-1, 1))
-        return super().call(kept) / ops.sqrt(share)
-
-
 @register("ScaledGlobalAveragePooling2D")
 class ScaledGlobalAveragePooling2D(
     _GlobalAverage, keras.layers.GlobalAveragePooling2D
@@ -174,82 +132,41 @@ class ScaledGlobalAveragePooling2D(
     """
 
 
+@register("ScaledGlobalAveragePooling1D")
+class ScaledGlobalAveragePooling1D(
+    _GlobalAverage, keras.layers.GlobalAveragePooling1D
+):
+    """Like `ScaledGlobalAveragePooling2D`, for sequences.
+
+    Takes the same arguments. Steps that a mask leaves out count neither in the
+    sum nor in the size.
+
+    Input shape:
+        Tensor `(batch_size, steps, channels)`, or channels first.
+    """
+
+    def call(self, inputs, mask=None):
+        if mask is None:
+            return super().call(inputs)
+        # The stock mean of n steps would need the factor sqrt(n), not that of
+        # all steps, with which it can expand.
+        kept, share = unmasked(inputs, mask, self.data_format)
+        share = ops.reshape(share, (-1, 1, 1) if self.keepdims else (-1, 1))
+        return super().call(kept) / ops.sqrt(share)
+
+
 @register("ScaledGlobalAveragePooling3D")
 class ScaledGlobalAveragePooling3D(
     _GlobalAverage, keras.layers.GlobalAveragePooling3D
 ):
-    """Global average pooling multiplied by the root of the volume size.
+    """Like `ScaledGlobalAveragePooling2D`, for volumes.
 
-    The output is `k_coef_lip * sum(volume) / sqrt(depth * height * width)` for
-    each channel. The size is that of the volume at hand, so the constant holds
-    for volumes of any size.
-
-    Args:
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
-            takes.
+    Takes the same arguments.
 
     Input shape:
         Tensor `(batch_size, depth, height, width, channels)`, or channels
         first.
-
-    Output shape:
-        Tensor `(batch_size, channels)`; with `keepdims=True` the spatial axes
-        are kept with length 1.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledGlobalAveragePooling3D
-    >>> volume = np.arange(8.).reshape(1, 2, 2, 2, 1)
-    >>> round(float(ScaledGlobalAveragePooling3D()(volume)[0, 0]), 4)
-    9.8995
     """
-
-
-@register("ScaledGlobalL2NormPooling1D")
-class ScaledGlobalL2NormPooling1D(
-    _GlobalL2Norm, keras.layers.GlobalAveragePooling1D
-):
-    """Euclidean norm of each channel over the whole sequence.
-
-    The output is `k_coef_lip * sqrt(sum(sequence ** 2) + eps_grad_sqrt)`. Steps
-    that a mask leaves out do not count. Norms beyond 1.3e19 are cut off, as by
-    `ScaledL2NormPooling1D`.
-
-    Args:
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        eps_grad_sqrt: Float, zero or more, see `ScaledL2NormPooling1D`.
-        **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
-            takes.
-
-    Input shape:
-        Tensor `(batch_size, steps, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, channels)`; with `keepdims=True` the steps axis
-        is kept with length 1.
-
-    Raises:
-        RuntimeError: If `eps_grad_sqrt` is negative.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledGlobalL2NormPooling1D
-    >>> signal = np.array([1., 2., 3., 4.]).reshape(1, 4, 1)
-    >>> round(float(ScaledGlobalL2NormPooling1D()(signal)[0, 0]), 4)
-    5.4772
-    """
-
-    def call(self, inputs, mask=None):
-        if mask is not None:
-            inputs, _ = unmasked(inputs, mask, self.data_format)
-        return super().call(inputs)
 
 
 @register("ScaledGlobalL2NormPooling2D")
@@ -259,22 +176,14 @@ class ScaledGlobalL2NormPooling2D(
     """Euclidean norm of each channel over the whole image.
 
     The output is `k_coef_lip * sqrt(sum(image ** 2) + eps_grad_sqrt)`. Norms
-    beyond 1.3e19 are cut off, as by `ScaledL2NormPooling2D`.
+    beyond 1.3e19 are cut off, as by `ScaledL2NormPooling2D`. Shapes are those
+    of `ScaledGlobalAveragePooling2D`.
 
     Args:
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
+        data_format, k_coef_lip: As for `ScaledGlobalAveragePooling2D`.
         eps_grad_sqrt: Float, zero or more, see `ScaledL2NormPooling2D`.
         **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
             takes.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, channels)`; with `keepdims=True` the spatial axes
-        are kept with length 1.
 
     Raises:
         RuntimeError: If `eps_grad_sqrt` is negative.
@@ -289,41 +198,35 @@ class ScaledGlobalL2NormPooling2D(
     """
 
 
+@register("ScaledGlobalL2NormPooling1D")
+class ScaledGlobalL2NormPooling1D(
+    _GlobalL2Norm, keras.layers.GlobalAveragePooling1D
+):
+    """Like `ScaledGlobalL2NormPooling2D`, for sequences.
+
+    Takes the same arguments. Steps that a mask leaves out do not count.
+
+    Input shape:
+        Tensor `(batch_size, steps, channels)`, or channels first.
+    """
+
+    def call(self, inputs, mask=None):
+        if mask is not None:
+            inputs, _ = unmasked(inputs, mask, self.data_format)
+        return super().call(inputs)
+
+
 @register("ScaledGlobalL2NormPooling3D")
 class ScaledGlobalL2NormPooling3D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling3D
 ):
-    """Euclidean norm of each channel over the whole volume.
+    """Like `ScaledGlobalL2NormPooling2D`, for volumes.
 
-    The output is `k_coef_lip * sqrt(sum(volume ** 2) + eps_grad_sqrt)`. Norms
-    beyond 1.3e19 are cut off, as by `ScaledL2NormPooling3D`.
-
-    Args:
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        eps_grad_sqrt: Float, zero or more, see `ScaledL2NormPooling3D`.
-        **kwargs: `keepdims`, `name`, `dtype` and what else the stock layer
-            takes.
+    Takes the same arguments.
 
     Input shape:
         Tensor `(batch_size, depth, height, width, channels)`, or channels
         first.
-
-    Output shape:
-        Tensor `(batch_size, channels)`; with `keepdims=True` the spatial axes
-        are kept with length 1.
-
-    Raises:
-        RuntimeError: If `eps_grad_sqrt` is negative.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledGlobalL2NormPooling3D
-    >>> volume = np.arange(8.).reshape(1, 2, 2, 2, 1)
-    >>> round(float(ScaledGlobalL2NormPooling3D()(volume)[0, 0]), 4)
-    11.8322
     """
 
 
@@ -338,27 +241,13 @@ class ScaledAdaptiveAveragePooling2D(
 
     Args:
         output_size: Must be `(1, 1)`, or 1.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
+        **kwargs: As for `ScaledGlobalAveragePooling2D`, but `keepdims`.
 
     Output shape:
         Tensor `(batch_size, 1, 1, channels)`, or channels first.
 
     Raises:
         RuntimeError: For another output size.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledAdaptiveAveragePooling2D
-    >>> image = np.array([[1., 2.], [3., 4.]]).reshape(1, 2, 2, 1)
-    >>> float(ScaledAdaptiveAveragePooling2D((1, 1))(image)[0, 0, 0, 0])
-    5.0
     """
 
 
@@ -368,33 +257,8 @@ class ScaledAdaptiveL2NormPooling2D(
 ):
     """`ScaledGlobalL2NormPooling2D` that keeps the spatial axes.
 
-    For networks written with adaptive pooling, of which the output size 1 is
-    supported.
-
-    Args:
-        output_size: Must be `(1, 1)`, or 1.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        eps_grad_sqrt: Float, zero or more, see `ScaledL2NormPooling2D`.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
+    Like `ScaledAdaptiveAveragePooling2D`, with the arguments of the former.
 
     Output shape:
         Tensor `(batch_size, 1, 1, channels)`, or channels first.
-
-    Raises:
-        RuntimeError: For another output size, or if
-            `eps_grad_sqrt` is negative.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledAdaptiveL2NormPooling2D
-    >>> image = np.array([[1., 2.], [3., 4.]]).reshape(1, 2, 2, 1)
-    >>> pooled = ScaledAdaptiveL2NormPooling2D((1, 1))(image)
-    >>> round(float(pooled[0, 0, 0, 0]), 4)
-    5.4772
     """

@@ -7,21 +7,34 @@ from keras import ops
 
 from deel.lip._backend.compilation import has_fast_strides
 from deel.lip._backend.variables import float32_at_least
-from deel.lip._numerics.window_norms import checked_epsilon
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import norms_of_windows
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
+from deel.lip._validation import nonnegative_float
 from deel.lip.layers._window_pooling import WindowPooling
 
 
 class _WindowL2Norm(WindowPooling):
     """Mixin: the Euclidean norm of each window."""
 
-    def __init__(self, *args, eps_grad_sqrt, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.eps_grad_sqrt = checked_epsilon(eps_grad_sqrt)
+    def __init__(
+        self,
+        pool_size=2,
+        strides=None,
+        padding="valid",
+        data_format=None,
+        k_coef_lip=1.0,
+        eps_grad_sqrt=1e-6,
+        **kwargs,
+    ):
+        super().__init__(
+            pool_size, strides, padding, data_format, k_coef_lip, **kwargs
+        )
+        self.eps_grad_sqrt = nonnegative_float(
+            "eps_grad_sqrt", eps_grad_sqrt, RuntimeError
+        )
 
     def call(self, inputs, training=False):
         windows = self._windows(inputs.shape)
@@ -57,98 +70,22 @@ class _WindowL2Norm(WindowPooling):
         return {**super().get_config(), "eps_grad_sqrt": self.eps_grad_sqrt}
 
 
-@register("ScaledL2NormPooling1D")
-class ScaledL2NormPooling1D(_WindowL2Norm, keras.layers.AveragePooling1D):
-    """Euclidean norm of each window: pooling that keeps the norm.
-
-    The output is `k_coef_lip * sqrt(sum(window ** 2) + p * eps_grad_sqrt)`,
-    with p the size of the window. Norms beyond 1.3e19, whose squares float32
-    cannot hold, are cut off there, which is 1-Lipschitz as well.
-
-    Args:
-        pool_size: Integer, the window.
-        strides: None, or equal to `pool_size`.
-        padding: Must be `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        eps_grad_sqrt: Float, zero or more, added under the root, where the
-            norm is not differentiable at zero. With zero, the gradient of a
-            window of zeros is zero.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, steps, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, steps // pool_size, channels)`, or channels first.
-
-    Raises:
-        RuntimeError: If windows would overlap, for another padding, or if
-            `eps_grad_sqrt` is negative.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledL2NormPooling1D
-    >>> signal = np.array([1., 2., 3., 4.]).reshape(1, 4, 1)
-    >>> round(float(ScaledL2NormPooling1D()(signal)[0, 0, 0]), 4)
-    2.2361
-
-    Reference:
-        - [Boureau et al., 2010](https://www.di.ens.fr/willow/pdfs/icml2010b.pdf),
-          "A theoretical analysis of feature pooling in visual recognition".
-    """
-
-    _spatial_rank = 1
-
-    def __init__(
-        self,
-        pool_size=2,
-        strides=None,
-        padding="valid",
-        data_format=None,
-        k_coef_lip=1.0,
-        eps_grad_sqrt=1e-6,
-        **kwargs,
-    ):
-        super().__init__(
-            pool_size,
-            strides,
-            padding,
-            data_format,
-            k_coef_lip,
-            eps_grad_sqrt=eps_grad_sqrt,
-            **kwargs,
-        )
-
-
 @register("ScaledL2NormPooling2D")
 class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
     """Euclidean norm of each window: pooling that keeps the norm.
 
     The output is `k_coef_lip * sqrt(sum(window ** 2) + p * eps_grad_sqrt)`,
-    with p the size of the window. Norms beyond 1.3e19, whose squares float32
-    cannot hold, are cut off there, which is 1-Lipschitz as well.
+    with p the number of values in a window. Norms beyond 1.3e19, whose squares
+    float32 cannot hold, are cut off there, which is 1-Lipschitz as well. Shapes
+    are those of `ScaledAveragePooling2D`.
 
     Args:
-        pool_size: Integer or pair of integers, the window.
-        strides: None, or equal to `pool_size`.
-        padding: Must be `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
+        pool_size, strides, padding, data_format, k_coef_lip: As for
+            `ScaledAveragePooling2D`.
         eps_grad_sqrt: Float, zero or more, added under the root, where the
             norm is not differentiable at zero. With zero, the gradient of a
             window of zeros is zero.
         **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        Tensor `(batch_size, height // pool_size[0], width // pool_size[1],
-        channels)`, or channels first.
 
     Raises:
         RuntimeError: If windows would overlap, for another padding, or if
@@ -169,90 +106,35 @@ class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
 
     _spatial_rank = 2
 
-    def __init__(
-        self,
-        pool_size=(2, 2),
-        strides=None,
-        padding="valid",
-        data_format=None,
-        k_coef_lip=1.0,
-        eps_grad_sqrt=1e-6,
-        **kwargs,
-    ):
-        super().__init__(
-            pool_size,
-            strides,
-            padding,
-            data_format,
-            k_coef_lip,
-            eps_grad_sqrt=eps_grad_sqrt,
-            **kwargs,
-        )
+
+@register("ScaledL2NormPooling1D")
+class ScaledL2NormPooling1D(_WindowL2Norm, keras.layers.AveragePooling1D):
+    """Like `ScaledL2NormPooling2D`, for sequences.
+
+    Takes the same arguments; `pool_size` is an integer.
+
+    Input shape:
+        Tensor `(batch_size, steps, channels)`, or channels first.
+
+    Output shape:
+        Tensor `(batch_size, steps // pool_size, channels)`, or channels first.
+    """
+
+    _spatial_rank = 1
 
 
 @register("ScaledL2NormPooling3D")
 class ScaledL2NormPooling3D(_WindowL2Norm, keras.layers.AveragePooling3D):
-    """Euclidean norm of each window: pooling that keeps the norm.
+    """Like `ScaledL2NormPooling2D`, for volumes.
 
-    The output is `k_coef_lip * sqrt(sum(window ** 2) + p * eps_grad_sqrt)`,
-    with p the size of the window. Norms beyond 1.3e19, whose squares float32
-    cannot hold, are cut off there, which is 1-Lipschitz as well.
-
-    Args:
-        pool_size: Integer or triple of integers, the window.
-        strides: None, or equal to `pool_size`.
-        padding: Must be `"valid"`.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        k_coef_lip: Float, the Lipschitz constant.
-        eps_grad_sqrt: Float, zero or more, added under the root, where the
-            norm is not differentiable at zero. With zero, the gradient of a
-            window of zeros is zero.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+    Takes the same arguments; `pool_size` is an integer or three integers.
 
     Input shape:
         Tensor `(batch_size, depth, height, width, channels)`, or channels
         first.
 
     Output shape:
-        Tensor `(batch_size, depth // pool_size[0], height // pool_size[1],
-        width // pool_size[2], channels)`, or channels first.
-
-    Raises:
-        RuntimeError: If windows would overlap, for another padding, or if
-            `eps_grad_sqrt` is negative.
-
-    Example:
-
-    >>> import numpy as np
-    >>> from deel.lip.layers import ScaledL2NormPooling3D
-    >>> volume = np.arange(8.).reshape(1, 2, 2, 2, 1)
-    >>> round(float(ScaledL2NormPooling3D()(volume)[0, 0, 0, 0, 0]), 4)
-    11.8322
-
-    Reference:
-        - [Boureau et al., 2010](https://www.di.ens.fr/willow/pdfs/icml2010b.pdf),
-          "A theoretical analysis of feature pooling in visual recognition".
+        Tensor of the same form, each length divided by that of the window.
     """
 
     _spatial_rank = 3
-
-    def __init__(
-        self,
-        pool_size=(2, 2, 2),
-        strides=None,
-        padding="valid",
-        data_format=None,
-        k_coef_lip=1.0,
-        eps_grad_sqrt=1e-6,
-        **kwargs,
-    ):
-        super().__init__(
-            pool_size,
-            strides,
-            padding,
-            data_format,
-            k_coef_lip,
-            eps_grad_sqrt=eps_grad_sqrt,
-            **kwargs,
-        )

@@ -5,6 +5,8 @@ from keras import ops
 
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._numerics.windows import channel_axis
+from deel.lip._numerics.windows import check_data_format
 from deel.lip._register import register
 from deel.lip.layers._channel_bias import ChannelBias
 
@@ -29,9 +31,7 @@ class LayerCentering(LipschitzLayer, ChannelBias):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If the mean would be over the batch, or over no axis.
@@ -60,11 +60,7 @@ class LayerCentering(LipschitzLayer, ChannelBias):
         self.data_format = keras.config.image_data_format()
         if data_format is not None:
             self.data_format = data_format
-        if self.data_format not in ("channels_last", "channels_first"):
-            raise ValueError(
-                "Argument `data_format` must be 'channels_last' or "
-                f"'channels_first'. Received: data_format={data_format}"
-            )
+        check_data_format(self.data_format, ValueError)
         self.set_klip_factor(k_coef_lip)
         self._init_lip_coef(None)
 
@@ -72,8 +68,7 @@ class LayerCentering(LipschitzLayer, ChannelBias):
         return 1.0
 
     def build(self, input_shape):
-        channel_axis = 1 if self.data_format == "channels_first" else -1
-        self._add_bias(input_shape, channel_axis)
+        self._add_bias(input_shape, channel_axis(self.data_format))
         self._axes = self._mean_axes(len(input_shape))
 
     def _mean_axes(self, rank):

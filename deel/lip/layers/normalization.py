@@ -22,13 +22,13 @@ from deel.lip._backend.retraction import store
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
 from deel.lip._lipschitz import Condensable
-from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._register import register
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
 from deel.lip.layers._channel_bias import ChannelBias
+from deel.lip.layers.scale_bias import ScaleBiasLayer
 
 
 class _BatchStatistics(Condensable, ChannelBias):
@@ -90,11 +90,7 @@ class _BatchStatistics(Condensable, ChannelBias):
         )
 
     def _accumulate(self, pairs):
-        """Moves the means by the statistics of one batch.
-
-        Args:
-            pairs: List of pairs `(variable, value of the batch)`.
-        """
+        """Moves means by pairs `(variable, value of the batch)`."""
         count = ops.convert_to_tensor(self.count) + 1
         if self.window is not None:
             count = ops.minimum(count, float(self.window))
@@ -136,11 +132,8 @@ class _BatchStatistics(Condensable, ChannelBias):
         return exported
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "axis": self.axis,
-            "window": self.window,
-        }
+        config = super().get_config()
+        return {**config, "axis": self.axis, "window": self.window}
 
 
 @register("BatchCentering")
@@ -174,9 +167,7 @@ class BatchCentering(LipschitzLayer, _BatchStatistics):
 
     Input shape:
         Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If `axis` is not an axis of the input other than the batch.
@@ -256,11 +247,7 @@ class SharedLipFactory:
         self._layers = []
 
     def register(self, layer):
-        """Adds a layer, once; the layers do so themselves.
-
-        Args:
-            layer: A layer with a method `scaling_factor(training)`.
-        """
+        """Adds a `BatchLipNorm`, once; the layers do so themselves."""
         if not any(layer is known for known in self._layers):
             self._layers.append(layer)
 
@@ -268,8 +255,7 @@ class SharedLipFactory:
         """Returns the product of the factors, a scalar tensor.
 
         Args:
-            training: Boolean. True for the factors of the last training batch,
-                without gradient; False for those that inference uses.
+            training: See `BatchLipNorm.scaling_factor`.
         """
         product = ops.ones(())
         for layer in self._layers:
@@ -300,26 +286,17 @@ class BatchLipNorm(_BatchStatistics):
     since the last call of `reset_statistics`.
 
     Args:
-        axis: Integer, the axis of the channels.
+        axis, use_bias, window, bias_initializer: As for `BatchCentering`, whose
+            shapes are those of this layer.
         centering: Boolean, whether the mean is subtracted.
         normalize: Boolean, whether the factor is applied; if not it is 1.
-        use_bias: Boolean, whether a trained bias for each channel is added.
         factory: The `SharedLipFactory` to report the factor to, or None.
         eps: Float greater than zero. A variance below it counts as 1.
-        window: Integer or None, see `BatchCentering`.
-        bias_initializer: Initializer of the bias.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
-
     Raises:
-        ValueError: If `axis` is not an axis of the input other than the batch,
-            if `eps` is not greater than zero, or if `factory` is of another
-            type.
+        ValueError: As for `BatchCentering`; if `eps` is not greater than zero,
+            or if `factory` is of another type.
 
     Example:
 
@@ -415,77 +392,4 @@ class BatchLipNorm(_BatchStatistics):
             "normalize": self.normalize,
             "factory": factory,
             "eps": self.eps,
-        }
-
-
-@register("ScaleBiasLayer")
-class ScaleBiasLayer(KnownConstant, ChannelBias):
-    """`(x - mean) * scalar + bias`: a constant scalar, the others by channel.
-
-    What `BatchCentering` and `BatchLipNorm` are at inference, and what they
-    export to.
-
-    Args:
-        scalar: Float, the factor, which is not trained.
-        use_bias: Boolean, whether a trained bias for each channel is added.
-        axis: Integer, the axis of the channels.
-        bias_initializer: Initializer of the bias.
-        mean: List of floats, one for each channel, which are subtracted before
-            all else and not trained; None for none.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
-
-    Input shape:
-        Tensor `(batch_size, ..., channels)`, or with channels on `axis`.
-
-    Output shape:
-        The same as the input shape.
-
-    Example:
-
-    >>> import keras, numpy as np
-    >>> from deel.lip.layers import ScaleBiasLayer
-    >>> layer = ScaleBiasLayer(2.0, bias_initializer="ones")
-    >>> print(keras.ops.convert_to_numpy(layer(np.array([[1., 3.]]))))
-    [[3. 7.]]
-    """
-
-    def __init__(
-        self,
-        scalar=1.0,
-        use_bias=True,
-        axis=-1,
-        bias_initializer="zeros",
-        mean=None,
-        **kwargs,
-    ):
-        super().__init__(use_bias, bias_initializer, **kwargs)
-        self.scalar = float(scalar)
-        self.axis = axis
-        self.mean = None if mean is None else [float(x) for x in mean]
-
-    def build(self, input_shape):
-        self._add_bias(input_shape, self.axis)
-        channels = input_shape[self._channel_axis]
-        if self.mean is not None and len(self.mean) != channels:
-            raise ValueError(
-                f"Argument `mean` must have a number for each of {channels} "
-                f"channels. Received: mean={self.mean}"
-            )
-
-    def call(self, inputs):
-        x = float32_at_least(inputs)
-        if self.mean is not None:
-            mean = ops.convert_to_tensor(self.mean, dtype=x.dtype)
-            x = x - self._by_channel(mean, len(x.shape))
-        return self._biased(x * self.scalar)
-
-    def _whole_constant(self):
-        return abs(self.scalar)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "scalar": self.scalar,
-            "axis": self.axis,
-            "mean": None if self.mean is None else list(self.mean),
         }

@@ -7,11 +7,13 @@ from keras import ops
 
 from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.tensors import sliced
+from deel.lip._numerics.windows import channel_axis
+from deel.lip._numerics.windows import check_data_format
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
-from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
+from deel.lip._validation import share
 
 
 class _InvertibleSampling(keras.layers.Layer):
@@ -38,7 +40,7 @@ class _InvertibleSampling(keras.layers.Layer):
                 f"integers. Received: pool_size={pool_size}"
             )
         self.pool_size = tuple(positive_int("pool_size", p) for p in pool_size)
-        spatial_shape((None,) * 4, data_format)
+        check_data_format(data_format)
         self.data_format = data_format
 
     def build(self, input_shape):
@@ -46,8 +48,8 @@ class _InvertibleSampling(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         lengths = spatial_shape(input_shape, self.data_format)
-        channel_axis = 1 if self.data_format == "channels_first" else -1
-        channels = self._new_channels(input_shape[channel_axis])
+        channels = input_shape[channel_axis(self.data_format)]
+        channels = self._new_channels(channels)
         spatial = tuple(map(self._new_length, lengths, self.pool_size))
         if self.data_format == "channels_first":
             return (input_shape[0], channels, *spatial)
@@ -78,9 +80,7 @@ class InvertibleDownSampling(_InvertibleSampling):
     Args:
         pool_size: Integer or pair of integers `(p_h, p_w)`.
         data_format: `"channels_last"` or `"channels_first"`.
-        name: String, the name of the layer.
-        dtype: The dtype or dtype policy of the layer.
-        **kwargs: What else Keras layers take.
+        name, dtype, kwargs: What all Keras layers take.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first;
@@ -129,12 +129,7 @@ class InvertibleDownSampling(_InvertibleSampling):
 class InvertibleUpSampling(_InvertibleSampling):
     """The exact inverse of `InvertibleDownSampling`; pixel-shuffle.
 
-    Args:
-        pool_size: Integer or pair of integers `(p_h, p_w)`.
-        data_format: `"channels_last"` or `"channels_first"`.
-        name: String, the name of the layer.
-        dtype: The dtype or dtype policy of the layer.
-        **kwargs: What else Keras layers take.
+    Takes the same arguments.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first;
@@ -196,9 +191,7 @@ class SpatialShift2D(keras.layers.Layer):
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
+        The output has the same.
 
     Raises:
         ValueError: If `fraction` is out of its range, or leaves less than one
@@ -221,22 +214,17 @@ class SpatialShift2D(keras.layers.Layer):
 
     def __init__(self, fraction=1.0, data_format="channels_last", **kwargs):
         super().__init__(**kwargs)
-        self.fraction = positive_float("fraction", fraction)
-        if self.fraction > 1:
-            raise ValueError(
-                "Argument `fraction` must be in ]0, 1]. "
-                f"Received: fraction={fraction}"
-            )
-        spatial_shape((None,) * 4, data_format)
+        self.fraction = share("fraction", fraction)
+        check_data_format(data_format)
         self.data_format = data_format
 
     def build(self, input_shape):
-        axis = 1 if self.data_format == "channels_first" else -1
-        self._quarter = int(input_shape[axis] * self.fraction) // 4
+        channels = input_shape[channel_axis(self.data_format)]
+        self._quarter = int(channels * self.fraction) // 4
         if self._quarter == 0:
             raise ValueError(
                 "Each of the four directions needs a channel. Received: "
-                f"channels={input_shape[axis]}, fraction={self.fraction}"
+                f"channels={channels}, fraction={self.fraction}"
             )
 
     def call(self, inputs):
@@ -252,7 +240,7 @@ class SpatialShift2D(keras.layers.Layer):
 
     def _shifted(self, x, step):
         first = first_spatial_axis(self.data_format)
-        channels = 1 if first == 2 else -1
+        channels = channel_axis(self.data_format)
         ways = [(1, first), (-1, first), (1, first + 1), (-1, first + 1)]
         parts = []
         for number, (sign, axis) in enumerate(ways):

@@ -5,14 +5,18 @@ from keras import ops
 
 from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._lipschitz import Condensable
+from deel.lip._numerics.activations import MONOTONE
+from deel.lip._numerics.activations import facts_of
+from deel.lip._numerics.padding import MODES
 from deel.lip._numerics.padding import pad
+from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
-from deel.lip._numerics.windows import same_padding
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
+from deel.lip._validation import require_one_of
 
 __all__ = [
     "PadConv1D",
@@ -29,15 +33,8 @@ def __dir__():
 
 # What each name of a padding means: one of `padding.MODES`, or None where the
 # stock convolution pads by itself.
-PADDINGS = {
-    "same": None,
-    "valid": None,
-    "constant": "zeros",
-    "reflect": "reflect",
-    "replicate": "replicate",
-    "symmetric": "symmetric",
-    "circular": "circular",
-}
+PADDINGS = {"same": None, "valid": None, "constant": "zeros"}
+PADDINGS |= {mode: mode for mode in MODES if mode != "zeros"}
 
 
 class ExplicitPadding:
@@ -53,10 +50,9 @@ class ExplicitPadding:
     def _set_explicit_padding(self, mode):
         """Chooses one of the modes of `deel.lip._numerics.padding`, or None."""
         self._pad_mode = mode
-        self.padding_size = [0] * len(self.kernel_size)
-        if mode is not None:
-            axes = zip(self.kernel_size, self.dilation_rate, strict=True)
-            self.padding_size = [same_padding(*axis) for axis in axes]
+        windows = zip(self.kernel_size, self.dilation_rate, strict=True)
+        axes = [Axis(None, k, 1, d, mode or "valid") for k, d in windows]
+        self.padding_size = [axis.widths()[0] for axis in axes]
 
     def _padded(self, inputs):
         if self._pad_mode is None:
@@ -96,11 +92,7 @@ class _PadConvolution(ExplicitPadding, Condensable):
         **kwargs,
     ):
         name = padding.lower() if isinstance(padding, str) else padding
-        if name not in PADDINGS:
-            raise ValueError(
-                f"Argument `padding` must be one of {tuple(PADDINGS)}. "
-                f"Received: padding={padding}"
-            )
+        require_one_of("padding", name, PADDINGS)
         mode = PADDINGS[name]
         super().__init__(
             filters=positive_int("filters", filters),
@@ -209,25 +201,10 @@ class PadConv3D(_PadConvolution, keras.layers.Conv3D):
     _spatial_rank = 3
 
 
-# Functions of one number with slopes from 0 to 1.
-MONOTONE = (
-    "elu",
-    "hard_sigmoid",
-    "leaky_relu",
-    "linear",
-    "relu",
-    "relu6",
-    "sigmoid",
-    "softplus",
-    "softsign",
-    "tanh",
-)
-
-
 def require_monotone(activation):
     """Raises ValueError unless an activation is one of `MONOTONE`."""
-    functions = [getattr(keras.activations, name) for name in MONOTONE]
-    if not any(activation is function for function in functions):
+    facts = facts_of(activation)
+    if facts is None or facts.name not in MONOTONE:
         raise ValueError(
             "The block is bounded for functions of one number with slopes from "
             f"0 to 1. Expected one of {MONOTONE}. "
@@ -265,19 +242,13 @@ class ResidualDense(_Residual, keras.layers.Dense):
     """`k x - 2/k act(x W + b) W^T`; the kernel is not constrained.
 
     What `SLLDense` is exported to. It is k-Lipschitz if W has norm k or less;
-    see there.
+    see there, also for the shapes.
 
     Args:
         units: Positive integer, the number of hidden units.
         activation: Activation function with slopes from 0 to 1.
-        k_coef_lip: Float, the factor k.
-        **kwargs: What else `keras.layers.Dense` takes.
-
-    Input shape:
-        Tensor `(batch_size, ..., input_dim)`.
-
-    Output shape:
-        The same as the input shape.
+        **kwargs: `k_coef_lip`, the factor k, and what else
+            `keras.layers.Dense` takes.
 
     Raises:
         ValueError: If the activation or `k_coef_lip` is out of its range.
@@ -298,21 +269,14 @@ class ResidualConv2D(_Residual, keras.layers.Conv2D):
     """`k x - 2/k conv^T(act(conv(x) + b))`; the kernel is not constrained.
 
     What `SLLConv2D` is exported to. It is k-Lipschitz if the convolution has
-    norm k or less; see there.
+    norm k or less; see there, also for the shapes.
 
     Args:
         filters: Positive integer, the number of hidden channels.
         kernel_size: Odd integer or pair of odd integers, the window.
         activation: Activation function with slopes from 0 to 1.
-        k_coef_lip: Float, the factor k.
-        **kwargs: What else `keras.layers.Conv2D` takes, but for what changes
-            the size of the image.
-
-    Input shape:
-        Tensor `(batch_size, height, width, channels)`, or channels first.
-
-    Output shape:
-        The same as the input shape.
+        **kwargs: `k_coef_lip`, the factor k, and what else
+            `keras.layers.Conv2D` takes, but for what changes the image size.
 
     Raises:
         ValueError: If an argument is out of its range.

@@ -5,7 +5,9 @@ the largest `E[f | positive] - E[f | negative]` over all 1-Lipschitz functions f
 is the distance between the two classes. The hinge term asks for a margin, which
 a 1-Lipschitz network turns into a robustness radius. HKR is their sum.
 
-All losses take raw scores, `(batch_size, 1)` or `(batch_size, classes)`.
+All losses take raw scores, `(batch_size, 1)` or `(batch_size, classes)`. They
+are `keras.losses.Loss` objects and take the same `reduction`, or `"auto"`; and
+the same `name`, where None means that of the class.
 
 Reference:
     - [Serrurier et al., 2021](https://arxiv.org/abs/2006.06520), "Achieving
@@ -30,9 +32,11 @@ from deel.lip.losses._hkr import HKR
 from deel.lip.losses._hkr import MulticlassHKR
 from deel.lip.losses._hkr import MulticlassLseHKR
 from deel.lip.losses._hkr import MulticlassSoftHKR
-from deel.lip.losses._kr import KR
-from deel.lip.losses._kr import MulticlassKR
-from deel.lip.losses._kr import NegKR
+from deel.lip.losses._kantorovich import KR
+from deel.lip.losses._kantorovich import MulticlassKR
+from deel.lip.losses._kantorovich import NegKR
+from deel.lip.losses._kantorovich import _kr as _kr
+from deel.lip.losses._kantorovich import _kr_multi_gpu as _kr_multi_gpu
 from deel.lip.losses._learned_margins import HingeMarginAuto
 from deel.lip.losses._learned_margins import HKRAuto
 from deel.lip.losses._learned_margins import HKRauto

@@ -1,20 +1,28 @@
-"""What all losses have in common: reductions, configs, parameters."""
+"""What all losses have in common: reductions, configs, parameters, classes."""
 
 import keras
+from keras import ops
 
 from deel.lip._backend.variables import host
+from deel.lip._validation import nonnegative_float
+from deel.lip._validation import positive_float
 
 
 class LipschitzLoss(keras.losses.Loss):
-    """Base of the losses: one spelling of reductions, names and configs."""
+    """Base of the losses: one spelling of reductions, names and configs.
+
+    Args:
+        reduction: As for `keras.losses.Loss`; also `"auto"`.
+        name: String; None means the name of the class.
+    """
 
     # Names of the constructor arguments that the config adds to Keras' own.
     _arguments = ()
 
-    def __init__(self, reduction, name):
+    def __init__(self, reduction="sum_over_batch_size", name=None):
         if reduction == "auto":
             reduction = "sum_over_batch_size"
-        super().__init__(reduction=reduction, name=name)
+        super().__init__(reduction=reduction, name=name or type(self).__name__)
 
     @property
     def variables(self):
@@ -40,13 +48,24 @@ class LipschitzLoss(keras.losses.Loss):
 
 def parameter(name, value):
     """A loss parameter as a variable, which callbacks can change."""
-    value = float(value)
-    if value != value or value < 0:
-        raise ValueError(
-            f"Argument `{name}` must be zero or greater. "
-            f"Received: {name}={value}"
-        )
+    value = nonnegative_float(name, float(value))
     return keras.Variable(value, dtype="float32", trainable=False, name=name)
+
+
+def positive_parameter(name, value):
+    """A `parameter` that is greater than zero at first."""
+    return parameter(name, positive_float(name, value))
+
+
+def true_score(is_true, scores, keepdims=False):
+    """The score of the true class of each sample."""
+    scores = ops.where(is_true, scores, ops.zeros_like(scores))
+    return ops.sum(scores, axis=-1, keepdims=keepdims)
+
+
+def other_scores(is_true, scores):
+    """Scores with that of the true class out of reach for a softmax."""
+    return ops.where(is_true, ops.full_like(scores, -1e30), scores)
 
 
 def number_of_classes(y_pred):

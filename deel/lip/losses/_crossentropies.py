@@ -9,82 +9,60 @@ from deel.lip._backend.variables import host
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._labels import aligned
 from deel.lip._register import register
-from deel.lip._validation import positive_float
 from deel.lip.losses._base import LipschitzLoss
 from deel.lip.losses._base import number_of_classes
 from deel.lip.losses._base import parameter
+from deel.lip.losses._base import positive_parameter
+from deel.lip.losses._base import true_score
 
 
 class _TauCrossentropy(LipschitzLoss):
-    """Base of the cross-entropies with a temperature.
-
-    The scores of a Lipschitz network are bounded, so its cross-entropy cannot
-    vanish. Multiplying the scores by `tau` (and dividing the loss by it) moves
-    the loss between a mean of margins, for small `tau`, and a hinge, for large
-    ones.
-    """
+    """Base of the cross-entropies with a temperature; see the first of them."""
 
     _arguments = ("tau",)
 
-    def __init__(self, tau, reduction, name):
+    def __init__(self, tau, reduction="sum_over_batch_size", name=None):
         super().__init__(reduction, name)
-        self.tau = parameter("tau", positive_float("tau", tau))
+        self.tau = positive_parameter("tau", tau)
 
-    def _divided(self, crossentropy):
+    def call(self, y_true, y_pred):
+        crossentropy = self._crossentropy(y_true, y_pred)
         return crossentropy / ops.convert_to_tensor(self.tau)
+
+    def _crossentropy(self, y_true, y_pred):
+        """Cross-entropy of each sample, of the scores times `tau`."""
+        raise NotImplementedError
 
 
 @register("TauCategoricalCrossentropy")
 class TauCategoricalCrossentropy(_TauCrossentropy):
     """Cross-entropy of `softmax(tau * y_pred)`, divided by `tau`.
 
+    The scores of a Lipschitz network are bounded, so its cross-entropy cannot
+    vanish. Multiplying the scores by `tau` (and dividing the loss by it) moves
+    the loss between a mean of margins, for small `tau`, and a hinge, for large
+    ones.
+
     Args:
         tau: Float greater than zero, the inverse temperature.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
-    def __init__(
-        self,
-        tau,
-        reduction="sum_over_batch_size",
-        name="TauCategoricalCrossentropy",
-    ):
-        super().__init__(tau, reduction, name)
-
-    def call(self, y_true, y_pred):
+    def _crossentropy(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
         number_of_classes(y_pred)
-        return self._divided(
-            keras.losses.categorical_crossentropy(
-                y_true, self.tau * y_pred, from_logits=True
-            )
+        return keras.losses.categorical_crossentropy(
+            y_true, self.tau * y_pred, from_logits=True
         )
 
 
 @register("TauSparseCategoricalCrossentropy")
 class TauSparseCategoricalCrossentropy(_TauCrossentropy):
-    """`TauCategoricalCrossentropy` for integer labels.
+    """`TauCategoricalCrossentropy` for integer labels, with its arguments."""
 
-    Args:
-        tau: Float greater than zero, the inverse temperature.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
-    """
-
-    def __init__(
-        self,
-        tau,
-        reduction="sum_over_batch_size",
-        name="TauSparseCategoricalCrossentropy",
-    ):
-        super().__init__(tau, reduction, name)
-
-    def call(self, y_true, y_pred):
-        return self._divided(
-            keras.losses.sparse_categorical_crossentropy(
-                y_true, self.tau * y_pred, from_logits=True
-            )
+    def _crossentropy(self, y_true, y_pred):
+        return keras.losses.sparse_categorical_crossentropy(
+            y_true, self.tau * y_pred, from_logits=True
         )
 
 
@@ -92,27 +70,14 @@ class TauSparseCategoricalCrossentropy(_TauCrossentropy):
 class TauBinaryCrossentropy(_TauCrossentropy):
     """Binary cross-entropy of `sigmoid(tau * y_pred)`, divided by `tau`.
 
-    Args:
-        tau: Float greater than zero, the inverse temperature.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+    Takes the arguments of `TauCategoricalCrossentropy`.
     """
 
-    def __init__(
-        self,
-        tau,
-        reduction="sum_over_batch_size",
-        name="TauBinaryCrossentropy",
-    ):
-        super().__init__(tau, reduction, name)
-
-    def call(self, y_true, y_pred):
+    def _crossentropy(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
         positive = ops.cast(y_true > 0, y_pred.dtype)
-        return self._divided(
-            keras.losses.binary_crossentropy(
-                positive, self.tau * y_pred, from_logits=True
-            )
+        return keras.losses.binary_crossentropy(
+            positive, self.tau * y_pred, from_logits=True
         )
 
 
@@ -124,9 +89,7 @@ class _OffsetCrossentropy(LipschitzLoss):
     def __init__(self, offset, temperature, reduction, name):
         super().__init__(reduction, name)
         self.offset = parameter("offset", offset)
-        self.temperature = parameter(
-            "temperature", positive_float("temperature", temperature)
-        )
+        self.temperature = positive_parameter("temperature", temperature)
 
     def _crossentropy(self, y_true, y_pred):
         """Cross-entropy of each sample, not multiplied by the temperature."""
@@ -154,8 +117,7 @@ class OffsetCategoricalCrossentropy(_OffsetCrossentropy):
             one accuracy.
         temperature: Float greater than zero. A smaller one makes the end of
             the margin sharper.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -175,7 +137,7 @@ class OffsetCategoricalCrossentropy(_OffsetCrossentropy):
         offset=2**0.5,
         temperature=0.25,
         reduction="sum_over_batch_size",
-        name="OffsetCategoricalCrossentropy",
+        name=None,
     ):
         super().__init__(offset, temperature, reduction, name)
 
@@ -193,12 +155,10 @@ class LogitAnnealing(_OffsetCrossentropy):
     give away: the factor takes it from samples that have more than enough.
 
     Args:
-        offset: Float, zero or more, see `OffsetCategoricalCrossentropy`.
-        temperature: Float greater than zero, likewise.
+        offset, temperature: As for `OffsetCategoricalCrossentropy`.
         beta: Float, zero or more. How soon a sample is let go; 0 leaves
             `OffsetCategoricalCrossentropy`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -221,7 +181,7 @@ class LogitAnnealing(_OffsetCrossentropy):
         temperature=0.75,
         beta=5.0,
         reduction="sum_over_batch_size",
-        name="LogitAnnealing",
+        name=None,
     ):
         super().__init__(offset, temperature, reduction, name)
         self.beta = parameter("beta", beta)
@@ -255,8 +215,7 @@ class EMMA(LipschitzLoss):
             1-Lipschitz features: K_ij is then the distance of its columns i
             and j, as they are at each step. A loss that is loaded from a file
             keeps the constants of the moment when it was saved.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Raises:
         ValueError: If an argument is out of its range, if `constants` is not
@@ -283,10 +242,10 @@ class EMMA(LipschitzLoss):
         constants=None,
         last_layer=None,
         reduction="sum_over_batch_size",
-        name="EMMA",
+        name=None,
     ):
         super().__init__(reduction, name)
-        self.epsilon = parameter("epsilon", positive_float("epsilon", epsilon))
+        self.epsilon = positive_parameter("epsilon", epsilon)
         if constants is not None and last_layer is not None:
             raise ValueError(
                 "Give either `constants` or the `last_layer` that has them. "
@@ -298,9 +257,8 @@ class EMMA(LipschitzLoss):
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
         classes = number_of_classes(y_pred)
+        lag = y_pred - true_score(y_true > 0, y_pred, keepdims=True)
         is_true = ops.cast(y_true > 0, y_pred.dtype)
-        own = ops.sum(is_true * y_pred, axis=-1, keepdims=True)
-        lag = y_pred - own
         gain = self.epsilon * self._constants_of(is_true, classes)
         share = -lag / ops.maximum(gain, keras.config.epsilon())
         share = ops.stop_gradient(ops.clip(share, 0.01, 1.0))

@@ -8,7 +8,9 @@ from deel.lip._labels import signs
 from deel.lip._register import register
 from deel.lip.losses._base import LipschitzLoss
 from deel.lip.losses._base import number_of_classes
+from deel.lip.losses._base import other_scores
 from deel.lip.losses._base import parameter
+from deel.lip.losses._base import true_score
 
 
 def hinge_margin(y_true, y_pred, min_margin):
@@ -24,8 +26,7 @@ def hinge_margin(y_true, y_pred, min_margin):
         Tensor `(batch_size,)`, the mean over the outputs.
     """
     y_true, y_pred = aligned(y_true, y_pred)
-    hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
-    return ops.mean(hinge, axis=-1)
+    return ops.mean(_hinge(y_true, y_pred, min_margin), axis=-1)
 
 
 def multiclass_hinge(y_true, y_pred, min_margin):
@@ -41,7 +42,7 @@ def multiclass_hinge(y_true, y_pred, min_margin):
     """
     y_true, y_pred = aligned(y_true, y_pred)
     others = float(number_of_classes(y_pred) - 1)
-    hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
+    hinge = _hinge(y_true, y_pred, min_margin)
     return ops.mean(ops.where(y_true > 0, others * hinge, hinge), axis=-1)
 
 
@@ -52,8 +53,8 @@ def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
     alike, which makes the value independent of the number of classes.
 
     Args:
-        y_true: One-hot labels; the true class is the one greater than 0.
-        y_pred: Scores, of the same shape.
+        y_true: See `multiclass_hinge`.
+        y_pred: See `multiclass_hinge`.
         min_margin: Float, see `hinge_margin`.
         soft_hinge_tau: Float, the inverse temperature of the softmax. Zero or
             less selects `multiclass_hinge`.
@@ -64,25 +65,39 @@ def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
     classical = multiclass_hinge(y_true, y_pred, min_margin)
     y_true, y_pred = aligned(y_true, y_pred)
     is_true = y_true > 0
-    hinge = ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
-    own = ops.sum(ops.where(is_true, hinge, ops.zeros_like(hinge)), axis=-1)
-    lowest = ops.full_like(y_pred, -1e30)
-    others = ops.where(is_true, lowest, soft_hinge_tau * y_pred)
-    weights = ops.softmax(others, axis=-1)
+    hinge = _hinge(y_true, y_pred, min_margin)
+    weights = ops.softmax(
+        other_scores(is_true, soft_hinge_tau * y_pred), axis=-1
+    )
     weights = ops.where(is_true, ops.zeros_like(weights), weights)
-    soft = own + ops.sum(weights * hinge, axis=-1)
+    soft = true_score(is_true, hinge) + ops.sum(weights * hinge, axis=-1)
     # Not a Python branch: a callback may move the parameter away from zero.
     return ops.where(soft_hinge_tau > 0, soft, classical)
 
 
+def _hinge(y_true, y_pred, min_margin):
+    return ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
+
+
+class _MarginLoss(LipschitzLoss):
+    """Base of the losses with a margin and nothing else."""
+
+    _arguments = ("min_margin",)
+
+    def __init__(
+        self, min_margin=1.0, reduction="sum_over_batch_size", name=None
+    ):
+        super().__init__(reduction, name)
+        self.min_margin = parameter("min_margin", min_margin)
+
+
 @register("HingeMargin")
-class HingeMargin(LipschitzLoss):
+class HingeMargin(_MarginLoss):
     """Mean of `relu(min_margin / 2 - sign * y_pred)`.
 
     Args:
         min_margin: Float, wanted distance between the scores of both classes.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -91,30 +106,18 @@ class HingeMargin(LipschitzLoss):
     0.125
     """
 
-    _arguments = ("min_margin",)
-
-    def __init__(
-        self,
-        min_margin=1.0,
-        reduction="sum_over_batch_size",
-        name="HingeMargin",
-    ):
-        super().__init__(reduction, name)
-        self.min_margin = parameter("min_margin", min_margin)
-
     def call(self, y_true, y_pred):
         return hinge_margin(y_true, y_pred, self.min_margin)
 
 
 @register("MulticlassHinge")
-class MulticlassHinge(LipschitzLoss):
+class MulticlassHinge(_MarginLoss):
     """Multi-class `HingeMargin`; the true class weighs as all the others.
 
     Args:
         min_margin: Float, wanted distance between the score of the true class
             and those of the others.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
         soft_hinge_tau: Float. Greater than zero, weighs the other classes by a
             softmax with this inverse temperature (`multiclass_soft_hinge`).
     """
@@ -125,11 +128,10 @@ class MulticlassHinge(LipschitzLoss):
         self,
         min_margin=1.0,
         reduction="sum_over_batch_size",
-        name="MulticlassHinge",
+        name=None,
         soft_hinge_tau=0.0,
     ):
-        super().__init__(reduction, name)
-        self.min_margin = parameter("min_margin", min_margin)
+        super().__init__(min_margin, reduction, name)
         self.soft_hinge_tau = parameter("soft_hinge_tau", soft_hinge_tau)
 
     def call(self, y_true, y_pred):
@@ -139,7 +141,7 @@ class MulticlassHinge(LipschitzLoss):
 
 
 @register("MultiMargin")
-class MultiMargin(LipschitzLoss):
+class MultiMargin(_MarginLoss):
     """Sum of `relu(min_margin - lead over each other class)`, by classes.
 
     The lead is the score of the true class minus that of the other one. The
@@ -147,58 +149,31 @@ class MultiMargin(LipschitzLoss):
 
     Args:
         min_margin: Float, the wanted lead.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
-
-    _arguments = ("min_margin",)
-
-    def __init__(
-        self,
-        min_margin=1.0,
-        reduction="sum_over_batch_size",
-        name="MultiMargin",
-    ):
-        super().__init__(reduction, name)
-        self.min_margin = parameter("min_margin", min_margin)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
         is_true = y_true > 0
-        zeros = ops.zeros_like(y_pred)
-        own = ops.sum(ops.where(is_true, y_pred, zeros), axis=-1, keepdims=True)
+        own = true_score(is_true, y_pred, keepdims=True)
         hinge = ops.relu(self.min_margin - own + y_pred)
-        hinge = ops.where(is_true, zeros, hinge)
+        hinge = ops.where(is_true, ops.zeros_like(hinge), hinge)
         return ops.sum(hinge, axis=-1) / float(number_of_classes(y_pred))
 
 
 @register("CategoricalHinge")
-class CategoricalHinge(LipschitzLoss):
+class CategoricalHinge(_MarginLoss):
     """`relu(min_margin - lead)`, with the lead over the best other class.
 
     Args:
         min_margin: Float, the wanted lead.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
-    _arguments = ("min_margin",)
-
-    def __init__(
-        self,
-        min_margin,
-        reduction="sum_over_batch_size",
-        name="CategoricalHinge",
-    ):
-        super().__init__(reduction, name)
-        self.min_margin = parameter("min_margin", min_margin)
+    def __init__(self, min_margin, reduction="sum_over_batch_size", name=None):
+        super().__init__(min_margin, reduction, name)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
         number_of_classes(y_pred)
         return ops.relu(self.min_margin - lead(y_true, y_pred))
-
-
-def other_scores(is_true, scores):
-    """Scores with that of the true class out of reach for a softmax."""
-    return ops.where(is_true, ops.full_like(scores, -1e30), scores)

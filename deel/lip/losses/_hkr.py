@@ -10,15 +10,16 @@ from deel.lip._backend.retraction import store
 from deel.lip._labels import aligned
 from deel.lip._labels import signs
 from deel.lip._register import register
-from deel.lip._validation import positive_float
 from deel.lip.losses._base import LipschitzLoss
 from deel.lip.losses._base import number_of_classes
+from deel.lip.losses._base import other_scores
 from deel.lip.losses._base import parameter
+from deel.lip.losses._base import positive_parameter
+from deel.lip.losses._base import true_score
 from deel.lip.losses._hinges import HingeMargin
 from deel.lip.losses._hinges import MulticlassHinge
-from deel.lip.losses._hinges import other_scores
-from deel.lip.losses._kr import KR
-from deel.lip.losses._kr import MulticlassKR
+from deel.lip.losses._kantorovich import KR
+from deel.lip.losses._kantorovich import MulticlassKR
 
 
 class HingeKR(LipschitzLoss):
@@ -62,8 +63,7 @@ class HKR(HingeKR):
             KR term alone, `float("inf")` the hinge term alone.
         min_margin: Float, see `HingeMargin`.
         multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -80,7 +80,7 @@ class HKR(HingeKR):
         min_margin=1.0,
         multi_gpu=False,
         reduction="sum_over_batch_size",
-        name="HKR",
+        name=None,
     ):
         hinge = HingeMargin(min_margin)
         super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
@@ -94,12 +94,9 @@ class MulticlassHKR(HingeKR):
     without activation at the end.
 
     Args:
-        alpha: Float, zero or more, see `HKR`.
-        min_margin: Float, see `MulticlassHinge`.
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
-        soft_hinge_tau: Float, see `MulticlassHinge`.
+        alpha, multi_gpu: See `HKR`.
+        min_margin, soft_hinge_tau: See `MulticlassHinge`.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
     _arguments = ("alpha", "min_margin", "multi_gpu", "soft_hinge_tau")
@@ -110,7 +107,7 @@ class MulticlassHKR(HingeKR):
         min_margin=1.0,
         multi_gpu=False,
         reduction="sum_over_batch_size",
-        name="MulticlassHKR",
+        name=None,
         soft_hinge_tau=0.0,
     ):
         hinge = MulticlassHinge(min_margin, soft_hinge_tau=soft_hinge_tau)
@@ -143,8 +140,7 @@ class MulticlassSoftHKR(LipschitzLoss):
         min_margin: Float greater than zero, see `HingeMargin`.
         alpha_mean: Float in [0, 1], the momentum of m.
         temperature: Float greater than zero.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -163,7 +159,7 @@ class MulticlassSoftHKR(LipschitzLoss):
         alpha_mean=0.99,
         temperature=1.0,
         reduction="sum_over_batch_size",
-        name="MulticlassSoftHKR",
+        name=None,
     ):
         super().__init__(reduction, name)
         if alpha == 0:
@@ -172,12 +168,8 @@ class MulticlassSoftHKR(LipschitzLoss):
                 f"Received: alpha={alpha}"
             )
         self.alpha = parameter("alpha", alpha)
-        self.min_margin = parameter(
-            "min_margin", positive_float("min_margin", min_margin)
-        )
-        self.temperature = parameter(
-            "temperature", positive_float("temperature", temperature)
-        )
+        self.min_margin = positive_parameter("min_margin", min_margin)
+        self.temperature = positive_parameter("temperature", temperature)
         if not 0 <= alpha_mean <= 1:
             raise ValueError(
                 "Argument `alpha_mean` must be in [0, 1]. "
@@ -237,8 +229,7 @@ class MulticlassLseHKR(LipschitzLoss):
         penalty: Float greater than zero, how far the smooth maximum may exceed
             the maximum, in units of half a margin.
         min_margin: Float greater than zero, see `HingeMargin`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -257,17 +248,13 @@ class MulticlassLseHKR(LipschitzLoss):
         penalty=1.0,
         min_margin=1.0,
         reduction="sum_over_batch_size",
-        name="MulticlassLseHKR",
+        name=None,
     ):
         super().__init__(reduction, name)
         self.alpha = parameter("alpha", _weight(alpha))
-        self.temperature = parameter(
-            "temperature", positive_float("temperature", temperature)
-        )
-        self.penalty = parameter("penalty", positive_float("penalty", penalty))
-        self.min_margin = parameter(
-            "min_margin", positive_float("min_margin", min_margin)
-        )
+        self.temperature = positive_parameter("temperature", temperature)
+        self.penalty = positive_parameter("penalty", penalty)
+        self.min_margin = positive_parameter("min_margin", min_margin)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
@@ -275,19 +262,13 @@ class MulticlassLseHKR(LipschitzLoss):
         is_true = y_true > 0
         scores = ops.convert_to_tensor(self.temperature) * y_pred
         half = ops.convert_to_tensor(self.min_margin) / 2.0
-        own = ops.sum(
-            ops.where(is_true, scores, ops.zeros_like(scores)), axis=-1
-        )
+        own = true_score(is_true, scores)
         if others == 1:
             best = ops.sum(scores, axis=-1) - own
         else:
             sharpness = math.log(others) / (half * self.penalty)
-            best = (
-                ops.logsumexp(
-                    other_scores(is_true, sharpness * scores), axis=-1
-                )
-                / sharpness
-            )
+            others = other_scores(is_true, sharpness * scores)
+            best = ops.logsumexp(others, axis=-1) / sharpness
         hinge = ops.relu(half - own) + ops.relu(half + best)
         alpha = ops.convert_to_tensor(self.alpha)
         return (1.0 - alpha) * (best - own) + alpha * hinge

@@ -15,8 +15,8 @@ from deel.lip.losses._base import parameter
 from deel.lip.losses._hinges import hinge_margin
 from deel.lip.losses._hinges import multiclass_soft_hinge
 from deel.lip.losses._hkr import HingeKR
-from deel.lip.losses._kr import KR
-from deel.lip.losses._kr import MulticlassKR
+from deel.lip.losses._kantorovich import KR
+from deel.lip.losses._kantorovich import MulticlassKR
 
 
 class _LearnedMargins(LipschitzLoss):
@@ -33,9 +33,17 @@ class _LearnedMargins(LipschitzLoss):
             stays between `min_margin` and `max_margin`.
     """
 
+    _arguments = ("min_margin", "max_margin", "alpha_margin")
     margins = None
 
-    def __init__(self, min_margin, max_margin, alpha_margin, reduction, name):
+    def __init__(
+        self,
+        min_margin=1.0,
+        max_margin=200.0,
+        alpha_margin=0.1,
+        reduction="sum_over_batch_size",
+        name=None,
+    ):
         super().__init__(reduction, name)
         self.min_margin = parameter("min_margin", min_margin)
         self.max_margin = positive_float("max_margin", max_margin)
@@ -50,11 +58,7 @@ class _LearnedMargins(LipschitzLoss):
             )
 
     def create_margins(self, outputs):
-        """Creates the variable `margins` unless it exists.
-
-        Args:
-            outputs: Integer, the number of outputs of the network.
-        """
+        """Creates the variable `margins`, `(outputs,)`, unless it exists."""
         if self.margins is None:
             self.margins = keras.Variable(
                 keras.initializers.Constant(self._bounds[0]),
@@ -111,21 +115,8 @@ class HingeMarginAuto(_LearnedMargins):
         max_margin: Float, the largest margin.
         alpha_margin: Float, about the share of the samples that are left
             inside of the margin.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
-
-    _arguments = ("min_margin", "max_margin", "alpha_margin")
-
-    def __init__(
-        self,
-        min_margin=1.0,
-        max_margin=200.0,
-        alpha_margin=0.1,
-        reduction="sum_over_batch_size",
-        name="HingeMarginAuto",
-    ):
-        super().__init__(min_margin, max_margin, alpha_margin, reduction, name)
 
     def call(self, y_true, y_pred):
         y_true, y_pred = aligned(y_true, y_pred)
@@ -143,16 +134,12 @@ class MulticlassHingeAuto(_LearnedMargins):
     `HingeMarginAuto` for how the margins are trained.
 
     Args:
-        min_margin: Float, the initial and smallest margin.
-        max_margin: Float, the largest margin.
-        alpha_margin: Float, about the share of the samples that are left
-            inside of the margin.
+        min_margin, max_margin, alpha_margin: See `HingeMarginAuto`.
         soft_hinge_tau: Float, see `MulticlassHinge`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
-    _arguments = ("min_margin", "max_margin", "alpha_margin", "soft_hinge_tau")
+    _arguments = (*_LearnedMargins._arguments, "soft_hinge_tau")
 
     def __init__(
         self,
@@ -161,7 +148,7 @@ class MulticlassHingeAuto(_LearnedMargins):
         alpha_margin=0.1,
         soft_hinge_tau=0.0,
         reduction="sum_over_batch_size",
-        name="MulticlassHingeAuto",
+        name=None,
     ):
         super().__init__(min_margin, max_margin, alpha_margin, reduction, name)
         self.soft_hinge_tau = parameter("soft_hinge_tau", soft_hinge_tau)
@@ -207,22 +194,12 @@ class HKRauto(_AutoHKR):
     """`HKR` with a learned margin: `-KR + alpha * HingeMarginAuto`.
 
     Args:
-        alpha: Float, zero or more, see `HKR`.
-        min_margin: Float, see `HingeMarginAuto`.
-        max_margin: Float, see `HingeMarginAuto`.
-        alpha_margin: Float, see `HingeMarginAuto`.
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        alpha, multi_gpu: See `HKR`.
+        min_margin, max_margin, alpha_margin: See `HingeMarginAuto`.
+        reduction, name: As for `keras.losses.Loss`.
     """
 
-    _arguments = (
-        "alpha",
-        "min_margin",
-        "max_margin",
-        "alpha_margin",
-        "multi_gpu",
-    )
+    _arguments = ("alpha", *HingeMarginAuto._arguments, "multi_gpu")
 
     def __init__(
         self,
@@ -232,7 +209,7 @@ class HKRauto(_AutoHKR):
         alpha_margin=0.1,
         multi_gpu=False,
         reduction="sum_over_batch_size",
-        name="HKRauto",
+        name=None,
     ):
         hinge = HingeMarginAuto(min_margin, max_margin, alpha_margin)
         super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
@@ -245,14 +222,10 @@ class MulticlassHKRauto(_AutoHKR):
     `-MulticlassKR + alpha * MulticlassHingeAuto`.
 
     Args:
-        alpha: Float, zero or more, see `HKR`.
-        min_margin: Float, see `MulticlassHingeAuto`.
-        max_margin: Float, see `MulticlassHingeAuto`.
-        alpha_margin: Float, see `MulticlassHingeAuto`.
+        alpha, multi_gpu: See `HKR`.
+        min_margin, max_margin, alpha_margin: See `HingeMarginAuto`.
         soft_hinge_tau: Float, see `MulticlassHinge`.
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -269,14 +242,7 @@ class MulticlassHKRauto(_AutoHKR):
     [0.5, 0.5, 0.5]
     """
 
-    _arguments = (
-        "alpha",
-        "min_margin",
-        "max_margin",
-        "alpha_margin",
-        "soft_hinge_tau",
-        "multi_gpu",
-    )
+    _arguments = ("alpha", *MulticlassHingeAuto._arguments, "multi_gpu")
 
     def __init__(
         self,
@@ -287,7 +253,7 @@ class MulticlassHKRauto(_AutoHKR):
         soft_hinge_tau=0.0,
         multi_gpu=False,
         reduction="sum_over_batch_size",
-        name="MulticlassHKRauto",
+        name=None,
     ):
         hinge = MulticlassHingeAuto(
             min_margin, max_margin, alpha_margin, soft_hinge_tau

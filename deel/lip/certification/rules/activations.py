@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from deel.lip import layers
-from deel.lip._numerics.activations import SLOPES
+from deel.lip._numerics.activations import facts_of
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
@@ -25,8 +25,8 @@ def activation_bound(activation, input_shape, context):
     """Bound of what layers take as `activation`: a function or a layer."""
     if isinstance(activation, keras.layers.Layer):
         return context.bound(activation, [input_shape])
-    name = next((name for f, name in _NAMES if f is activation), None)
-    if name is None:
+    facts = facts_of(activation)
+    if facts is None:
         shown = getattr(activation, "__name__", activation)
         raise ValueError(
             f"The Lipschitz constant of the activation `{shown}` is not known, "
@@ -34,13 +34,13 @@ def activation_bound(activation, input_shape, context):
             "`deel.lip.certification.register_bound`. "
             f"Received: activation={activation}"
         )
-    terms = input_shape[-1] if name == "softmax" else 0
+    terms = input_shape[-1] if facts.name == "softmax" else 0
     return _of_slope(
-        SLOPES[name],
+        facts.largest,
         input_shape,
-        name in _EXACT,
+        facts.is_exact,
         terms,
-        factor=0.2 if name == "leaky_relu" else 0.0,
+        factor=facts.smallest,
     )
 
 
@@ -71,17 +71,6 @@ def _of_slope(slope, shape, is_exact, terms=0, factor=0.0):
             inexact=2,
         )
     return Bound(slope, "largest slope", rounding=rounding)
-
-
-# Functions that copy, multiply and compare only.
-_EXACT = ("leaky_relu", "linear", "relu", "relu6")
-
-# Not all are in the oldest Keras.
-_NAMES = [
-    (getattr(keras.activations, name), name)
-    for name in SLOPES
-    if hasattr(keras.activations, name)
-]
 
 
 @rule(

@@ -17,13 +17,8 @@ def _kr(y_true, y_pred, epsilon=EPSILON):
     mean score of the positive samples minus that of the others. A class that
     is absent from the batch contributes 0.
 
-    Args:
-        y_true: Labels; positive are those equal to 1.
-        y_pred: Scores, of the same shape.
-        epsilon: Float, keeps the counts of absent classes from dividing by 0.
-
-    Returns:
-        Tensor `(batch_size,)`.
+    Positive are labels equal to 1. `epsilon` keeps the counts of absent classes
+    from dividing by 0.
     """
     y_true, y_pred = aligned(y_true, y_pred)
     positive = ops.cast(ops.equal(y_true, 1), y_pred.dtype)
@@ -34,13 +29,8 @@ def _kr(y_true, y_pred, epsilon=EPSILON):
 def _kr_multi_gpu(y_true, y_pred):
     """KR term of each sample, from labels that already hold the weights.
 
-    Args:
-        y_true: Labels made by `deel.lip.utils.process_labels_for_multi_gpu`
-            from a whole batch, before it was split over devices.
-        y_pred: Scores, of the same shape.
-
-    Returns:
-        Tensor `(batch_size,)`.
+    Those are made by `deel.lip.utils.process_labels_for_multi_gpu` from a whole
+    batch, before it was split over devices.
     """
     y_true, y_pred = aligned(y_true, y_pred)
     return ops.mean(y_pred * y_true, axis=-1)
@@ -57,8 +47,7 @@ class KR(LipschitzLoss):
         multi_gpu: Boolean. True if the labels were made by
             `process_labels_for_multi_gpu`, so that the value does not depend
             on how a batch is split over devices.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+        reduction, name: As for `keras.losses.Loss`.
 
     Example:
 
@@ -70,7 +59,7 @@ class KR(LipschitzLoss):
     _arguments = ("multi_gpu",)
 
     def __init__(
-        self, multi_gpu=False, reduction="sum_over_batch_size", name="KR"
+        self, multi_gpu=False, reduction="sum_over_batch_size", name=None
     ):
         super().__init__(reduction, name)
         self.multi_gpu = multi_gpu
@@ -86,29 +75,15 @@ class KR(LipschitzLoss):
 class MulticlassKR(KR):
     """`KR` of each class against the others, averaged over the classes.
 
-    Args:
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+    Takes the arguments of `KR`.
     """
-
-    def __init__(
-        self,
-        multi_gpu=False,
-        reduction="sum_over_batch_size",
-        name="MulticlassKR",
-    ):
-        super().__init__(multi_gpu, reduction, name)
 
 
 @register("NegKR")
 class NegKR(KR):
     """`-KR`, to be minimised: the KR term as a loss of its own.
 
-    Args:
-        multi_gpu: Boolean, see `KR`.
-        reduction: As for `keras.losses.Loss`; also `"auto"`.
-        name: String.
+    Takes the arguments of `KR`.
 
     Example:
 
@@ -116,11 +91,6 @@ class NegKR(KR):
     >>> round(float(NegKR()([[1], [1], [0]], [[1.0], [3.0], [0.5]])), 4)
     -1.5
     """
-
-    def __init__(
-        self, multi_gpu=False, reduction="sum_over_batch_size", name="NegKR"
-    ):
-        super().__init__(multi_gpu, reduction, name)
 
     def call(self, y_true, y_pred):
         return -super().call(y_true, y_pred)
