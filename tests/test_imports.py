@@ -34,7 +34,8 @@ FOLDERS = {
         convolution_norm polar orthogonal_factors orthogonal_maps
     """,
     "parametrizations": """
-        base spectral spectral_operator frobenius almost_orthogonal
+        constrained_variable base polar spectral spectral_operator frobenius
+        almost_orthogonal
         cholesky_qr skew block_reflector block_convolution
     """,
     "layers": """

@@ -45,41 +45,6 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
     np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("rows", "units"), [(300, 256), (256, 300), (256, 256)]
-)
-def test_a_large_kernel_has_one_gradient_for_batches_of_any_size(rows, units):
-    rng = np.random.default_rng(2)
-    layer = _built(
-        SpectralDense(units, activation="relu", k_coef_lip=3.0), (rows, units)
-    )
-    few = rng.standard_normal((8, rows)).astype("float32")
-    weights = rng.standard_normal((8, units)).astype("float32")
-    # As many samples as take the other path, and the same gradient.
-    zeros = np.zeros((292, rows), "float32")
-    many = np.concatenate([few, zeros])
-    layer.bias.assign(rng.standard_normal(units))
-    spectral = layer.parametrization
-
-    def gradients(x):
-        def loss(x, kernel):
-            # As `call` does it, which takes the kernel from the variable.
-            outputs = spectral.multiply(x, kernel) + layer.bias
-            return ops.sum(ops.multiply(ops.relu(outputs[:8]), weights))
-
-        return harness.gradient(loss, x, ops.copy(layer.kernel))
-
-    assert spectral.multiplies(ops.convert_to_tensor(few), layer.kernel)
-    by_few, by_many = gradients(few), gradients(many)
-    np.testing.assert_allclose(by_few[0], by_many[0][:8], atol=1e-5)
-    np.testing.assert_allclose(by_few[1], by_many[1], atol=1e-4)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer(few, training=True)),
-        ops.convert_to_numpy(layer(few, training=False)),
-        atol=1e-5,
-    )
-
-
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
 def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
     rng = np.random.default_rng(1)
@@ -250,7 +215,7 @@ def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
     layer = _built(SpectralDense(4), (4, 4))
     rng = np.random.default_rng(0)
     kernel = np.sign(rng.standard_normal((4, 4))).astype("float32") * scale
-    retracted = layer.parametrization.retract(ops.convert_to_tensor(kernel))
+    retracted = layer.wbar.retract(ops.convert_to_tensor(kernel))
     retracted = ops.convert_to_numpy(retracted)
     assert np.all(np.isfinite(retracted))
     assert np.any(retracted != 0) == (scale > 0)

@@ -8,7 +8,6 @@ from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._defaults import check_RKO_params
 from deel.lip._validation import positive_int
-from deel.lip.parametrizations.frobenius import Frobenius
 from deel.lip.parametrizations.spectral import Spectral
 
 
@@ -26,7 +25,7 @@ class SpectralKernel(ConstrainedKernel):
         beta_bjorck=DEFAULT_BETA_BJORCK,
         maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
         maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
-        parametrization_class=Spectral,
+        parametrization=Spectral,
         **kwargs,
     ):
         check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
@@ -40,8 +39,9 @@ class SpectralKernel(ConstrainedKernel):
             ),
             "maxiter_bjorck": positive_int("maxiter_bjorck", maxiter_bjorck),
         }
-        parametrization = parametrization_class(**options)
-        super().__init__(*args, parametrization=parametrization, **kwargs)
+        super().__init__(
+            *args, parametrization=parametrization(**options), **kwargs
+        )
         self.eps_spectral = eps_spectral
         self.eps_bjorck = eps_bjorck
         self.beta_bjorck = beta_bjorck
@@ -67,13 +67,3 @@ class SpectralKernel(ConstrainedKernel):
             "maxiter_spectral": self.maxiter_spectral,
             "maxiter_bjorck": self.maxiter_bjorck,
         }
-
-
-class FrobeniusKernel(ConstrainedKernel):
-    """Mixin of the `Frobenius*` layers.
-
-    See `deel.lip.layers.FrobeniusDense` for the arguments.
-    """
-
-    def __init__(self, *args, by_column=False, **kwargs):
-        super().__init__(*args, parametrization=Frobenius(by_column), **kwargs)

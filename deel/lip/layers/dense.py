@@ -1,8 +1,8 @@
 """Dense layers with a constrained kernel."""
 
 import keras
-from keras import ops
 
+from deel.lip._constrained import ConstrainedKernel
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
@@ -11,8 +11,8 @@ from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.layers._spectral_arguments import FrobeniusKernel
 from deel.lip.layers._spectral_arguments import SpectralKernel
+from deel.lip.parametrizations import Frobenius
 
 
 @register("SpectralDense")
@@ -126,23 +126,9 @@ class SpectralDense(SpectralKernel, keras.layers.Dense):
             **kwargs,
         )
 
-    def call(self, inputs, training=True):
-        spectral = self.parametrization
-        if not (training and spectral.multiplies(inputs, self.kernel)):
-            return super().call(inputs, training=training)
-        outputs = spectral.multiply(inputs, self.kernel)
-        if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return outputs
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
-
 
 @register("FrobeniusDense")
-class FrobeniusDense(FrobeniusKernel, keras.layers.Dense):
+class FrobeniusDense(ConstrainedKernel, keras.layers.Dense):
     """A dense layer whose kernel is divided by its Euclidean norm.
 
     The natural last layer of a Lipschitz classifier. With one output it is
@@ -222,13 +208,10 @@ class FrobeniusDense(FrobeniusKernel, keras.layers.Dense):
             bias_constraint=bias_constraint,
             lora_rank=lora_rank,
             k_coef_lip=k_coef_lip,
-            by_column=disjoint_neurons,
+            parametrization=Frobenius(axis=-1 if disjoint_neurons else None),
             **kwargs,
         )
         self.disjoint_neurons = disjoint_neurons
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
     def get_config(self):
         config = super().get_config()

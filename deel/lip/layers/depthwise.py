@@ -1,31 +1,12 @@
 """Depthwise convolution with a constrained kernel."""
 
 import keras
-from keras import ops
 
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.layers._coverage import CoveredConvolution
-from deel.lip.parametrizations.frobenius import Frobenius
-
-
-class _ByChannel(Frobenius):
-    """Kernels `(..., channels, multiplier)` divided by the norm of a channel.
-
-    The matrix of a channel maps its patches to its outputs; its Frobenius norm
-    bounds its largest singular value, and is equal to it for one output.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(by_column=True, **kwargs)
-
-    def constrain(self, kernel):
-        swapped = ops.swapaxes(kernel, -1, -2)
-        return ops.swapaxes(super().constrain(swapped), -1, -2)
-
-    def expansion(self, kernel):
-        return super().expansion(kernel.swapaxes(-1, -2))
+from deel.lip.parametrizations import Frobenius
 
 
 @register("SpectralDepthwiseConv2D")
@@ -107,7 +88,7 @@ class SpectralDepthwiseConv2D(
         **kwargs,
     ):
         super().__init__(
-            parametrization=_ByChannel(),
+            parametrization=Frobenius(axis=-2),
             kernel_size=kernel_size,
             strides=strides,
             padding=padding,

@@ -10,7 +10,7 @@ from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.layers._padded import PaddedConvolution
 from deel.lip.layers.unconstrained import PADDINGS
-from deel.lip.parametrizations.block_convolution import BlockConvolution
+from deel.lip.parametrizations import BlockConvolution
 
 
 def _checked_padding(name, padding, accepted):
@@ -41,9 +41,6 @@ class BlockKernel(ConstrainedKernel):
             parametrization=BlockConvolution(strides, groups),
             **kwargs,
         )
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
 
 class _OrthogonalConvolution(PaddedConvolution, BlockKernel):

@@ -5,33 +5,19 @@ import functools
 import keras
 
 from deel.lip._constrained import ConstrainedKernel
-from deel.lip._defaults import DEFAULT_BETA_BJORCK
-from deel.lip._defaults import DEFAULT_EPS_BJORCK
-from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
-from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
-from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
-from deel.lip._numerics.orthogonal_maps import cayley
-from deel.lip._numerics.orthogonal_maps import exponential
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.parametrizations.block_reflector import BlockReflector
-from deel.lip.parametrizations.cholesky_qr import CholeskyQR
-from deel.lip.parametrizations.skew import OfSkew
-from deel.lip.parametrizations.spectral import Spectral
+from deel.lip.parametrizations import BlockReflector
+from deel.lip.parametrizations import CholeskyQR
+from deel.lip.parametrizations import Skew
+from deel.lip.parametrizations import Spectral
 
 _PARAMETRIZATIONS = {
-    "newton_schulz": functools.partial(
-        Spectral,
-        eps_spectral=DEFAULT_EPS_SPECTRAL,
-        eps_bjorck=DEFAULT_EPS_BJORCK,
-        beta_bjorck=DEFAULT_BETA_BJORCK,
-        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
-        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
-    ),
+    "newton_schulz": Spectral,
     "cholesky_qr": CholeskyQR,
-    "cayley": functools.partial(OfSkew, cayley),
-    "exponential": functools.partial(OfSkew, exponential),
+    "cayley": functools.partial(Skew, "cayley"),
+    "exponential": functools.partial(Skew, "exponential"),
     "block_reflector": BlockReflector,
 }
 
@@ -182,9 +168,6 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
         )
         self.method = method
         self.rank = own.get("rank")
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
     def get_config(self):
         return {
