@@ -42,7 +42,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     What is bounded is the norm of the kernel. Where the layer expands more
     than its kernel does, as a convolution whose windows overlap, a subclass
     implements `_compute_lip_coef`, from the shape of the input: the kernel is
-    multiplied by that, and by `k_coef_lip`. See {doc}`/extending`.
+    multiplied by that, and by `k_coef_lip`.
 
     Args:
         *args: Positional arguments of the stock layer.

@@ -2,7 +2,7 @@
 
 `Parametrization` is the contract: subclass it to constrain a kernel in a way of
 your own. The other classes are final, and what the layers of the library use;
-`ConstrainedVariable` is what holds the result. See {doc}`/extending`.
+`ConstrainedVariable` is what holds the result.
 """
 
 from deel.lip.parametrizations.almost_orthogonal import AlmostOrthogonal

@@ -90,7 +90,7 @@ class BlockConvolution(Parametrization):
         # of a difference has at most the sum of the norms of its taps. Other
         # values are valid, too (on JAX, `wbar` is a step behind the factors),
         # so equality is not asked for.
-        own = self.wbar.scaled(self.constrain(float32_at_least(kernel)))
+        own = self.wbar.scale(self.constrain(float32_at_least(kernel)))
         taps = array.astype("float64") - host(own)
         taps = taps.reshape(-1, *array.shape[-2:])
         distance = np.sum(np.linalg.norm(taps, axis=(-2, -1)))

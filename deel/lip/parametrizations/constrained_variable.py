@@ -42,7 +42,7 @@ class ConstrainedVariable(GuardedVariable):
 
         # A function, since under a deferred build the kernel has no value yet.
         def constrained(shape, dtype):
-            return ops.cast(self._made_anew(), dtype)
+            return ops.cast(self._fresh_kernel(), dtype)
 
         super().__init__(
             constrained,
@@ -53,10 +53,10 @@ class ConstrainedVariable(GuardedVariable):
             aggregation="only_first_replica",
             name="wbar",
             is_sound=self._is_admitted,
-            remade=self._made_anew,
+            remade=self._fresh_kernel,
         )
 
-    def scaled(self, constrained):
+    def scale(self, constrained):
         """A kernel of norm one, multiplied by the coefficient."""
         if self.coefficient == 1.0:
             return constrained
@@ -68,7 +68,7 @@ class ConstrainedVariable(GuardedVariable):
         Args:
             constrained: Tensor of norm at most one, float32 at least.
         """
-        scaled = self.scaled(constrained)
+        scaled = self.scale(constrained)
         store(self, ops.stop_gradient(scaled))
         return scaled
 
@@ -178,9 +178,9 @@ class ConstrainedVariable(GuardedVariable):
                 f"norm={self._parametrization.expansion(value)}"
             )
 
-    def _made_anew(self):
+    def _fresh_kernel(self):
         kernel = float32_at_least(self._kernel)
-        return self.scaled(self._parametrization.constrain(kernel))
+        return self.scale(self._parametrization.constrain(kernel))
 
     def _is_admitted(self, value):
         """Whether an array may stand here."""

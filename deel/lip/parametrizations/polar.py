@@ -85,12 +85,16 @@ class Polar(Parametrization):
         self.maxiter_bjorck = maxiter_bjorck
         self.orthogonal = eps_bjorck is not None and beta_bjorck is not None
 
-    def divided(self, kernel):
-        """A kernel whose matrix has norm one at most, divided by its norm."""
+    def bounded_kernel(self, kernel):
+        """A kernel whose matrix has norm one at most, divided by its norm.
+
+        Args:
+            kernel: Tensor of the shape `kernel_shape`.
+        """
         raise NotImplementedError
 
     def multiple_of(self, matrix):
-        """What multiple of an orthogonal matrix a scaled one is."""
+        """What multiple of an orthogonal matrix one of `wbar` is."""
         raise NotImplementedError
 
     def is_current(self, matrix, stored):
@@ -102,8 +106,8 @@ class Polar(Parametrization):
         """
         raise NotImplementedError
 
-    def with_gradient(self, kernel):
-        """A scaled kernel with what else its gradient depends on."""
+    def with_norm_gradient(self, kernel):
+        """A kernel of `wbar`, with the gradient of the norm it is divided by."""
         raise NotImplementedError
 
     def add_state(self, input_shape):
@@ -118,7 +122,7 @@ class Polar(Parametrization):
         self.sigma = self.add_weight((1, 1), "ones", name="sigma", **own)
 
     def constrain(self, kernel):
-        return self.divided(
+        return self.bounded_kernel(
             spectral_constraint(
                 kernel, self.orthogonal, self.maxiter_bjorck, self.groups
             )
@@ -143,7 +147,7 @@ class Polar(Parametrization):
 
         def renew():
             nearest, _ = self._nearest(known, _FORWARD)
-            value = as_matrix(self.wbar.scaled(self.divided(nearest)))
+            value = as_matrix(self.wbar.scale(self.bounded_kernel(nearest)))
             return value, *power_step(known, vector, self.groups)
 
         value, vector, sigma = cond(self.is_current(known, stored), keep, renew)
@@ -155,7 +159,7 @@ class Polar(Parametrization):
         followed = with_tangent_gradient(
             matrix, value, self.groups, self.multiple_of
         )
-        return self.with_gradient(reshaped(followed, kernel.shape))
+        return self.with_norm_gradient(reshaped(followed, kernel.shape))
 
     def retract(self, kernel):
         if not self.orthogonal:
@@ -164,9 +168,9 @@ class Polar(Parametrization):
         # It has no effect, so it is kept where every dtype has its digits.
         sigma = ops.clip(scale, *SCALES)
         self.store(self.sigma, sigma)
-        constrained = self.divided(nearest)
+        constrained = self.bounded_kernel(nearest)
         # The very products that `is_current` looks for.
-        stored = self.wbar.scaled(constrained)
+        stored = self.wbar.scale(constrained)
         multiple = self.multiple_of(as_matrix(stored))
         return (sigma / multiple) * stored, constrained
 

@@ -25,7 +25,7 @@ class Spectral(Polar):
         blocks = np.split(array, self.groups, axis=-1)
         return max(super(Spectral, self).expansion(block) for block in blocks)
 
-    def divided(self, kernel):
+    def bounded_kernel(self, kernel):
         return kernel
 
     def multiple_of(self, matrix):
@@ -35,5 +35,5 @@ class Spectral(Polar):
         sigma = ops.convert_to_tensor(self.sigma)
         return is_multiple(matrix, stored, sigma / self.wbar.coefficient)
 
-    def with_gradient(self, kernel):
+    def with_norm_gradient(self, kernel):
         return kernel

@@ -73,7 +73,7 @@ class SpectralOperator(Polar):
     def expansion(self, array):
         return self.operator.expansion(array)
 
-    def divided(self, kernel):
+    def bounded_kernel(self, kernel):
         return kernel / self.operator.bound(kernel)
 
     def multiple_of(self, matrix):
@@ -90,6 +90,6 @@ class SpectralOperator(Polar):
         )
         return ops.logical_and(usual, is_multiple(matrix, stored, factor))
 
-    def with_gradient(self, kernel):
+    def with_norm_gradient(self, kernel):
         scale = self.multiple_of(as_matrix(kernel))
         return kernel * self.operator.gradient_path(kernel, scale)
