@@ -112,7 +112,8 @@ def _imports(path):
 
 
 def test_every_module_has_its_place():
-    assert {name for name, _ in _modules()} == set(ORDER)
+    found = {name for name, _ in _modules()}
+    assert found == set(ORDER), "Give each module its place in FOLDERS."
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from keras import ops
 
+from deel.lip import parametrizations
 from deel.lip._numerics.polar import project_on_tangent
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
@@ -222,3 +223,20 @@ def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
     harness.assert_bounded(layer)
     norm = harness.expansion(layer)
     assert norm == 0 if scale == 0 else norm > 0.99
+
+
+def test_a_parametrization_is_abstract_or_final():
+    final = set(parametrizations.__all__) - {"Parametrization"}
+    for name in final:
+        assert not getattr(parametrizations, name).__subclasses__(), name
+    layer = parametrizations.Parametrization()
+    with pytest.raises(NotImplementedError, match="must implement `constrain`"):
+        layer.constrain(np.zeros((2, 3)))
+
+
+def test_constrained_variable_is_the_last_of_the_saved_state():
+    layer = _built(SpectralDense(4), (6, 4))
+    names = [variable.path for variable in layer.parametrization.variables]
+    parent = f"{layer.name}/parametrization"
+    assert names == [f"{parent}/{name}" for name in ("sn", "sigma", "wbar")]
+    assert isinstance(layer.wbar, parametrizations.ConstrainedVariable)

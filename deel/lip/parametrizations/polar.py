@@ -107,7 +107,7 @@ class Polar(Parametrization):
         raise NotImplementedError
 
     def with_norm_gradient(self, kernel):
-        """A kernel of `wbar`, with the gradient of the norm it is divided by."""
+        """`kernel`, of `wbar`, with the gradient of what it is divided by."""
         raise NotImplementedError
 
     def add_state(self, input_shape):
