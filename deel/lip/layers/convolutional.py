@@ -324,23 +324,9 @@ class FrobeniusConv2D(
         kernel_size: Integer or pair of integers, the window.
         strides: Must be 1.
         padding: Must be `"same"`, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        dilation_rate: Must be 1.
-        groups: Must be 1.
-        activation: Activation function or layer.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
         kernel_constraint: None or a `SpectralConstraint`.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `padding_mode`, `name`, `dtype` and what else Keras layers
-            take. See `SpectralConv2D` for the first.
+        **kwargs: The other arguments of `SpectralConv2D`, but for the five of
+            the orthogonalisation and `bound`.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.

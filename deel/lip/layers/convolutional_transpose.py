@@ -34,28 +34,8 @@ class SpectralConv2DTranspose(
         kernel_size: Integer or pair of integers, the window.
         strides: Integer or pair of integers, the enlargement.
         padding: Must be `"same"`, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        dilation_rate: Must be 1.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        eps_spectral: See `SpectralDense`.
-        eps_bjorck: See `SpectralDense`.
-        beta_bjorck: See `SpectralDense`.
-        maxiter_spectral: See `SpectralDense`.
-        maxiter_bjorck: See `SpectralDense`.
-        **kwargs: `name`, `dtype` and what else Keras layers take;
-            `output_padding` must be None.
+        **kwargs: The other arguments of `SpectralConv2D`, but for `groups`,
+            `bound` and `padding_mode`; `output_padding` must be None.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.

@@ -140,28 +140,17 @@ class FrobeniusDense(ConstrainedKernel, keras.layers.Dense):
 
     Args:
         units: Positive integer, dimension of the output.
-        activation: Activation function or layer.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        lora_rank: Must be None: LoRA would break the constraint.
         disjoint_neurons: Boolean. True divides each column of the kernel by
             its own norm, False divides the kernel by its Frobenius norm, which
             bounds the whole map.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: The other arguments of `SpectralDense`, but for the five of
+            the orthogonalisation.
 
     Input shape:
-        Tensor `(batch_size, ..., input_dim)`.
+        As for `SpectralDense`.
 
     Output shape:
-        Tensor `(batch_size, ..., units)`.
+        As for `SpectralDense`.
 
     Raises:
         ValueError: If an argument is out of its range, or `lora_rank` is given.

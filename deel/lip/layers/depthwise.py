@@ -31,21 +31,12 @@ class SpectralDepthwiseConv2D(
         strides: Integer or pair of equal integers.
         padding: Must be `"same"`, in any case.
         depth_multiplier: Positive integer, the outputs of each channel.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
         dilation_rate: Integer or pair of integers.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
         depthwise_initializer: Initializer of the kernel.
-        bias_initializer: Initializer of the bias.
         depthwise_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
         depthwise_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: `data_format`, `activation`, `use_bias`, those of the bias and
+            `k_coef_lip`, as of `SpectralConv2D`.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.

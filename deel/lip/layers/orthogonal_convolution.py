@@ -286,22 +286,8 @@ class OrthogonalConv2DTranspose(BlockKernel, keras.layers.Conv2DTranspose):
         strides: Integer or pair of integers, the enlargement.
         padding: `"same"`, which enlarges each axis by the stride and cuts off
             what lies beyond, or `"valid"`, which keeps it, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        dilation_rate: Must be 1.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: See `OrthogonalConv2D`.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: See `OrthogonalConv2D`.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: See `OrthogonalConv2D`.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take;
-            `output_padding` must be None.
+        **kwargs: The other arguments of `OrthogonalConv2D`, but for `groups`;
+            `dilation_rate` must be 1 and `output_padding` None.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.

@@ -63,32 +63,20 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
 
     Args:
         units: Positive integer, dimension of the output.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the free kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        lora_rank: Must be None: LoRA would break the constraint.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
         method: `"newton_schulz"`, `"cholesky_qr"`, `"cayley"`,
             `"exponential"` or `"block_reflector"`.
         rank: Integer, less than the larger side of the kernel: the number of
             eigenvalues -1 of a block reflector, of which the free matrix has
             the columns. None means a quarter of that side. For this method
             only.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: The other arguments of `SpectralDense`, but for the five of
+            the orthogonalisation.
 
     Input shape:
-        Tensor `(batch_size, ..., input_dim)`.
+        As for `SpectralDense`.
 
     Output shape:
-        Tensor `(batch_size, ..., units)`.
+        As for `SpectralDense`.
 
     Raises:
         ValueError: If an argument is out of its range, if `lora_rank` is

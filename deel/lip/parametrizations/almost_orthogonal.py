@@ -90,9 +90,6 @@ class AlmostOrthogonal(Parametrization):
             name="q",
             shape=(outputs if by_output else channels,),
             initializer="ones",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
         )
 
     def free_kernel_of(self, constrained, kernel):

@@ -134,7 +134,7 @@ class Parametrization(keras.layers.Layer):
         return kernel, self.constrain(kernel)
 
     def add_state(self, input_shape):
-        """Creates further variables by `add_weight`, not trained.
+        """Creates further variables by `add_weight`; they are not trained.
 
         Called once, after `kernel_shape` is known and before `wbar` exists.
         They are saved with the layer; assign to them by `store`.
@@ -142,6 +142,11 @@ class Parametrization(keras.layers.Layer):
         Args:
             input_shape: Tuple, the shape of the inputs of the layer.
         """
+
+    def add_weight(self, *args, **kwargs):
+        kwargs.update(trainable=False, autocast=False)
+        kwargs.setdefault("aggregation", "only_first_replica")
+        return super().add_weight(*args, **kwargs)
 
     def update(self, kernel):
         """Returns the scaled kernel of a training step, also held by `wbar`.

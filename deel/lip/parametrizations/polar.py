@@ -85,20 +85,12 @@ class Polar(Parametrization):
         self.maxiter_bjorck = maxiter_bjorck
         self.orthogonal = eps_bjorck is not None and beta_bjorck is not None
 
-    def bounded_kernel(self, kernel):
-        """A kernel whose matrix has norm one at most, divided by its norm.
-
-        Args:
-            kernel: Tensor of the shape `kernel_shape`.
-        """
-        raise NotImplementedError
-
     def multiple_of(self, matrix):
         """What multiple of an orthogonal matrix one of `wbar` is."""
         raise NotImplementedError
 
     def is_current(self, matrix, stored):
-        """Whether the stored matrix belongs to the free one at hand.
+        """Whether the matrix of `wbar` belongs to the free one at hand.
 
         It is valid whatever the kernel is, by the proof made when it was
         written, so the answer decides about nothing but which kernel is used.
@@ -106,20 +98,19 @@ class Polar(Parametrization):
         """
         raise NotImplementedError
 
+    def bounded_kernel(self, kernel):
+        """A kernel whose matrix has norm one at most, divided by its norm."""
+        return kernel
+
     def with_norm_gradient(self, kernel):
         """`kernel`, of `wbar`, with the gradient of what it is divided by."""
-        raise NotImplementedError
+        return kernel
 
     def add_state(self, input_shape):
-        own = {
-            "trainable": False,
-            "autocast": False,
-            "aggregation": "only_first_replica",
-        }
         normal = keras.initializers.RandomNormal(0.0, 1.0)
         shape = (1, self.kernel_shape[-1])
-        self.sn = self.add_weight(shape, normal, name="sn", **own)
-        self.sigma = self.add_weight((1, 1), "ones", name="sigma", **own)
+        self.sn = self.add_weight(shape, normal, name="sn")
+        self.sigma = self.add_weight((1, 1), "ones", name="sigma")
 
     def constrain(self, kernel):
         return self.bounded_kernel(

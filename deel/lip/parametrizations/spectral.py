@@ -25,15 +25,9 @@ class Spectral(Polar):
         blocks = np.split(array, self.groups, axis=-1)
         return max(super(Spectral, self).expansion(block) for block in blocks)
 
-    def bounded_kernel(self, kernel):
-        return kernel
-
     def multiple_of(self, matrix):
         return self.wbar.coefficient
 
     def is_current(self, matrix, stored):
         sigma = ops.convert_to_tensor(self.sigma)
         return is_multiple(matrix, stored, sigma / self.wbar.coefficient)
-
-    def with_norm_gradient(self, kernel):
-        return kernel
