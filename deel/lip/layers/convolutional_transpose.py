@@ -15,6 +15,20 @@ from deel.lip.layers._coverage import WindowCoverage
 from deel.lip.layers._spectral_arguments import SpectralKernel
 
 
+def require_plain(layer, dilation_rate, output_padding):
+    """Raises ValueError for a transposed 2-D convolution that is not plain."""
+    name = type(layer).__name__
+    if tuple(int_tuple(dilation_rate, 2)) != (1, 1):
+        raise ValueError(
+            f"{name} has no dilation. Received: dilation_rate={dilation_rate}"
+        )
+    if output_padding is not None:
+        raise ValueError(
+            f"{name} computes the size of its output by itself. Expected "
+            f"`output_padding=None`. Received: output_padding={output_padding}"
+        )
+
+
 @register("SpectralConv2DTranspose")
 class SpectralConv2DTranspose(
     WindowCoverage, SpectralKernel, keras.layers.Conv2DTranspose
@@ -88,16 +102,8 @@ class SpectralConv2DTranspose(
                 "SpectralConv2DTranspose bounds transposed convolutions with "
                 f'`padding="same"` only. Received: padding={padding}'
             )
-        if tuple(int_tuple(dilation_rate, 2)) != (1, 1):
-            raise ValueError(
-                "SpectralConv2DTranspose has no dilation. "
-                f"Received: dilation_rate={dilation_rate}"
-            )
-        if kwargs.pop("output_padding", None) is not None:
-            raise ValueError(
-                "SpectralConv2DTranspose computes the size of its output by "
-                "itself. Expected `output_padding=None`."
-            )
+        output_padding = kwargs.pop("output_padding", None)
+        require_plain(self, dilation_rate, output_padding)
         super().__init__(
             filters=positive_int("filters", filters),
             kernel_size=int_tuple(kernel_size, 2),
