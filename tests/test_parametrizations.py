@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lip import parametrizations
 from deel.lip._numerics.polar import project_on_tangent
+from deel.lip.layers import ConstrainedKernel
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
 
@@ -232,6 +233,17 @@ def test_a_parametrization_is_abstract_or_final():
     layer = parametrizations.Parametrization()
     with pytest.raises(NotImplementedError, match="must implement `constrain`"):
         layer.constrain(np.zeros((2, 3)))
+
+
+def test_a_parametrization_is_of_one_layer():
+    class Dense(ConstrainedKernel, keras.layers.Dense):
+        """Its kernel is bounded by its Frobenius norm."""
+
+    shared = parametrizations.Frobenius()
+    first, second = (Dense(3, parametrization=shared) for _ in range(2))
+    first.build((None, 2))
+    with pytest.raises(ValueError, match=r"one layer.*Received: .*wbar"):
+        second.build((None, 2))
 
 
 def test_constrained_variable_is_the_last_of_the_saved_state():

@@ -191,7 +191,15 @@ class Parametrization(keras.layers.Layer):
             kernel_shape: Tuple, see the class.
             input_shape: Tuple, the shape of the inputs of the layer.
             coefficient: Float, see `ConstrainedVariable`.
+
+        Raises:
+            ValueError: If another layer has it already.
         """
+        if self.wbar is not None:
+            raise ValueError(
+                "A parametrization belongs to one layer. Expected a new one. "
+                f"Received: that of variable '{self.wbar.path}'"
+            )
         self.kernel_shape = kernel_shape
         self.dtype_policy = keras.DTypePolicy(
             keras.backend.result_type(kernel.dtype, "float32")
