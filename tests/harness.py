@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip.parametrizations.block_convolution import BlockConvolution
+from deel.lip.parametrizations import BlockConvolution
 
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5

@@ -132,7 +132,8 @@ def trained():
 
 
 def test_no_layer_is_missing():
-    protocols = {"Condensable", "LipschitzLayer", "SharedLipFactory"}
+    protocols = {"Condensable", "ConstrainedKernel"}
+    protocols |= {"LipschitzLayer", "SharedLipFactory"}
     modules = (layers, unconstrained)
     wanted = {
         value

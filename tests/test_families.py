@@ -11,7 +11,7 @@ from deel.lip import layers
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import unconstrained
 from deel.lip.model import Sequential
-from deel.lip.parametrizations.almost_orthogonal import AOL
+from deel.lip.parametrizations import AlmostOrthogonal
 
 RESCALED = [
     (lambda: layers.AOLDense(5), (8,)),
@@ -52,7 +52,7 @@ def test_rescaling_is_the_formula_of_the_paper(strides):
     layer.kernel.assign(kernel)
     matrix = harness.operator_matrix(layer, shape)
     sums = np.sum(np.abs(matrix @ matrix.T), axis=1).reshape(shape)
-    found = AOL(strides).constrain(ops.convert_to_tensor(kernel))
+    found = AlmostOrthogonal(strides).constrain(ops.convert_to_tensor(kernel))
     ratio = ops.convert_to_numpy(found) / kernel
     for tap in range(3):
         # "Same" padding of 9 pixels adds one on each side.
@@ -68,7 +68,9 @@ def test_weights_of_the_paper_are_scales_of_the_channels():
     sums = np.sum(np.abs(kernel @ kernel.T) * q / q[:, None], axis=1)
     expected = kernel / np.sqrt(sums)[:, None]
     scaled = ops.convert_to_tensor((kernel * q[:, None]).astype("float32"))
-    found = ops.convert_to_numpy(AOL(by_output=False).constrain(scaled))
+    found = ops.convert_to_numpy(
+        AlmostOrthogonal(by_output=False).constrain(scaled)
+    )
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -101,7 +103,9 @@ def test_condensed_layer_is_the_same_function_in_training_too():
 def test_orthogonal_kernels_pass_unchanged():
     rng = np.random.default_rng(0)
     kernel = np.linalg.qr(rng.standard_normal((8, 5)))[0].astype("float32")
-    found = AOL(by_output=None).constrain(ops.convert_to_tensor(kernel))
+    found = AlmostOrthogonal(by_output=None).constrain(
+        ops.convert_to_tensor(kernel)
+    )
     np.testing.assert_allclose(
         ops.convert_to_numpy(found), kernel, rtol=1e-4, atol=1e-5
     )

@@ -171,7 +171,7 @@ def test_kernel_at_the_start_is_the_one_that_the_draw_is_constrained_to(
         harness.assert_bounded(layer)
         # Half precision of the variable must not reach what is used.
         start = ops.convert_to_numpy(layer.wbar)
-        layer.parametrization.refresh(layer.kernel)
+        layer.wbar.refresh(layer.kernel)
         expected = ops.convert_to_numpy(layer.wbar)
         np.testing.assert_allclose(start, expected, atol=2e-6)
 

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from keras import ops
 
+from deel.lip import parametrizations
 from deel.lip._numerics.polar import project_on_tangent
+from deel.lip.layers import ConstrainedKernel
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
 
@@ -43,41 +45,6 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
         change = _polar(w + moved) - _polar(w - moved)
         expected[index] = np.sum(change * weights) / (2 * step)
     np.testing.assert_allclose(found, expected, atol=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("rows", "units"), [(300, 256), (256, 300), (256, 256)]
-)
-def test_a_large_kernel_has_one_gradient_for_batches_of_any_size(rows, units):
-    rng = np.random.default_rng(2)
-    layer = _built(
-        SpectralDense(units, activation="relu", k_coef_lip=3.0), (rows, units)
-    )
-    few = rng.standard_normal((8, rows)).astype("float32")
-    weights = rng.standard_normal((8, units)).astype("float32")
-    # As many samples as take the other path, and the same gradient.
-    zeros = np.zeros((292, rows), "float32")
-    many = np.concatenate([few, zeros])
-    layer.bias.assign(rng.standard_normal(units))
-    spectral = layer.parametrization
-
-    def gradients(x):
-        def loss(x, kernel):
-            # As `call` does it, which takes the kernel from the variable.
-            outputs = spectral.multiply(x, kernel) + layer.bias
-            return ops.sum(ops.multiply(ops.relu(outputs[:8]), weights))
-
-        return harness.gradient(loss, x, ops.copy(layer.kernel))
-
-    assert spectral.multiplies(ops.convert_to_tensor(few), layer.kernel)
-    by_few, by_many = gradients(few), gradients(many)
-    np.testing.assert_allclose(by_few[0], by_many[0][:8], atol=1e-5)
-    np.testing.assert_allclose(by_few[1], by_many[1], atol=1e-4)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer(few, training=True)),
-        ops.convert_to_numpy(layer(few, training=False)),
-        atol=1e-5,
-    )
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
@@ -250,10 +217,38 @@ def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
     layer = _built(SpectralDense(4), (4, 4))
     rng = np.random.default_rng(0)
     kernel = np.sign(rng.standard_normal((4, 4))).astype("float32") * scale
-    retracted = layer.parametrization.retract(ops.convert_to_tensor(kernel))
+    retracted = layer.wbar.retract(ops.convert_to_tensor(kernel))
     retracted = ops.convert_to_numpy(retracted)
     assert np.all(np.isfinite(retracted))
     assert np.any(retracted != 0) == (scale > 0)
     harness.assert_bounded(layer)
     norm = harness.expansion(layer)
     assert norm == 0 if scale == 0 else norm > 0.99
+
+
+def test_a_parametrization_is_abstract_or_final():
+    final = set(parametrizations.__all__) - {"Parametrization"}
+    for name in final:
+        assert not getattr(parametrizations, name).__subclasses__(), name
+    layer = parametrizations.Parametrization()
+    with pytest.raises(NotImplementedError, match="must implement `constrain`"):
+        layer.constrain(np.zeros((2, 3)))
+
+
+def test_a_parametrization_is_of_one_layer():
+    class Dense(ConstrainedKernel, keras.layers.Dense):
+        """Its kernel is bounded by its Frobenius norm."""
+
+    shared = parametrizations.Frobenius()
+    first, second = (Dense(3, parametrization=shared) for _ in range(2))
+    first.build((None, 2))
+    with pytest.raises(ValueError, match=r"one layer.*Received: .*wbar"):
+        second.build((None, 2))
+
+
+def test_constrained_variable_is_the_last_of_the_saved_state():
+    layer = _built(SpectralDense(4), (6, 4))
+    names = [variable.path for variable in layer.parametrization.variables]
+    parent = f"{layer.name}/parametrization"
+    assert names == [f"{parent}/{name}" for name in ("sn", "sigma", "wbar")]
+    assert isinstance(layer.wbar, parametrizations.ConstrainedVariable)

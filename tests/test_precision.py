@@ -130,8 +130,8 @@ def test_kernels_that_float16_cannot_hold_are_not_exported(k_coef_lip):
     layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip)
     layer.build((None, 4))
     with pytest.raises(ValueError, match=r"of dtype float16 .* Received: "):
-        layer.parametrization.exported("float16")
+        layer.wbar.exported("float16")
     # bfloat16 has the exponents of float32.
-    exported = layer.parametrization.exported("bfloat16")
+    exported = layer.wbar.exported("bfloat16")
     norm = exact_norm(exported)
     assert 0.9 * k_coef_lip <= norm <= k_coef_lip * (1 + harness.TOLERANCE)

@@ -20,6 +20,7 @@ NAMES = {
         metrics
         model
         normalizers
+        parametrizations
         regularizers
         utils
         vanillaModel
@@ -79,6 +80,7 @@ NAMES = {
         BatchCentering
         BatchLipNorm
         Condensable
+        ConstrainedKernel
         FrobeniusConv2D
         FrobeniusDense
         FullSort
@@ -189,6 +191,18 @@ NAMES = {
         set_stop_grad_spectral
         spectral_normalization
         spectral_normalization_conv
+    """,
+    "deel.lip.parametrizations": """
+        AlmostOrthogonal
+        BlockConvolution
+        BlockReflector
+        CholeskyQR
+        ConstrainedVariable
+        Frobenius
+        Parametrization
+        Skew
+        Spectral
+        SpectralOperator
     """,
     "deel.lip.plots": """
         accuracy_against_radius

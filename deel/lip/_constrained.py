@@ -39,11 +39,15 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     another shape. Nothing else of the stock layer is touched, so matmul,
     convolution, bias and activation stay its own.
 
-    A subclass passes a `Parametrization` and implements `_compute_lip_coef`.
+    What is bounded is the norm of the kernel. Where the layer expands more
+    than its kernel does, as a convolution whose windows overlap, a subclass
+    implements `_compute_lip_coef`, from the shape of the input: the kernel is
+    multiplied by that, and by `k_coef_lip`.
 
     Args:
         *args: Positional arguments of the stock layer.
-        parametrization: The `Parametrization` of the kernel.
+        parametrization: The `deel.lip.parametrizations.Parametrization` of the
+            kernel, one for each layer.
         k_coef_lip: Float, the Lipschitz constant of the affine part.
         **kwargs: Further arguments of the stock layer.
     """
@@ -99,8 +103,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             # Replicas that retract one kernel each would drift apart by the
             # rounding of each step, which no gradient brings back.
             kwargs["aggregation"] = "only_first_replica"
+            self._kernel_shape = tuple(shape)
             shape, initializer = self.parametrization.free_variable(
-                tuple(shape), initializer
+                self._kernel_shape, initializer
             )
         return super().add_weight(
             shape, initializer, *args, name=name, **kwargs
@@ -110,7 +115,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         super().build(input_shape)
         self._init_lip_coef(input_shape)
         self._require_representable(self._get_coef())
-        self.parametrization.add_state(self.kernel, self._get_coef())
+        self.parametrization.attach(
+            self.kernel, self._kernel_shape, input_shape, self._get_coef()
+        )
         self.kernel.constraint = AfterUpdate(self._after_update)
         # All state must exist before the first step, weights of an activation
         # layer included.
@@ -131,11 +138,11 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def _after_update(self, kernel):
         with retracting():
             if self.kernel_constraint is None:
-                return self.parametrization.retract(kernel)
+                return self.wbar.retract(kernel)
             # A retraction would undo what the user asked for; soundness does
             # not depend on it.
             kernel = self.kernel_constraint(kernel)
-            self.parametrization.follow(kernel)
+            self.wbar.refresh(kernel)
             return kernel
 
     def _linear_output_shape(self, input_shape):
@@ -156,7 +163,10 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     def _use_constant(self):
         if self.coef_lip is not None:
-            self.parametrization.rescale(self.kernel, self._get_coef())
+            self.wbar.rescale(self._get_coef())
+
+    def _compute_lip_coef(self, input_shape=None):
+        return 1.0
 
     def _whole_constant(self):
         factor = activation_constant(self.activation)
@@ -186,7 +196,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def condense(self):
         """Overwrites the free kernel with the constrained one."""
         self._check_condensable()
-        self.parametrization.condense(self.kernel)
+        self.wbar.condense()
 
     def vanilla_export(self):
         """Returns the stock Keras layer with the same inference output.
@@ -201,7 +211,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         """
         require_built(self, "vanilla_export")
         self._require_finite("wbar", self.wbar.proven())
-        self.parametrization.require_sound(self.name)
+        self.wbar.require_sound(self.name)
         stock_class, config = self._stock_equivalent()
         input_shape = self._build_shapes_dict["input_shape"]
         linear_shape = self._linear_output_shape(input_shape)
@@ -211,7 +221,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         exported = stock_class.from_config(config)
         exported.build(input_shape)
         dtype = keras.backend.standardize_dtype(exported.kernel.dtype)
-        exported.kernel.assign(self.parametrization.exported(dtype))
+        exported.kernel.assign(self.wbar.exported(dtype))
         if self.bias is not None:
             exported.bias.assign(host(self.bias))
         if not isinstance(self.activation, keras.layers.Layer):

@@ -112,22 +112,9 @@ class SpectralInitializer(keras.initializers.Initializer):
     def __call__(self, shape, dtype=None, partition_info=None):
         dtype = dtype or keras.config.floatx()
         precise = keras.backend.result_type(dtype, "float32")
-        drawn = self._drawn(shape, precise)
-        kernel = spectral_constraint(drawn, self._is_orthogonal)
+        orthogonal = None not in (self.eps_bjorck, self.beta_bjorck)
+        kernel = spectral_constraint(self._drawn(shape, precise), orthogonal)
         return ops.cast(self.k_coef_lip * kernel, dtype)
-
-    @property
-    def _is_orthogonal(self):
-        return None not in (self.eps_bjorck, self.beta_bjorck)
-
-    @property
-    def _proven_scale(self):
-        """The value of all singular values of a draw; None if not proven.
-
-        A subclass with a `__call__` of its own may draw anything.
-        """
-        is_own = type(self).__call__ is SpectralInitializer.__call__
-        return self.k_coef_lip if is_own and self._is_orthogonal else None
 
     def _drawn(self, shape, dtype):
         """What the base initializer draws.

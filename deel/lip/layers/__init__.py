@@ -1,6 +1,7 @@
 """Layers with a known Lipschitz constant, named after the Keras ones."""
 
 import deel.lip.layers.unconstrained as unconstrained
+from deel.lip._constrained import ConstrainedKernel
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip.layers.activations import Abs
@@ -62,6 +63,7 @@ __all__ = [
     "BatchCentering",
     "BatchLipNorm",
     "Condensable",
+    "ConstrainedKernel",
     "FrobeniusConv2D",
     "FrobeniusDense",
     "FullSort",

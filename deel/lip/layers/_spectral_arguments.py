@@ -1,52 +1,43 @@
 """The arguments that the `Spectral*` layers share."""
 
 from deel.lip._constrained import ConstrainedKernel
-from deel.lip._defaults import DEFAULT_BETA_BJORCK
-from deel.lip._defaults import DEFAULT_EPS_BJORCK
-from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
-from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
-from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._defaults import check_RKO_params
 from deel.lip._validation import positive_int
-from deel.lip.parametrizations.frobenius import Frobenius
 from deel.lip.parametrizations.spectral import Spectral
+
+_OPTIONS = (
+    "eps_spectral",
+    "eps_bjorck",
+    "beta_bjorck",
+    "maxiter_spectral",
+    "maxiter_bjorck",
+)
 
 
 class SpectralKernel(ConstrainedKernel):
-    """Mixin of the `Spectral*` layers: their six arguments, and their state.
+    """Mixin of the `Spectral*` layers: their options, and their state.
 
-    See `deel.lip.layers.SpectralDense` for the arguments.
+    Args:
+        *args: Positional arguments of the layer.
+        parametrization: Function of the options and of `groups` that returns
+            the `Parametrization`.
+        **kwargs: The five options, see `deel.lip.layers.SpectralDense`, and
+            further arguments of the layer.
     """
 
-    def __init__(
-        self,
-        *args,
-        eps_spectral=DEFAULT_EPS_SPECTRAL,
-        eps_bjorck=DEFAULT_EPS_BJORCK,
-        beta_bjorck=DEFAULT_BETA_BJORCK,
-        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
-        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
-        parametrization_class=Spectral,
-        **kwargs,
-    ):
-        check_RKO_params(eps_spectral, eps_bjorck, beta_bjorck)
-        options = {
-            "groups": kwargs.get("groups", 1),
-            "eps_spectral": eps_spectral,
-            "eps_bjorck": eps_bjorck,
-            "beta_bjorck": beta_bjorck,
-            "maxiter_spectral": positive_int(
-                "maxiter_spectral", maxiter_spectral
-            ),
-            "maxiter_bjorck": positive_int("maxiter_bjorck", maxiter_bjorck),
-        }
-        parametrization = parametrization_class(**options)
-        super().__init__(*args, parametrization=parametrization, **kwargs)
-        self.eps_spectral = eps_spectral
-        self.eps_bjorck = eps_bjorck
-        self.beta_bjorck = beta_bjorck
-        self.maxiter_spectral = options["maxiter_spectral"]
-        self.maxiter_bjorck = options["maxiter_bjorck"]
+    def __init__(self, *args, parametrization=Spectral, **kwargs):
+        options = {name: kwargs.pop(name) for name in _OPTIONS}
+        check_RKO_params(*(options[name] for name in _OPTIONS[:3]))
+        for name in _OPTIONS[3:]:
+            options[name] = positive_int(name, options[name])
+        groups = kwargs.get("groups", 1)
+        super().__init__(
+            *args,
+            parametrization=parametrization(groups=groups, **options),
+            **kwargs,
+        )
+        for name, value in options.items():
+            setattr(self, name, value)
 
     @property
     def u(self):
@@ -59,21 +50,5 @@ class SpectralKernel(ConstrainedKernel):
         return self.parametrization.sigma
 
     def get_config(self):
-        return {
-            **super().get_config(),
-            "eps_spectral": self.eps_spectral,
-            "eps_bjorck": self.eps_bjorck,
-            "beta_bjorck": self.beta_bjorck,
-            "maxiter_spectral": self.maxiter_spectral,
-            "maxiter_bjorck": self.maxiter_bjorck,
-        }
-
-
-class FrobeniusKernel(ConstrainedKernel):
-    """Mixin of the `Frobenius*` layers.
-
-    See `deel.lip.layers.FrobeniusDense` for the arguments.
-    """
-
-    def __init__(self, *args, by_column=False, **kwargs):
-        super().__init__(*args, parametrization=Frobenius(by_column), **kwargs)
+        options = {name: getattr(self, name) for name in _OPTIONS}
+        return {**super().get_config(), **options}

@@ -8,7 +8,7 @@ from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.layers._coverage import CoveredConvolution
-from deel.lip.parametrizations.almost_orthogonal import AOL
+from deel.lip.parametrizations import AlmostOrthogonal
 
 
 @register("AOLDense")
@@ -71,13 +71,10 @@ class AOLDense(ConstrainedKernel, keras.layers.Dense):
             activation=activation,
             use_bias=use_bias,
             kernel_initializer=kernel_initializer or SpectralInitializer(),
-            parametrization=AOL(by_output=None),
+            parametrization=AlmostOrthogonal(by_output=None),
             k_coef_lip=k_coef_lip,
             **kwargs,
         )
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
 
 @register("AOLConv2D")
@@ -162,7 +159,7 @@ class AOLConv2D(CoveredConvolution, ConstrainedKernel, keras.layers.Conv2D):
             activation=activation,
             use_bias=use_bias,
             kernel_initializer=kernel_initializer or SpectralInitializer(),
-            parametrization=AOL(phases),
+            parametrization=AlmostOrthogonal(phases),
             k_coef_lip=k_coef_lip,
             padding_mode=padding_mode,
             **kwargs,

@@ -1,28 +1,28 @@
 """Convolutional layers with a constrained kernel."""
 
-import math
+import functools
 
 import keras
 
+from deel.lip._constrained import ConstrainedKernel
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
 from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
-from deel.lip._numerics.convolution_norm import ConvolutionNorm
 from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.constraints import SpectralConstraint
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.layers._coverage import CoveredConvolution
-from deel.lip.layers._spectral_arguments import FrobeniusKernel
 from deel.lip.layers._spectral_arguments import SpectralKernel
-from deel.lip.parametrizations.spectral import Spectral
-from deel.lip.parametrizations.spectral_operator import SpectralOperator
+from deel.lip.parametrizations import Frobenius
+from deel.lip.parametrizations import Spectral
+from deel.lip.parametrizations import SpectralOperator
 
-# What a layer divides by, and how its padding has to be then.
-_BOUNDS = {"coverage": Spectral, "operator": SpectralOperator}
+# What a layer divides by, and how its padding has to be for the second.
+_BOUNDS = ("coverage", "operator")
 _OPERATOR_MODES = ("zeros", "circular")
 
 
@@ -54,12 +54,22 @@ class _SpectralConvolution(CoveredConvolution, SpectralKernel):
         maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
         maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
         bound="coverage",
+        padding_mode="zeros",
         **kwargs,
     ):
         if bound not in _BOUNDS:
             raise ValueError(
-                f"Argument `bound` must be one of {tuple(_BOUNDS)}. "
+                f"Argument `bound` must be one of {_BOUNDS}. "
                 f"Received: bound={bound}"
+            )
+        parametrization = Spectral
+        if bound == "operator":
+            parametrization = functools.partial(
+                SpectralOperator,
+                strides=strides,
+                dilation_rate=dilation_rate,
+                padding_mode=padding_mode,
+                data_format=data_format,
             )
         super().__init__(
             filters=positive_int("filters", filters),
@@ -84,33 +94,24 @@ class _SpectralConvolution(CoveredConvolution, SpectralKernel):
             beta_bjorck=beta_bjorck,
             maxiter_spectral=maxiter_spectral,
             maxiter_bjorck=maxiter_bjorck,
-            parametrization_class=_BOUNDS[bound],
+            padding_mode=padding_mode,
+            parametrization=parametrization,
             **kwargs,
         )
         self.bound = bound
-        if bound == "operator" and self.padding_mode not in _OPERATOR_MODES:
+        if bound == "operator" and padding_mode not in _OPERATOR_MODES:
             raise ValueError(
                 "The norm of the operator is bounded where the image is padded "
                 f"in one of the modes {_OPERATOR_MODES}. Expected one of them, "
                 'or `bound="coverage"`. '
-                f"Received: padding_mode={self.padding_mode}"
+                f"Received: padding_mode={padding_mode}"
             )
 
-    def _init_lip_coef(self, input_shape):
-        super()._init_lip_coef(input_shape)
+    def _compute_lip_coef(self, input_shape=None):
         if self.bound == "operator":
             # Divided by with each kernel, and not once and for all.
-            self.parametrization.operator = ConvolutionNorm(
-                tuple(self.kernel.shape),
-                self.strides,
-                self.groups,
-                math.prod(
-                    x.coverage() for x in self._covered_axes(input_shape)
-                ),
-                self._covered_lengths(input_shape),
-                self.padding_mode == "circular",
-            )
-            self.coef_lip = 1.0
+            return 1.0
+        return super()._compute_lip_coef(input_shape)
 
     def _fixed_axes(self, input_shape):
         fixed = super()._fixed_axes(input_shape)
@@ -310,7 +311,9 @@ class SpectralConv3D(_SpectralConvolution, keras.layers.Conv3D):
 
 
 @register("FrobeniusConv2D")
-class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
+class FrobeniusConv2D(
+    CoveredConvolution, ConstrainedKernel, keras.layers.Conv2D
+):
     """A 2-D convolution whose kernel is divided by its Frobenius norm.
 
     Meant for one filter, for which it is the same as `SpectralConv2D` and
@@ -321,23 +324,9 @@ class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
         kernel_size: Integer or pair of integers, the window.
         strides: Must be 1.
         padding: Must be `"same"`, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        dilation_rate: Must be 1.
-        groups: Must be 1.
-        activation: Activation function or layer.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
         kernel_constraint: None or a `SpectralConstraint`.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `padding_mode`, `name`, `dtype` and what else Keras layers
-            take. See `SpectralConv2D` for the first.
+        **kwargs: The other arguments of `SpectralConv2D`, but for the five of
+            the orthogonalisation and `bound`.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
@@ -399,6 +388,7 @@ class FrobeniusConv2D(CoveredConvolution, FrobeniusKernel, keras.layers.Conv2D):
                 f"Received: kernel_constraint={kernel_constraint}"
             )
         super().__init__(
+            parametrization=Frobenius(),
             filters=positive_int("filters", filters),
             kernel_size=kernel_size,
             strides=strides,

@@ -15,6 +15,20 @@ from deel.lip.layers._coverage import WindowCoverage
 from deel.lip.layers._spectral_arguments import SpectralKernel
 
 
+def require_plain(layer, dilation_rate, output_padding):
+    """Raises ValueError for a transposed 2-D convolution that is not plain."""
+    name = type(layer).__name__
+    if tuple(int_tuple(dilation_rate, 2)) != (1, 1):
+        raise ValueError(
+            f"{name} has no dilation. Received: dilation_rate={dilation_rate}"
+        )
+    if output_padding is not None:
+        raise ValueError(
+            f"{name} computes the size of its output by itself. Expected "
+            f"`output_padding=None`. Received: output_padding={output_padding}"
+        )
+
+
 @register("SpectralConv2DTranspose")
 class SpectralConv2DTranspose(
     WindowCoverage, SpectralKernel, keras.layers.Conv2DTranspose
@@ -34,28 +48,8 @@ class SpectralConv2DTranspose(
         kernel_size: Integer or pair of integers, the window.
         strides: Integer or pair of integers, the enlargement.
         padding: Must be `"same"`, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        dilation_rate: Must be 1.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        eps_spectral: See `SpectralDense`.
-        eps_bjorck: See `SpectralDense`.
-        beta_bjorck: See `SpectralDense`.
-        maxiter_spectral: See `SpectralDense`.
-        maxiter_bjorck: See `SpectralDense`.
-        **kwargs: `name`, `dtype` and what else Keras layers take;
-            `output_padding` must be None.
+        **kwargs: The other arguments of `SpectralConv2D`, but for `groups`,
+            `bound` and `padding_mode`; `output_padding` must be None.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
@@ -108,16 +102,8 @@ class SpectralConv2DTranspose(
                 "SpectralConv2DTranspose bounds transposed convolutions with "
                 f'`padding="same"` only. Received: padding={padding}'
             )
-        if tuple(int_tuple(dilation_rate, 2)) != (1, 1):
-            raise ValueError(
-                "SpectralConv2DTranspose has no dilation. "
-                f"Received: dilation_rate={dilation_rate}"
-            )
-        if kwargs.pop("output_padding", None) is not None:
-            raise ValueError(
-                "SpectralConv2DTranspose computes the size of its output by "
-                "itself. Expected `output_padding=None`."
-            )
+        output_padding = kwargs.pop("output_padding", None)
+        require_plain(self, dilation_rate, output_padding)
         super().__init__(
             filters=positive_int("filters", filters),
             kernel_size=int_tuple(kernel_size, 2),

@@ -1,8 +1,8 @@
 """Dense layers with a constrained kernel."""
 
 import keras
-from keras import ops
 
+from deel.lip._constrained import ConstrainedKernel
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
@@ -11,8 +11,8 @@ from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.layers._spectral_arguments import FrobeniusKernel
 from deel.lip.layers._spectral_arguments import SpectralKernel
+from deel.lip.parametrizations import Frobenius
 
 
 @register("SpectralDense")
@@ -126,23 +126,9 @@ class SpectralDense(SpectralKernel, keras.layers.Dense):
             **kwargs,
         )
 
-    def call(self, inputs, training=True):
-        spectral = self.parametrization
-        if not (training and spectral.multiplies(inputs, self.kernel)):
-            return super().call(inputs, training=training)
-        outputs = spectral.multiply(inputs, self.kernel)
-        if self.bias is not None:
-            outputs = ops.add(outputs, self.bias)
-        if self.activation is not None:
-            outputs = self.activation(outputs)
-        return outputs
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
-
 
 @register("FrobeniusDense")
-class FrobeniusDense(FrobeniusKernel, keras.layers.Dense):
+class FrobeniusDense(ConstrainedKernel, keras.layers.Dense):
     """A dense layer whose kernel is divided by its Euclidean norm.
 
     The natural last layer of a Lipschitz classifier. With one output it is
@@ -154,28 +140,17 @@ class FrobeniusDense(FrobeniusKernel, keras.layers.Dense):
 
     Args:
         units: Positive integer, dimension of the output.
-        activation: Activation function or layer.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        lora_rank: Must be None: LoRA would break the constraint.
         disjoint_neurons: Boolean. True divides each column of the kernel by
             its own norm, False divides the kernel by its Frobenius norm, which
             bounds the whole map.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: The other arguments of `SpectralDense`, but for the five of
+            the orthogonalisation.
 
     Input shape:
-        Tensor `(batch_size, ..., input_dim)`.
+        As for `SpectralDense`.
 
     Output shape:
-        Tensor `(batch_size, ..., units)`.
+        As for `SpectralDense`.
 
     Raises:
         ValueError: If an argument is out of its range, or `lora_rank` is given.
@@ -222,13 +197,10 @@ class FrobeniusDense(FrobeniusKernel, keras.layers.Dense):
             bias_constraint=bias_constraint,
             lora_rank=lora_rank,
             k_coef_lip=k_coef_lip,
-            by_column=disjoint_neurons,
+            parametrization=Frobenius(axis=-1 if disjoint_neurons else None),
             **kwargs,
         )
         self.disjoint_neurons = disjoint_neurons
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
     def get_config(self):
         config = super().get_config()

@@ -1,31 +1,12 @@
 """Depthwise convolution with a constrained kernel."""
 
 import keras
-from keras import ops
 
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.layers._coverage import CoveredConvolution
-from deel.lip.parametrizations.frobenius import Frobenius
-
-
-class _ByChannel(Frobenius):
-    """Kernels `(..., channels, multiplier)` divided by the norm of a channel.
-
-    The matrix of a channel maps its patches to its outputs; its Frobenius norm
-    bounds its largest singular value, and is equal to it for one output.
-    """
-
-    def __init__(self, **kwargs):
-        super().__init__(by_column=True, **kwargs)
-
-    def constrain(self, kernel):
-        swapped = ops.swapaxes(kernel, -1, -2)
-        return ops.swapaxes(super().constrain(swapped), -1, -2)
-
-    def expansion(self, kernel):
-        return super().expansion(kernel.swapaxes(-1, -2))
+from deel.lip.parametrizations import Frobenius
 
 
 @register("SpectralDepthwiseConv2D")
@@ -50,21 +31,12 @@ class SpectralDepthwiseConv2D(
         strides: Integer or pair of equal integers.
         padding: Must be `"same"`, in any case.
         depth_multiplier: Positive integer, the outputs of each channel.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
         dilation_rate: Integer or pair of integers.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
         depthwise_initializer: Initializer of the kernel.
-        bias_initializer: Initializer of the bias.
         depthwise_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
         depthwise_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: `data_format`, `activation`, `use_bias`, those of the bias and
+            `k_coef_lip`, as of `SpectralConv2D`.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
@@ -107,7 +79,7 @@ class SpectralDepthwiseConv2D(
         **kwargs,
     ):
         super().__init__(
-            parametrization=_ByChannel(),
+            parametrization=Frobenius(axis=-2),
             kernel_size=kernel_size,
             strides=strides,
             padding=padding,

@@ -9,8 +9,9 @@ from deel.lip._register import register
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.layers._padded import PaddedConvolution
+from deel.lip.layers.convolutional_transpose import require_plain
 from deel.lip.layers.unconstrained import PADDINGS
-from deel.lip.parametrizations.block_convolution import BlockConvolution
+from deel.lip.parametrizations import BlockConvolution
 
 
 def _checked_padding(name, padding, accepted):
@@ -41,9 +42,6 @@ class BlockKernel(ConstrainedKernel):
             parametrization=BlockConvolution(strides, groups),
             **kwargs,
         )
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
 
 class _OrthogonalConvolution(PaddedConvolution, BlockKernel):
@@ -157,24 +155,15 @@ class OrthogonalConv2D(_OrthogonalConvolution, keras.layers.Conv2D):
         strides: Integer or pair of integers.
         padding: `"same"` or `"valid"`, both with zeros as in Keras, or
             `"circular"`, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
         dilation_rate: Integer or pair of integers; 1 with a stride.
         groups: Positive integer, the number of groups that the channels are
             split in; each has factors of its own.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
         kernel_initializer: Initializer of the factors. Whatever it draws, each
             factor starts as the orthogonal matrix that is nearest to it.
-        bias_initializer: Initializer of the bias.
         kernel_regularizer: Regularizer of the variable with the factors.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
         kernel_constraint: Constraint of the variable with the factors.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: The other arguments of `SpectralConv2D`, but for the five of
+            the orthogonalisation, `bound` and `padding_mode`.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or
@@ -289,22 +278,8 @@ class OrthogonalConv2DTranspose(BlockKernel, keras.layers.Conv2DTranspose):
         strides: Integer or pair of integers, the enlargement.
         padding: `"same"`, which enlarges each axis by the stride and cuts off
             what lies beyond, or `"valid"`, which keeps it, in any case.
-        data_format: `"channels_last"` or `"channels_first"`; None means the
-            Keras setting.
-        dilation_rate: Must be 1.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: See `OrthogonalConv2D`.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: See `OrthogonalConv2D`.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: See `OrthogonalConv2D`.
-        bias_constraint: Constraint of the bias.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
-        **kwargs: `name`, `dtype` and what else Keras layers take;
-            `output_padding` must be None.
+        **kwargs: The other arguments of `OrthogonalConv2D`, but for `groups`;
+            `dilation_rate` must be 1 and `output_padding` None.
 
     Input shape:
         Tensor `(batch_size, height, width, channels)`, or channels first.
@@ -354,16 +329,8 @@ class OrthogonalConv2DTranspose(BlockKernel, keras.layers.Conv2DTranspose):
         k_coef_lip=1.0,
         **kwargs,
     ):
-        if tuple(int_tuple(dilation_rate, 2)) != (1, 1):
-            raise ValueError(
-                "OrthogonalConv2DTranspose has no dilation. "
-                f"Received: dilation_rate={dilation_rate}"
-            )
-        if kwargs.pop("output_padding", None) is not None:
-            raise ValueError(
-                "OrthogonalConv2DTranspose computes the size of its output by "
-                "itself. Expected `output_padding=None`."
-            )
+        output_padding = kwargs.pop("output_padding", None)
+        require_plain(self, dilation_rate, output_padding)
         accepted = ("same", "valid")
         super().__init__(
             filters=positive_int("filters", filters),

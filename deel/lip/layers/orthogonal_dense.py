@@ -5,33 +5,19 @@ import functools
 import keras
 
 from deel.lip._constrained import ConstrainedKernel
-from deel.lip._defaults import DEFAULT_BETA_BJORCK
-from deel.lip._defaults import DEFAULT_EPS_BJORCK
-from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
-from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
-from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
-from deel.lip._numerics.orthogonal_maps import cayley
-from deel.lip._numerics.orthogonal_maps import exponential
 from deel.lip._register import register
 from deel.lip._validation import positive_int
 from deel.lip.initializers import SpectralInitializer
-from deel.lip.parametrizations.block_reflector import BlockReflector
-from deel.lip.parametrizations.cholesky_qr import CholeskyQR
-from deel.lip.parametrizations.skew import OfSkew
-from deel.lip.parametrizations.spectral import Spectral
+from deel.lip.parametrizations import BlockReflector
+from deel.lip.parametrizations import CholeskyQR
+from deel.lip.parametrizations import Skew
+from deel.lip.parametrizations import Spectral
 
 _PARAMETRIZATIONS = {
-    "newton_schulz": functools.partial(
-        Spectral,
-        eps_spectral=DEFAULT_EPS_SPECTRAL,
-        eps_bjorck=DEFAULT_EPS_BJORCK,
-        beta_bjorck=DEFAULT_BETA_BJORCK,
-        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
-        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
-    ),
+    "newton_schulz": Spectral,
     "cholesky_qr": CholeskyQR,
-    "cayley": functools.partial(OfSkew, cayley),
-    "exponential": functools.partial(OfSkew, exponential),
+    "cayley": functools.partial(Skew, "cayley"),
+    "exponential": functools.partial(Skew, "exponential"),
     "block_reflector": BlockReflector,
 }
 
@@ -77,32 +63,20 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
 
     Args:
         units: Positive integer, dimension of the output.
-        activation: Activation function, or an activation layer such as
-            `GroupSort2()`.
-        use_bias: Boolean, whether the layer has a bias.
-        kernel_initializer: Initializer of the free kernel; None means a new
-            `SpectralInitializer()` for each layer.
-        bias_initializer: Initializer of the bias.
-        kernel_regularizer: Regularizer of the free kernel.
-        bias_regularizer: Regularizer of the bias.
-        activity_regularizer: Regularizer of the output.
-        kernel_constraint: Constraint of the free kernel.
-        bias_constraint: Constraint of the bias.
-        lora_rank: Must be None: LoRA would break the constraint.
-        k_coef_lip: Float, the Lipschitz constant of the affine part.
         method: `"newton_schulz"`, `"cholesky_qr"`, `"cayley"`,
             `"exponential"` or `"block_reflector"`.
         rank: Integer, less than the larger side of the kernel: the number of
             eigenvalues -1 of a block reflector, of which the free matrix has
             the columns. None means a quarter of that side. For this method
             only.
-        **kwargs: `name`, `dtype` and what else Keras layers take.
+        **kwargs: The other arguments of `SpectralDense`, but for the five of
+            the orthogonalisation.
 
     Input shape:
-        Tensor `(batch_size, ..., input_dim)`.
+        As for `SpectralDense`.
 
     Output shape:
-        Tensor `(batch_size, ..., units)`.
+        As for `SpectralDense`.
 
     Raises:
         ValueError: If an argument is out of its range, if `lora_rank` is
@@ -182,9 +156,6 @@ class OrthogonalDense(ConstrainedKernel, keras.layers.Dense):
         )
         self.method = method
         self.rank = own.get("rank")
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
     def get_config(self):
         return {

@@ -27,7 +27,7 @@ from deel.lip._register import register
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.layers.unconstrained import ResidualConv2D
 from deel.lip.layers.unconstrained import ResidualDense
-from deel.lip.parametrizations.almost_orthogonal import AOL
+from deel.lip.parametrizations import AlmostOrthogonal
 
 
 class _Symmetric(ConstrainedKernel):
@@ -37,12 +37,9 @@ class _Symmetric(ConstrainedKernel):
         super().__init__(
             *args,
             kernel_initializer=kernel_initializer or SpectralInitializer(),
-            parametrization=AOL((1,) * rank, by_output=True),
+            parametrization=AlmostOrthogonal((1,) * rank, by_output=True),
             **kwargs,
         )
-
-    def _compute_lip_coef(self, input_shape=None):
-        return 1.0
 
     def _whole_constant(self):
         # The activation is inside of the block.

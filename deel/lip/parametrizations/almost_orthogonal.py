@@ -42,9 +42,7 @@ import math
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.retraction import store
 from deel.lip._backend.retraction import value_or_none
-from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.convolution_norm import by_phase
 from deel.lip._numerics.norm_bounds import products_of_columns
 from deel.lip._numerics.norm_bounds import unit_scale
@@ -60,8 +58,8 @@ _NOTHING = 1e-30
 _LEAST_WEIGHT = 1e-6
 
 
-class AOL(Parametrization):
-    """Kernels whose channels are divided by a bound of how much they overlap.
+class AlmostOrthogonal(Parametrization):
+    """Kernels whose channels are divided by how much they overlap. Final.
 
     Args:
         strides: Tuple of integers, one for each axis of the window.
@@ -69,7 +67,8 @@ class AOL(Parametrization):
             the smaller side, which is cheaper; for matrices only.
 
     Attributes:
-        q: Variable, not trained: a weight for each channel; see the note.
+        q: Variable, not trained: a weight for each channel, see the note; None
+            before it is built, which means ones.
     """
 
     q = None
@@ -83,35 +82,29 @@ class AOL(Parametrization):
         unit, _ = unit_scale(kernel)
         return unit * self._on_taps(self._factors(unit), kernel.shape)
 
-    def _add_own_state(self, kernel):
-        *_, inputs, outputs = kernel.shape
-        by_output = self._divides_outputs(kernel.shape)
+    def add_state(self, input_shape):
+        *_, inputs, outputs = self.kernel_shape
+        by_output = self._divides_outputs(self.kernel_shape)
         channels = inputs * math.prod(self.strides)
         self.q = self.add_weight(
             name="q",
             shape=(outputs if by_output else channels,),
             initializer="ones",
-            trainable=False,
-            autocast=False,
-            aggregation="only_first_replica",
         )
 
-    def condense(self, kernel):
-        unit, _ = unit_scale(float32_at_least(kernel))
+    def free_kernel_of(self, constrained, kernel):
+        unit, _ = unit_scale(kernel)
         weights = self._weights(unit) / self._factors(unit)
-        super().condense(kernel)
-        store(self.q, weights / ops.max(weights))
-
-    def follow(self, kernel):
-        # Without weights, `wbar` follows in the forward pass of the next step.
-        if value_or_none(self.q) is not None:
-            super().follow(kernel)
+        self.store(self.q, weights / ops.max(weights))
+        return constrained
 
     def _weights(self, kernel):
         """The weights, which a file may have set to anything at all."""
-        if self.q is None:
+        weights = None if self.q is None else value_or_none(self.q)
+        if weights is None:
+            # Sound as well; where there are weights, nobody keeps the result.
             return ops.ones((1,), dtype=kernel.dtype)
-        weights = ops.cast(value_or_none(self.q), kernel.dtype)
+        weights = ops.cast(weights, kernel.dtype)
         usual = ops.clip(weights, _LEAST_WEIGHT, 1.0)
         # False for what is not a number.
         return ops.where(weights > 0, usual, ops.ones_like(weights))
@@ -132,13 +125,13 @@ class AOL(Parametrization):
         sums = ops.where(sums > _NOTHING, sums, ops.ones_like(sums))
         return 1.0 / ops.sqrt(sums * (1.0 + _SLACK))
 
-    def expansion(self, kernel):
+    def expansion(self, array):
         if not self.strides:
-            return super().expansion(kernel)
+            return super().expansion(array)
         sums = 0.0
-        kernel = kernel.astype("float64")
+        array = array.astype("float64")
         for found, mirrored in self._correlations(
-            kernel, np, lambda x, y: x.T @ y
+            array, np, lambda x, y: x.T @ y
         ):
             magnitudes = np.abs(found)
             sums = sums + magnitudes + (magnitudes.T if mirrored else 0.0)

@@ -1,9 +1,5 @@
 """Kernels replaced by a factor of their QR decomposition."""
 
-from keras import ops
-
-from deel.lip._backend.retraction import store
-from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.orthogonal_maps import at_scale_of
 from deel.lip._numerics.orthogonal_maps import cholesky_qr
 from deel.lip._numerics.orthogonal_maps import of_any_shape
@@ -11,7 +7,7 @@ from deel.lip.parametrizations.base import Parametrization
 
 
 class CholeskyQR(Parametrization):
-    """Kernels replaced by the factor Q of their QR decomposition.
+    """Kernels replaced by the factor Q of their QR decomposition. Final.
 
     Q is its own factor, so a retraction changes nothing but the condition of
     the free kernel, which it keeps at one; see `Spectral` for its scale.
@@ -21,7 +17,5 @@ class CholeskyQR(Parametrization):
         return of_any_shape(cholesky_qr, kernel)
 
     def retract(self, kernel):
-        moved = float32_at_least(kernel)
-        factor = self.constrain(moved)
-        store(self.wbar, self._scaled(factor))
-        return ops.cast(at_scale_of(moved, factor), kernel.dtype)
+        factor = self.constrain(kernel)
+        return at_scale_of(kernel, factor), factor

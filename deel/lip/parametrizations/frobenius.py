@@ -12,27 +12,38 @@ from deel.lip.parametrizations.base import Parametrization
 
 
 class Frobenius(Parametrization):
-    """Kernels divided by their Frobenius norm, or each column by its own.
+    """Kernels divided by their Frobenius norm, or each part by its own. Final.
+
+    The Frobenius norm is never below the largest singular value, and equal to
+    it for a single column.
 
     Args:
-        by_column: Boolean. True makes each column a unit vector, which bounds
-            each output alone but not the vector of outputs.
+        axis: None for one norm of the whole kernel. -1 makes each column a unit
+            vector, which bounds each output alone but not the vector of
+            outputs; -2 does so with the kernel of each channel of a depthwise
+            convolution, whose channels do not meet.
     """
 
-    def __init__(self, by_column=False, **kwargs):
+    def __init__(self, axis=None, **kwargs):
         super().__init__(**kwargs)
-        self.by_column = by_column
+        self.axis = axis
 
     def constrain(self, kernel):
-        columns = as_matrix(kernel)
-        if not self.by_column:
-            columns = ops.reshape(kernel, (-1, 1))
+        if self.axis == -2:
+            kernel = ops.swapaxes(kernel, -1, -2)
+        whole = self.axis is None
+        columns = reshaped(kernel, (-1, 1)) if whole else as_matrix(kernel)
         unit, _ = unit_scale(columns, axis=0)
         squares = accurate_sum(ops.square(unit))
         constrained = unit / ops.sqrt(one_for_zero(squares))
-        return reshaped(constrained, kernel.shape)
+        constrained = reshaped(constrained, kernel.shape)
+        if self.axis == -2:
+            constrained = ops.swapaxes(constrained, -1, -2)
+        return constrained
 
-    def expansion(self, kernel):
-        axis = tuple(range(kernel.ndim - 1)) if self.by_column else None
-        squares = np.sum(np.square(kernel.astype("float64")), axis=axis)
-        return np.sqrt(np.max(squares))
+    def expansion(self, array):
+        squares = np.square(array.astype("float64"))
+        if self.axis is None:
+            return np.sqrt(np.sum(squares))
+        parts = np.moveaxis(squares, self.axis, 0)
+        return np.sqrt(np.max(np.sum(parts.reshape(len(parts), -1), axis=1)))

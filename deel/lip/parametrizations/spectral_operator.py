@@ -1,53 +1,96 @@
 """Spectral kernels, divided by the norm of their convolution."""
 
+import math
+
+import keras
 from keras import ops
 
+from deel.lip._numerics.convolution_norm import ConvolutionNorm
 from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.polar import mean_scale
-from deel.lip.parametrizations.spectral import USUAL_FACTORS
-from deel.lip.parametrizations.spectral import Spectral
-from deel.lip.parametrizations.spectral import is_multiple
+from deel.lip._numerics.windows import Axis
+from deel.lip._numerics.windows import spatial_shape
+from deel.lip._validation import int_tuple
+from deel.lip.parametrizations.polar import Polar
+from deel.lip.parametrizations.polar import is_multiple
+
+# What the retracted matrix is, as multiples of the constrained one.
+_USUAL_FACTORS = (1e-12, 1e12)
 
 
-class SpectralOperator(Spectral):
-    """`Spectral` kernels, divided by the norm of their convolution.
+class SpectralOperator(Polar):
+    """Orthogonal kernels, divided by the norm of their convolution. Final.
 
     Where `Spectral` leaves it to the coefficient to make up for windows that
     overlap, the norm of the operator is bounded anew for each kernel. The
     multiple of the orthogonal matrix then differs from kernel to kernel; it is
     read off the kernel itself.
 
+    Args:
+        strides: Integer or tuple of integers.
+        dilation_rate: Integer or tuple of integers.
+        padding_mode: `"zeros"` or `"circular"`.
+        data_format: `"channels_last"` or `"channels_first"`; None means the
+            Keras setting.
+        **kwargs: Further arguments of `Spectral`.
+
     Attributes:
-        operator: `ConvolutionNorm`, set before the state is added.
+        operator: The `ConvolutionNorm`; None before it is built.
     """
 
     operator = None
 
-    def constrain(self, kernel):
-        constrained = super().constrain(kernel)
-        return constrained / self.operator.bound(constrained)
+    def __init__(
+        self,
+        strides=1,
+        dilation_rate=1,
+        padding_mode="zeros",
+        data_format=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.strides = strides
+        self.dilation_rate = dilation_rate
+        self.padding_mode = padding_mode
+        self.data_format = data_format or keras.config.image_data_format()
 
-    def expansion(self, kernel):
-        return self.operator.expansion(kernel)
+    def add_state(self, input_shape):
+        super().add_state(input_shape)
+        sizes = self.kernel_shape[:-2]
+        strides = int_tuple(self.strides, len(sizes))
+        dilations = int_tuple(self.dilation_rate, len(sizes))
+        lengths = spatial_shape(input_shape, self.data_format)
+        padding = "same" if self.padding_mode == "zeros" else self.padding_mode
+        axes = zip(lengths, sizes, strides, dilations, strict=True)
+        self.operator = ConvolutionNorm(
+            self.kernel_shape,
+            strides,
+            self.groups,
+            math.prod(Axis(*axis, padding).coverage() for axis in axes),
+            lengths,
+            self.padding_mode == "circular",
+        )
 
-    def _used(self, nearest, shape):
-        norm = self.operator.bound(ops.reshape(nearest, shape))
-        return self._scaled(nearest / norm)
+    def expansion(self, array):
+        return self.operator.expansion(array)
 
-    def _coefficient_of(self, stored):
-        return mean_scale(stored)
+    def bounded_kernel(self, kernel):
+        return kernel / self.operator.bound(kernel)
 
-    def _differentiable(self, constrained):
-        scale = self._coefficient_of(as_matrix(constrained))
-        return constrained * self.operator.gradient_path(constrained, scale)
+    def multiple_of(self, matrix):
+        return mean_scale(matrix)
 
-    def _proven(self, matrix, stored, sigma):
+    def is_current(self, matrix, stored):
         # Largest values have no order of summation, which root mean squares
         # have. Anything is near zeros, and near infinities.
         largest = ops.max(ops.abs(stored))
         safe = ops.where(largest > 0, largest, ops.ones_like(largest))
         factor = ops.max(ops.abs(matrix)) / safe
         usual = ops.logical_and(
-            factor > USUAL_FACTORS[0], factor < USUAL_FACTORS[1]
+            factor > _USUAL_FACTORS[0], factor < _USUAL_FACTORS[1]
         )
         return ops.logical_and(usual, is_multiple(matrix, stored, factor))
+
+    def with_norm_gradient(self, kernel):
+        scale = self.multiple_of(as_matrix(kernel))
+        return kernel * self.operator.gradient_path(kernel, scale)

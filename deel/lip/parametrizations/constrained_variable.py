@@ -1,0 +1,190 @@
+"""The kernel that a layer uses, and all that keeps it within its bound."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lip._backend.guarded_variable import GuardedVariable
+from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
+from deel.lip._backend.variables import host
+from deel.lip._validation import normal_range
+
+# Relative slack under which a kernel from outside counts as within its bound.
+SLACK = 1e-5
+
+# Products after which `wbar` is computed anew: each adds two roundings, 1e-7.
+_MOST_RATIOS = 8
+
+
+class ConstrainedVariable(GuardedVariable):
+    """The constrained kernel of a layer, `wbar`, and its one owner. Final.
+
+    It is `coefficient * parametrization.constrain(kernel)`, in float32 at
+    least, and always valid: what the parametrization has not made has to pass
+    `Parametrization.admits` before it is used, see `GuardedVariable`.
+
+    Args:
+        parametrization: The `Parametrization` that makes it.
+        kernel: Variable, the free kernel.
+        coefficient: Float. What a constrained kernel of norm one is multiplied
+            by: `k_coef_lip * coef_lip` of the layer.
+
+    Attributes:
+        coefficient: As above.
+    """
+
+    def __init__(self, parametrization, kernel, coefficient):
+        self.coefficient = coefficient
+        self._parametrization = parametrization
+        self._kernel = kernel
+        self._ratios = 0
+
+        # A function, since under a deferred build the kernel has no value yet.
+        def constrained(shape, dtype):
+            return ops.cast(self._fresh_kernel(), dtype)
+
+        super().__init__(
+            constrained,
+            shape=parametrization.kernel_shape,
+            dtype=parametrization.variable_dtype,
+            trainable=False,
+            autocast=False,
+            aggregation="only_first_replica",
+            name="wbar",
+            is_sound=self._is_admitted,
+            remade=self._fresh_kernel,
+        )
+
+    def scale(self, constrained):
+        """A kernel of norm one, multiplied by the coefficient."""
+        if self.coefficient == 1.0:
+            return constrained
+        return self.coefficient * constrained
+
+    def hold(self, constrained):
+        """Stores what the parametrization has made, and returns it scaled.
+
+        Args:
+            constrained: Tensor of norm at most one, float32 at least.
+        """
+        scaled = self.scale(constrained)
+        store(self, ops.stop_gradient(scaled))
+        return scaled
+
+    def refresh(self, kernel):
+        """Holds the constrained version of a kernel, and returns it."""
+        kernel = float32_at_least(kernel)
+        return self.hold(self._parametrization.constrain(kernel))
+
+    def retract(self, kernel):
+        """Returns what replaces a kernel that an optimizer has moved.
+
+        So inference after a training step uses what the step has learned. (JAX
+        compiles the update as a function of the trained variables alone: there
+        `wbar` follows in the forward pass of the next step, unless the model is
+        one of `deel.lip.model`.)
+        """
+        moved = float32_at_least(kernel)
+        retracted, constrained = self._parametrization.retract(moved)
+        self.hold(constrained)
+        return ops.cast(retracted, kernel.dtype)
+
+    def condense(self):
+        """Overwrites the free kernel by one that is constrained to itself."""
+        kernel = float32_at_least(self._kernel)
+        constrained = self.refresh(kernel)
+        free = self._parametrization.free_kernel_of(constrained, kernel)
+        self._kernel.assign(ops.copy(free))
+
+    def rescale(self, coefficient):
+        """Changes the coefficient; the kernel follows.
+
+        Each product with a ratio rounds, and thousands of them would add up to
+        more than the slack of the bound. So every few times the kernel is
+        computed anew from the free one, which does not drift. Not each time:
+        while layers are added to a model, all of them get new constants again
+        and again.
+
+        Args:
+            coefficient: Float, see the class.
+        """
+        if coefficient == self.coefficient:
+            return
+        ratio = coefficient / self.coefficient
+        # Read while it is judged by the constant that it was made for.
+        stored = float32_at_least(self)
+        self.coefficient = coefficient
+        self._ratios += 1
+        if self._ratios == _MOST_RATIOS:
+            self._ratios = 0
+            self.refresh(self._kernel)
+        else:
+            store(self, ratio * stored)
+
+    def exported(self, dtype):
+        """The values as an array that keeps its bound in a dtype.
+
+        Half precision rounds, which may make a norm larger by a few
+        thousandths. The kernel is made as much smaller before.
+
+        Args:
+            dtype: String, the dtype of the variable that takes the values.
+
+        Raises:
+            ValueError: If none of the values is a normal number of the dtype.
+        """
+        value = host(self.proven())
+        if keras.backend.result_type(dtype, "float32") == dtype:
+            return value
+        least, largest = normal_range(dtype)
+        size = float(np.max(np.abs(value)))
+        if size > largest or 0 < size < least:
+            raise ValueError(
+                f"A kernel of dtype {dtype} holds normal numbers from "
+                f"{least:.3g} to {largest:.3g}. Expected a largest magnitude "
+                f"in that range. Received: {size}"
+            )
+        bound = self.coefficient * (1.0 + SLACK)
+        factor, excess = 1.0, np.inf
+        while excess > 1.0:
+            tensor = ops.convert_to_tensor(factor * value)
+            rounded = host(ops.cast(tensor, dtype)).astype("float32")
+            excess = self._parametrization.expansion(rounded) / bound
+            # By no less than this: steps in proportion might never end.
+            factor /= max(excess, 1.0 + SLACK)
+        return rounded
+
+    def require_sound(self, name):
+        """Raises an error if what inference uses breaks its promise.
+
+        `GuardedVariable` says who can bring that about. Asked before others
+        are told to rely on the promise: exports, certificates.
+
+        Args:
+            name: String, the name of the layer.
+
+        Raises:
+            ValueError: If the constrained kernel is not finite, or its norm is
+                above the coefficient by more than `SLACK`.
+        """
+        value = host(self.proven())
+        if not self._is_admitted(value):
+            raise ValueError(
+                f"The constrained kernel `wbar` of layer '{name}' exceeds its "
+                "promise: it was written to in a way that is not checked. Call "
+                "`condense()` to make it anew. Expected a norm of at most "
+                f"{self.coefficient}. Received: "
+                f"norm={self._parametrization.expansion(value)}"
+            )
+
+    def _fresh_kernel(self):
+        kernel = float32_at_least(self._kernel)
+        return self.scale(self._parametrization.constrain(kernel))
+
+    def _is_admitted(self, value):
+        """Whether an array may stand here."""
+        if not np.all(np.isfinite(value)):
+            return False
+        bound = self.coefficient * (1.0 + SLACK)
+        return self._parametrization.admits(value, bound, self._kernel)

@@ -1,0 +1,233 @@
+"""Kernels made of the (semi-)orthogonal matrix nearest to the free one."""
+
+import keras
+import numpy as np
+from keras import ops
+
+from deel.lip._backend.compilation import fused
+from deel.lip._backend.control_flow import cond
+from deel.lip._backend.control_flow import value_now
+from deel.lip._backend.tensors import reshaped
+from deel.lip._backend.variables import float32_at_least
+from deel.lip._defaults import DEFAULT_BETA_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_BJORCK
+from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
+from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
+from deel.lip._numerics.norm_bounds import as_matrix
+from deel.lip._numerics.norm_bounds import unit_scale
+from deel.lip._numerics.polar import SCALES
+from deel.lip._numerics.polar import by_group
+from deel.lip._numerics.polar import nearest_factor
+from deel.lip._numerics.polar import spectral_constraint
+from deel.lip._numerics.polar import with_tangent_gradient
+from deel.lip.parametrizations.base import Parametrization
+
+# In the forward pass of a training step: inference, which uses a kernel
+# normalised at another moment, then gives the same values within 1e-4.
+_FORWARD = 1e-5
+
+# Relative difference, in units of the last digit, of entries that are the same
+# but for the order in which three numbers were multiplied; and what counts as
+# zero besides.
+_ROUNDING = 4
+
+_NOTHING = 1e-30
+
+
+class Polar(Parametrization):
+    """Base of the parametrizations by an orthogonal matrix. Abstract.
+
+    Between training steps the free kernel is kept a multiple of a (semi-)
+    orthogonal matrix: `retract` replaces it after each update of a Keras
+    optimizer, which leaves the training step nothing to do but to see that the
+    kernel is the one already proven. Any other kernel is normalised from
+    scratch, so soundness does not depend on the optimizer.
+
+    The multiple is that of the kernel which the optimizer has left, and not
+    one: it grows with each step across the manifold, more with longer ones. So
+    the steps become shorter in proportion to the kernel, as they do for any
+    weight whose scale has no effect, and a learning rate that is far too large
+    at first, such as Adam's 0.1, calms down by itself. With a multiple of one
+    a step of that length would turn the kernel at random for ever.
+
+    Args:
+        groups: Integer, the number of blocks of columns, each constrained by
+            itself.
+        eps_spectral: Float, precision of the power iteration behind `sigma`.
+        eps_bjorck: Float, or None to divide by a bound of the norm instead.
+        beta_bjorck: Float, or None, which has the same effect.
+        maxiter_spectral: Integer, limit of the power iteration.
+        maxiter_bjorck: Integer, limit of the orthogonalisation.
+
+    Attributes:
+        sn: Variable of shape `(1, last dimension)`, the power-iteration vector.
+        sigma: Variable of shape `(1, 1)`, the last estimate of the largest
+            singular value of the free kernel. For monitoring: it bounds from
+            below, hence nothing is ever divided by it.
+    """
+
+    def __init__(
+        self,
+        groups=1,
+        eps_spectral=DEFAULT_EPS_SPECTRAL,
+        eps_bjorck=DEFAULT_EPS_BJORCK,
+        beta_bjorck=DEFAULT_BETA_BJORCK,
+        maxiter_spectral=DEFAULT_MAXITER_SPECTRAL,
+        maxiter_bjorck=DEFAULT_MAXITER_BJORCK,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.groups = groups
+        self.eps_spectral = eps_spectral
+        self.eps_bjorck = eps_bjorck
+        self.maxiter_spectral = maxiter_spectral
+        self.maxiter_bjorck = maxiter_bjorck
+        self.orthogonal = eps_bjorck is not None and beta_bjorck is not None
+
+    def multiple_of(self, matrix):
+        """What multiple of an orthogonal matrix one of `wbar` is."""
+        raise NotImplementedError
+
+    def is_current(self, matrix, stored):
+        """Whether the matrix of `wbar` belongs to the free one at hand.
+
+        It is valid whatever the kernel is, by the proof made when it was
+        written, so the answer decides about nothing but which kernel is used.
+        Compilers round products in orders of their own: see `is_multiple`.
+        """
+        raise NotImplementedError
+
+    def bounded_kernel(self, kernel):
+        """A kernel whose matrix has norm one at most, divided by its norm."""
+        return kernel
+
+    def with_norm_gradient(self, kernel):
+        """`kernel`, of `wbar`, with the gradient of what it is divided by."""
+        return kernel
+
+    def add_state(self, input_shape):
+        normal = keras.initializers.RandomNormal(0.0, 1.0)
+        shape = (1, self.kernel_shape[-1])
+        self.sn = self.add_weight(shape, normal, name="sn")
+        self.sigma = self.add_weight((1, 1), "ones", name="sigma")
+
+    def constrain(self, kernel):
+        return self.bounded_kernel(
+            spectral_constraint(
+                kernel, self.orthogonal, self.maxiter_bjorck, self.groups
+            )
+        )
+
+    def update(self, kernel):
+        kernel = float32_at_least(kernel)
+        matrix = as_matrix(kernel)
+        known = ops.stop_gradient(matrix)
+        vector = ops.convert_to_tensor(self.sn)
+        if not self.orthogonal:
+            self._record(*power_step(known, vector, self.groups))
+            return super().update(kernel)
+        # Lasting: on torch the variable is written before the gradient needs
+        # what it held.
+        stored = ops.stop_gradient(self.wbar.proven(lasting=True))
+        stored = as_matrix(stored)
+        sigma = ops.convert_to_tensor(self.sigma)
+
+        def keep():
+            return stored, vector, sigma
+
+        def renew():
+            nearest, _ = self._nearest(known, _FORWARD)
+            value = as_matrix(self.wbar.scale(self.bounded_kernel(nearest)))
+            return value, *power_step(known, vector, self.groups)
+
+        value, vector, sigma = cond(self.is_current(known, stored), keep, renew)
+        # Else, computed eagerly, it is known to be there already.
+        if value is not stored:
+            value = ops.stop_gradient(value)
+            self._record(vector, sigma)
+            self.store(self.wbar, reshaped(value, kernel.shape))
+        followed = with_tangent_gradient(
+            matrix, value, self.groups, self.multiple_of
+        )
+        return self.with_norm_gradient(reshaped(followed, kernel.shape))
+
+    def retract(self, kernel):
+        if not self.orthogonal:
+            return super().retract(kernel)
+        nearest, scale = self._nearest(as_matrix(kernel), self.eps_bjorck)
+        # It has no effect, so it is kept where every dtype has its digits.
+        sigma = ops.clip(scale, *SCALES)
+        self.store(self.sigma, sigma)
+        constrained = self.bounded_kernel(nearest)
+        # The very products that `is_current` looks for.
+        stored = self.wbar.scale(constrained)
+        multiple = self.multiple_of(as_matrix(stored))
+        return (sigma / multiple) * stored, constrained
+
+    def free_kernel_of(self, constrained, kernel):
+        matrix = ops.stop_gradient(as_matrix(kernel))
+        vector = ops.convert_to_tensor(self.sn)
+        for _ in range(self.maxiter_spectral):
+            previous = vector
+            vector, sigma = power_step(matrix, previous, self.groups)
+            if float(ops.norm(vector - previous)) < self.eps_spectral:
+                break
+        self._record(vector, sigma)
+        return constrained
+
+    def _nearest(self, matrix, tolerance):
+        """The nearest orthogonal matrix, as a kernel, and the scale."""
+        nearest, scale = nearest_factor(
+            matrix, tolerance, self.maxiter_bjorck, self.groups
+        )
+        return reshaped(nearest, self.kernel_shape), scale
+
+    def _record(self, vector, sigma):
+        self.store(self.sn, vector)
+        self.store(self.sigma, sigma)
+
+
+def is_multiple(matrix, stored, factor):
+    """Whether `matrix` is `factor * stored`, up to the rounding of each."""
+    # What PyTorch computes eagerly has no other order: equal bit by bit, as a
+    # rule, which takes a third of the time to see.
+    is_eager = keras.backend.backend() == "torch"
+    if is_eager and value_now(ops.all(matrix == factor * stored)):
+        return True
+    return ops.all(_columns_agree(matrix, stored, factor))
+
+
+@fused
+def _columns_agree(matrix, stored, factor):
+    # By column, which XLA does at the speed of memory, unlike a single answer.
+    expected = factor * stored
+    error = abs(matrix - expected)
+    dtype = keras.backend.standardize_dtype(matrix.dtype)
+    rounding = _ROUNDING * float(np.finfo(dtype).eps)
+    agree = error <= rounding * abs(expected) + _NOTHING
+    return ops.all(agree, axis=0)
+
+
+def power_step(matrix, vector, groups):
+    """One step of the power iteration, from the vector of the last call.
+
+    Returns:
+        The new vector, and the estimate of the largest singular value.
+    """
+
+    def applied(matrix, vector):
+        return ops.matmul(ops.matmul(vector, ops.transpose(matrix)), matrix)
+
+    matrix, scale = unit_scale(matrix)
+    renewed = by_group(applied, groups, matrix, vector)
+    length = ops.norm(vector)
+    # ||v W^T||^2 = <v W^T W, v>
+    stretched = ops.sqrt(ops.maximum(ops.sum(renewed * vector), 0.0))
+    sigma = ops.reshape(stretched / length, (1, 1)) * scale
+    renewed_length = ops.norm(renewed)
+    alive = renewed_length > 0
+    safe_length = ops.where(
+        alive, renewed_length, ops.ones_like(renewed_length)
+    )
+    return ops.where(alive, renewed / safe_length, vector), sigma
