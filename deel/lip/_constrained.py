@@ -142,7 +142,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             # A retraction would undo what the user asked for; soundness does
             # not depend on it.
             kernel = self.kernel_constraint(kernel)
-            self.wbar.refresh(kernel)
+            self.wbar.follow(kernel)
             return kernel
 
     def _linear_output_shape(self, input_shape):

@@ -304,6 +304,20 @@ def _mark(held):
     return version, held.data_ptr()
 
 
+def mark_of(variable, writes=0):
+    """What tells that a variable is written to; None where nothing does.
+
+    Args:
+        variable: A built `keras.Variable`.
+        writes: Integer, how many writes are to be expected.
+    """
+    held = variable._value
+    if keras.backend.backend() != "torch" or held is None or _is_compiling():
+        return None
+    version, address = _mark(held)
+    return None if version is None else (version + writes, address)
+
+
 def _private(tensor):
     """A tensor with these values that does not change by itself."""
     backend = keras.backend.backend()

@@ -34,11 +34,13 @@ class _Retractions(threading.local):
     Attributes:
         stored: Dictionary to add to; None where nobody asks for it.
         before: Dictionary of what other variables held before the step.
+        trained: Ids of the variables that the step at hand trains.
         running: Whether an optimizer has just moved the kernel at hand.
     """
 
     stored = None
     before = None
+    trained = frozenset()
     running = False
 
 
@@ -56,11 +58,34 @@ def train_step(model, step, *args):
     Returns:
         What the step returns.
     """
-    if keras.backend.backend() != "jax" or isinstance(
-        # Its update is a branch, whose values must not leave it.
-        model.optimizer,
-        keras.optimizers.LossScaleOptimizer,
-    ):
+    # The update of this one is a branch, whose values must not leave it.
+    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    if keras.backend.backend() == "torch" or scaled:
+        return step(*args)
+    trained = {id(variable) for variable in model.trainable_variables}
+    with _announced(trained):
+        return _train_step(model, step, args)
+
+
+@contextlib.contextmanager
+def _announced(trained):
+    _retractions.trained = trained
+    try:
+        yield
+    finally:
+        _retractions.trained = frozenset()
+
+
+def will_be_retracted(variable):
+    """Whether an optimizer is about to move a kernel, and then retract it.
+
+    So what belongs to it was stored by the step before.
+    """
+    return id(variable) in _retractions.trained
+
+
+def _train_step(model, step, args):
+    if keras.backend.backend() != "jax":
         return step(*args)
     (_, before, *_), *_ = args
     names = [id(variable) for variable in model.non_trainable_variables]

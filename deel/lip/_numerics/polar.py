@@ -28,6 +28,18 @@ matrix of the result is never formed just to confirm what is known. e lies
 between r / sqrt(m) and r; `_deviation` estimates it. The estimate decides
 about closeness to 1 only, never about soundness.
 
+Note [One step]
+
+A training step has no time to ask how near it is: each question is answered by
+the host. So it takes one cubic step, and the next training step the next one,
+which squares what is missing to one while updates are small. W is divided by
+the root mean square of its singular values, and r = ||I - W^T W||_F says that
+none of them is above t = sqrt(1 + r). Where r is small, nothing else is divided
+by. Elsewhere it is the mean of one and t, which the cubic step likes as much
+from either side: it maps values near one, where most of them are, and the
+largest to the same. Then s <= 2 t / (1 + t) < 2, whatever t is: sound by the
+first note, for every finite matrix, and without a branch.
+
 References:
     - Björck and Bowie, "An iterative algorithm for computing the best estimate
       of an orthogonal matrix", SIAM J. Numer. Anal. 8 (1971).
@@ -126,6 +138,38 @@ def polar(w, tolerance, max_steps):
     start, scale, predicted = cond(near, nearby, distant)
     factor = _iterate(start, predicted, tolerance, max_steps)
     return factor, scale[None, None] if len(w.shape) == 2 else scale
+
+
+def step(w):
+    """One step towards the nearest orthogonal matrix; see [One step].
+
+    Args:
+        w: Tensor of shape `(n, m)`, or a stack, float32 at least, any finite
+            values.
+
+    Returns:
+        A tensor like `w` with singular values of at most 1, and the scale of
+        `w` as of `polar`.
+    """
+    if w.shape[-2] < w.shape[-1]:
+        factor, scale = step(transposed(w))
+        return transposed(factor), scale
+    axes = (-2, -1)
+    largest = ops.max(ops.abs(w), axis=axes, keepdims=True)
+    largest = ops.maximum(largest, TINY)
+    # Not a product with the reciprocal, which may be lost.
+    unit = w / largest
+    square = ops.sum(ops.square(unit), axis=axes, keepdims=True) / w.shape[-1]
+    mean = ops.sqrt(ops.maximum(square, TINY))
+    w = unit / mean
+    gram = gram_of(w)
+    identity = identity_of(gram)
+    defect = identity - gram
+    residual = ops.sqrt(ops.sum(defect * defect, axis=axes, keepdims=True))
+    top = ops.sqrt(1.0 + residual)
+    center = ops.where(residual < NEAR, 1.0, 0.5 + 0.5 * top)
+    defect = identity - gram / (center * center)
+    return _cubic_step(w / center, defect), mean * largest
 
 
 def finished(w):
@@ -322,6 +366,21 @@ def nearest_factor(matrix, tolerance, max_steps, groups):
     # A tensor: one graph serves each tolerance.
     tolerance = ops.convert_to_tensor(tolerance, dtype=matrix.dtype)
     return _nearest_of(matrix, tolerance, max_steps=max_steps, groups=groups)
+
+
+def stepped(matrix, groups):
+    """`step` of each group of columns, or of each matrix of a stack.
+
+    Returns:
+        A tensor like `matrix`, and the scale, `(..., 1, 1)`.
+    """
+    parts = [step(block) for block in _blocks(groups, matrix)]
+    if groups == 1:
+        return parts[0]
+    factors, scales = zip(*parts, strict=True)
+    # A common scale, only to be of their size: the mean cannot overflow.
+    scale = ops.mean(ops.concatenate(scales), axis=0, keepdims=True)
+    return ops.concatenate(factors, axis=1), scale
 
 
 @traced_once

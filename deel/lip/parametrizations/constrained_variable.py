@@ -5,7 +5,9 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.guarded_variable import GuardedVariable
+from deel.lip._backend.guarded_variable import mark_of
 from deel.lip._backend.retraction import store
+from deel.lip._backend.retraction import will_be_retracted
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
 from deel.lip._validation import normal_range
@@ -39,6 +41,7 @@ class ConstrainedVariable(GuardedVariable):
         self._parametrization = parametrization
         self._kernel = kernel
         self._ratios = 0
+        self._made_of = None
 
         # A function, since under a deferred build the kernel has no value yet.
         def constrained(shape, dtype):
@@ -55,6 +58,27 @@ class ConstrainedVariable(GuardedVariable):
             is_sound=self._is_admitted,
             remade=self._fresh_kernel,
         )
+        self.note_current()
+
+    def is_current(self):
+        """Whether it is known to be that of the kernel, without a look at it.
+
+        Which only decides about what is computed: what is held is valid in any
+        case. So a kernel that somebody wrote to is used one step late.
+        """
+        if keras.backend.backend() == "torch":
+            return self._made_of is not None and self._made_of == mark_of(
+                self._kernel
+            )
+        return will_be_retracted(self._kernel)
+
+    def note_current(self, writes=0):
+        """Notes that what is held belongs to the kernel.
+
+        Args:
+            writes: Integer, how often the kernel is written to after this.
+        """
+        self._made_of = mark_of(self._kernel, writes)
 
     def scale(self, constrained):
         """A kernel of norm one, multiplied by the coefficient."""
@@ -88,7 +112,16 @@ class ConstrainedVariable(GuardedVariable):
         moved = float32_at_least(kernel)
         retracted, constrained = self._parametrization.retract(moved)
         self.hold(constrained)
+        # The optimizer assigns what is returned.
+        self.note_current(writes=1)
         return ops.cast(retracted, kernel.dtype)
+
+    def follow(self, kernel):
+        """Holds what belongs to a kernel that an optimizer has moved."""
+        moved = float32_at_least(kernel)
+        _, constrained = self._parametrization.retract(moved)
+        self.hold(constrained)
+        self.note_current(writes=1)
 
     def condense(self):
         """Overwrites the free kernel by one that is constrained to itself."""
@@ -96,6 +129,7 @@ class ConstrainedVariable(GuardedVariable):
         constrained = self.refresh(kernel)
         free = self._parametrization.free_kernel_of(constrained, kernel)
         self._kernel.assign(ops.copy(free))
+        self.note_current()
 
     def rescale(self, coefficient):
         """Changes the coefficient; the kernel follows.

@@ -1,12 +1,8 @@
 """Kernels made of the (semi-)orthogonal matrix nearest to the free one."""
 
 import keras
-import numpy as np
 from keras import ops
 
-from deel.lip._backend.compilation import fused
-from deel.lip._backend.control_flow import cond
-from deel.lip._backend.control_flow import value_now
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
@@ -18,21 +14,10 @@ from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import unit_scale
 from deel.lip._numerics.polar import SCALES
 from deel.lip._numerics.polar import by_group
-from deel.lip._numerics.polar import nearest_factor
 from deel.lip._numerics.polar import spectral_constraint
+from deel.lip._numerics.polar import stepped
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
-
-# In the forward pass of a training step: inference, which uses a kernel
-# normalised at another moment, then gives the same values within 1e-4.
-_FORWARD = 1e-5
-
-# Relative difference, in units of the last digit, of entries that are the same
-# but for the order in which three numbers were multiplied; and what counts as
-# zero besides.
-_ROUNDING = 4
-
-_NOTHING = 1e-30
 
 
 class Polar(Parametrization):
@@ -89,15 +74,6 @@ class Polar(Parametrization):
         """What multiple of an orthogonal matrix one of `wbar` is."""
         raise NotImplementedError
 
-    def is_current(self, matrix, stored):
-        """Whether the matrix of `wbar` belongs to the free one at hand.
-
-        It is valid whatever the kernel is, by the proof made when it was
-        written, so the answer decides about nothing but which kernel is used.
-        Compilers round products in orders of their own: see `is_multiple`.
-        """
-        raise NotImplementedError
-
     def bounded_kernel(self, kernel):
         """A kernel whose matrix has norm one at most, divided by its norm."""
         return kernel
@@ -127,26 +103,15 @@ class Polar(Parametrization):
         if not self.orthogonal:
             self._record(*power_step(known, vector, self.groups))
             return super().update(kernel)
-        # Lasting: on torch the variable is written before the gradient needs
-        # what it held.
-        stored = ops.stop_gradient(self.wbar.proven(lasting=True))
-        stored = as_matrix(stored)
-        sigma = ops.convert_to_tensor(self.sigma)
-
-        def keep():
-            return stored, vector, sigma
-
-        def renew():
-            nearest, _ = self._nearest(known, _FORWARD)
-            value = as_matrix(self.wbar.scale(self.bounded_kernel(nearest)))
-            return value, *power_step(known, vector, self.groups)
-
-        value, vector, sigma = cond(self.is_current(known, stored), keep, renew)
-        # Else, computed eagerly, it is known to be there already.
-        if value is not stored:
-            value = ops.stop_gradient(value)
-            self._record(vector, sigma)
-            self.store(self.wbar, reshaped(value, kernel.shape))
+        if self.wbar.is_current():
+            # Lasting: on torch the variable is written before the gradient
+            # needs what it held.
+            value = self.wbar.proven(lasting=True)
+        else:
+            nearest, _ = self._stepped(known)
+            value = self.wbar.hold(self.bounded_kernel(nearest))
+            self.wbar.note_current()
+        value = as_matrix(ops.stop_gradient(value))
         followed = with_tangent_gradient(
             matrix, value, self.groups, self.multiple_of
         )
@@ -155,15 +120,11 @@ class Polar(Parametrization):
     def retract(self, kernel):
         if not self.orthogonal:
             return super().retract(kernel)
-        nearest, scale = self._nearest(as_matrix(kernel), self.eps_bjorck)
+        nearest, scale = self._stepped(as_matrix(kernel))
         # It has no effect, so it is kept where every dtype has its digits.
         sigma = ops.clip(scale, *SCALES)
         self.store(self.sigma, sigma)
-        constrained = self.bounded_kernel(nearest)
-        # The very products that `is_current` looks for.
-        stored = self.wbar.scale(constrained)
-        multiple = self.multiple_of(as_matrix(stored))
-        return (sigma / multiple) * stored, constrained
+        return sigma * nearest, self.bounded_kernel(nearest)
 
     def free_kernel_of(self, constrained, kernel):
         matrix = ops.stop_gradient(as_matrix(kernel))
@@ -176,37 +137,14 @@ class Polar(Parametrization):
         self._record(vector, sigma)
         return constrained
 
-    def _nearest(self, matrix, tolerance):
-        """The nearest orthogonal matrix, as a kernel, and the scale."""
-        nearest, scale = nearest_factor(
-            matrix, tolerance, self.maxiter_bjorck, self.groups
-        )
+    def _stepped(self, matrix):
+        """A kernel nearer to orthogonal, and the scale of the matrix."""
+        nearest, scale = stepped(matrix, self.groups)
         return reshaped(nearest, self.kernel_shape), scale
 
     def _record(self, vector, sigma):
         self.store(self.sn, vector)
         self.store(self.sigma, sigma)
-
-
-def is_multiple(matrix, stored, factor):
-    """Whether `matrix` is `factor * stored`, up to the rounding of each."""
-    # What PyTorch computes eagerly has no other order: equal bit by bit, as a
-    # rule, which takes a third of the time to see.
-    is_eager = keras.backend.backend() == "torch"
-    if is_eager and value_now(ops.all(matrix == factor * stored)):
-        return True
-    return ops.all(_columns_agree(matrix, stored, factor))
-
-
-@fused
-def _columns_agree(matrix, stored, factor):
-    # By column, which XLA does at the speed of memory, unlike a single answer.
-    expected = factor * stored
-    error = abs(matrix - expected)
-    dtype = keras.backend.standardize_dtype(matrix.dtype)
-    rounding = _ROUNDING * float(np.finfo(dtype).eps)
-    agree = error <= rounding * abs(expected) + _NOTHING
-    return ops.all(agree, axis=0)
 
 
 def power_step(matrix, vector, groups):

@@ -1,10 +1,8 @@
 """The spectral parametrization: kernels with singular values of one."""
 
 import numpy as np
-from keras import ops
 
 from deel.lip.parametrizations.polar import Polar
-from deel.lip.parametrizations.polar import is_multiple
 
 
 class Spectral(Polar):
@@ -27,7 +25,3 @@ class Spectral(Polar):
 
     def multiple_of(self, matrix):
         return self.wbar.coefficient
-
-    def is_current(self, matrix, stored):
-        sigma = ops.convert_to_tensor(self.sigma)
-        return is_multiple(matrix, stored, sigma / self.wbar.coefficient)

@@ -3,7 +3,6 @@
 import math
 
 import keras
-from keras import ops
 
 from deel.lip._numerics.convolution_norm import ConvolutionNorm
 from deel.lip._numerics.norm_bounds import as_matrix
@@ -12,7 +11,6 @@ from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._validation import int_tuple
 from deel.lip.parametrizations.polar import Polar
-from deel.lip.parametrizations.polar import is_multiple
 
 # What the retracted matrix is, as multiples of the constrained one.
 _USUAL_FACTORS = (1e-12, 1e12)
@@ -79,17 +77,6 @@ class SpectralOperator(Polar):
 
     def multiple_of(self, matrix):
         return mean_scale(matrix)
-
-    def is_current(self, matrix, stored):
-        # Largest values have no order of summation, which root mean squares
-        # have. Anything is near zeros, and near infinities.
-        largest = ops.max(ops.abs(stored))
-        safe = ops.where(largest > 0, largest, ops.ones_like(largest))
-        factor = ops.max(ops.abs(matrix)) / safe
-        usual = ops.logical_and(
-            factor > _USUAL_FACTORS[0], factor < _USUAL_FACTORS[1]
-        )
-        return ops.logical_and(usual, is_multiple(matrix, stored, factor))
 
     def with_norm_gradient(self, kernel):
         scale = self.multiple_of(as_matrix(kernel))
