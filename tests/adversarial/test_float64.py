@@ -7,12 +7,12 @@ from keras import ops
 from scipy import special
 
 from deel.lip import layers
+from deel.lip._numerics.activations import SLOPES
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
 from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._rounding import FLOAT64
-from deel.lip.certification.rules._steps import SLOPES
 
 stock = keras.layers
 
