@@ -10,9 +10,54 @@ from deel.lip.parametrizations.block_convolution import BlockConvolution
 TOLERANCE = 1e-5
 
 
+def to_numpy(x):
+    """An array of NumPy, of a tensor, a variable or an array."""
+    return ops.convert_to_numpy(x)
+
+
+def normal(*shape, seed=0):
+    """Float32 values of a normal distribution."""
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def assert_close(found, expected, rtol=1e-7, atol=0.0, **options):
+    """As that of NumPy, of tensors too."""
+    np.testing.assert_allclose(
+        to_numpy(found), to_numpy(expected), rtol, atol, **options
+    )
+
+
+def assert_equal(found, expected):
+    """The values are the same bit for bit, of tensors too."""
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+
+
+def assert_all_close(found, expected, **tolerances):
+    """Two lists of arrays, such as the weights of two models."""
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, **tolerances)
+
+
+def assert_all_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+
+
+def reloaded(model, folder, **options):
+    """The model, from a file that is written into the folder."""
+    path = folder / "reloaded.keras"
+    model.save(path)
+    return keras.models.load_model(path, **options)
+
+
+def assign_unguarded(variable, value):
+    """Writes a value past the guard of the kernels that inference uses."""
+    getattr(variable, "assign_proven", variable.assign)(value)
+
+
 def as_matrix(kernel):
     """Kernel as the float64 matrix that multiplies the input patches."""
-    kernel = ops.convert_to_numpy(kernel).astype("float64")
+    kernel = to_numpy(kernel).astype("float64")
     return kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -49,7 +94,7 @@ def torus_values(layer, scale=1):
         layer: A convolution of the `Orthogonal*` family.
         scale: Integer, for larger images.
     """
-    kernel = ops.convert_to_numpy(layer.wbar).astype("float64")
+    kernel = to_numpy(layer.wbar).astype("float64")
     windows = zip(layer.kernel_size, layer.strides, strict=True)
     # Longer than the window, since shorter ones see fewer frequencies.
     lengths = [s * (k // s + scale) for k, s in windows]
@@ -69,7 +114,7 @@ def expansion(layer):
     largest norm of a column; where the promise is about the whole operator,
     its norm.
     """
-    kernel = ops.convert_to_numpy(layer.wbar)
+    kernel = to_numpy(layer.wbar)
     if isinstance(layer.parametrization, BlockConvolution):
         return np.max(torus_values(layer)) / layer._get_coef()
     if getattr(layer, "disjoint_neurons", False):
@@ -97,7 +142,7 @@ def operator_matrix(layer, input_shape):
     impulses = np.eye(size, dtype="float32").reshape(size, *input_shape)
     origin = np.zeros((1, *input_shape), "float32")
     response = layer(impulses, training=False) - layer(origin, training=False)
-    return ops.convert_to_numpy(response).astype("float64").reshape(size, -1)
+    return to_numpy(response).astype("float64").reshape(size, -1)
 
 
 def operator_norm(layer, input_shape):
@@ -106,7 +151,7 @@ def operator_norm(layer, input_shape):
 
 def assert_bounded(layer):
     """The constrained kernel does not expand by more than it promises."""
-    values = ops.convert_to_numpy(layer.wbar)
+    values = to_numpy(layer.wbar)
     assert np.all(np.isfinite(values))
     assert expansion(layer) <= 1 + TOLERANCE
 
@@ -136,7 +181,7 @@ def gradient(function, *arrays):
         tensors = [x.detach().requires_grad_(True) for x in tensors]
         function(*tensors).backward()
         results = [x.grad for x in tensors]
-    return [np.asarray(ops.convert_to_numpy(x)) for x in results]
+    return [np.asarray(to_numpy(x)) for x in results]
 
 
 def update_of(layer):
@@ -171,7 +216,7 @@ def update_of(layer):
         values = [variable.value for variable in state]
         for variable, value in zip(state, updated(values), strict=True):
             # As the trainer does it: a guard would mend what is measured here.
-            getattr(variable, "assign_proven", variable.assign)(value)
+            assign_unguarded(variable, value)
 
     return update
 

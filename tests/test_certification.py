@@ -7,8 +7,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
 from harness import operator_norm
 from harness import singular_values
+from harness import to_numpy
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -167,7 +171,7 @@ def test_worst_kernel_of_a_map_of_16_is_within_two_percent():
     exact = (1 + 2 * np.cos(np.pi / 17)) ** 2
     value, _, is_exact = convolution_norm(kernel, chosen)
     assert is_exact
-    np.testing.assert_allclose(value, exact, rtol=1e-8)
+    assert_close(value, exact, rtol=1e-8)
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (1, 1), (7, 2), (2, 3, 4)])
@@ -213,7 +217,7 @@ def test_bound_of_our_layers_is_measured_and_within_their_promise(row):
     wbar = keras.ops.copy(layer.wbar)
     layer.wbar.assign_proven(0.5 * wbar)
     if not row.residual:
-        np.testing.assert_allclose(lipschitz_bound(layer), bound / 2, rtol=1e-5)
+        assert_close(lipschitz_bound(layer), bound / 2, rtol=1e-5)
     # What breaks its promise got past the guard, which is to be known.
     layer.wbar.assign_proven(3.0 * wbar)
     with pytest.raises(ValueError, match="exceeds its promise"):
@@ -228,7 +232,7 @@ def test_bound_of_our_layers_without_kernel_is_their_constant(row):
     if row.layer is layers.LipschitzPReLU:
         assert bound == 1.0
     else:
-        np.testing.assert_allclose(bound, row.constant, rtol=1e-5)
+        assert_close(bound, row.constant, rtol=1e-5)
         assert bound >= row.constant
 
 
@@ -333,16 +337,16 @@ def test_branches_are_joined_as_their_layer_joins_them(
     join, one_input, two_inputs
 ):
     found = lipschitz_bound(branches(join()))
-    np.testing.assert_allclose(found, one_input, rtol=1e-5)
+    assert_close(found, one_input, rtol=1e-5)
     found = lipschitz_bound(branches(join(), two_inputs=True))
-    np.testing.assert_allclose(found, two_inputs, rtol=1e-5)
+    assert_close(found, two_inputs, rtol=1e-5)
 
 
 def test_sum_that_broadcasts_counts_the_repetitions():
     x, y = keras.Input((4, 1)), keras.Input((1, 9))
     model = keras.Model([x, y], keras.layers.Add()([x, y]))
     # Nine copies of x, four of y.
-    np.testing.assert_allclose(lipschitz_bound(model), np.sqrt(9 + 4))
+    assert_close(lipschitz_bound(model), np.sqrt(9 + 4))
 
 
 def test_several_outputs_are_one_vector():
@@ -561,17 +565,17 @@ def test_certificate_of_a_linear_classifier_is_the_exact_distance():
     exact = np.array([2.0, 0.5, 1.0, 0.0]) / np.sqrt(2)
     certificates = certify(linear_classifier(kernel), x, [0, 1, 2, 0])
     assert np.all(certificates.radius <= exact)
-    np.testing.assert_allclose(certificates.radius, exact, atol=1e-4)
-    np.testing.assert_array_equal(certificates.prediction, [0, 1, 2, 0])
-    np.testing.assert_allclose(certificates.margin, [2, 0.5, 1, 0], atol=1e-6)
+    assert_close(certificates.radius, exact, atol=1e-4)
+    assert_equal(certificates.prediction, [0, 1, 2, 0])
+    assert_close(certificates.margin, [2, 0.5, 1, 0], atol=1e-6)
     assert certificates.accuracy == 1.0
 
 
 def test_certificate_of_one_score_is_the_distance_to_zero():
     model = linear_classifier(np.array([[3.0], [4.0]]), np.array([5.0]))
     certificates = certify(model, [[1.0, 2.0], [-3.0, -4.0]], [1, -1])
-    np.testing.assert_allclose(certificates.radius, [16 / 5, 4.0], atol=1e-4)
-    np.testing.assert_array_equal(certificates.prediction, [1, 0])
+    assert_close(certificates.radius, [16 / 5, 4.0], atol=1e-4)
+    assert_equal(certificates.prediction, [1, 0])
     assert certificates.accuracy == 1.0
 
 
@@ -587,7 +591,7 @@ def small_network(scale=1.0):
         ]
     )
     last = model.layers[-1]
-    last.kernel.assign(np.random.default_rng(0).standard_normal((16, 4)))
+    last.kernel.assign(normal(16, 4))
     last.condense()
     last.bias.assign(np.array([0.1, 0.0, -0.1, 0.0]))
     return model
@@ -628,7 +632,7 @@ def test_certified_accuracy_is_below_the_accuracy_under_attack():
     assert np.all(np.diff(lower) <= 0)
     assert np.all(lower <= upper)
     again = attack_accuracy(model, x, y, epsilons, steps=10, batch_size=40)
-    np.testing.assert_array_equal(upper, again)
+    assert_equal(upper, again)
 
 
 def test_attack_finds_the_boundary_of_a_linear_classifier():
@@ -700,10 +704,10 @@ def test_radii_are_the_larger_the_less_is_proven_of_rounding():
         for rounding in ("exact", "float32", "estimated")
     )
     assert np.all(float32.radius <= exact.radius)
-    np.testing.assert_array_equal(float32.radius, exact.float32_radius)
-    np.testing.assert_array_equal(float32.radius, float32.float32_radius)
+    assert_equal(float32.radius, exact.float32_radius)
+    assert_equal(float32.radius, float32.float32_radius)
     assert estimated.float32_radius is None
-    np.testing.assert_allclose(estimated.radius, exact.radius, atol=1e-4)
+    assert_close(estimated.radius, exact.radius, atol=1e-4)
     assert np.median(float32.radius) > 0.99 * np.median(exact.radius)
     with pytest.raises(ValueError, match="rounding=float16"):
         certify(model, x, rounding="float16")
@@ -809,7 +813,7 @@ def test_images_of_each_size_have_a_bound_of_their_own():
     # All values of the second channel may rise, all of the first one fall.
     exact = np.array([32, 2]) / np.sqrt(2)
     assert np.all(certificates.radius <= exact)
-    np.testing.assert_allclose(certificates.radius, exact, rtol=1e-3)
+    assert_close(certificates.radius, exact, rtol=1e-3)
     assert certificates.lipschitz_constant == pytest.approx(0.5)
 
 
@@ -829,10 +833,7 @@ def test_scores_that_are_not_finite_are_not_certified():
 def test_single_scores_that_are_never_negative_are_refused(where):
     inner = {
         "in the layer": [keras.layers.Dense(1, activation="sigmoid")],
-        "after it": [
-            keras.layers.Dense(1),
-            keras.layers.Activation("sigmoid"),
-        ],
+        "after it": [keras.layers.Dense(1), keras.layers.Activation("sigmoid")],
         "nested": [with_layers(keras.layers.Dense(1, activation="sigmoid"))],
     }[where]
     model = with_layers(*inner)
@@ -853,10 +854,7 @@ def test_reduced_precision_of_products_is_noticed(monkeypatch):
     def coarse(x, y):
         if keras.backend.standardize_dtype(x.dtype) != "float32":
             return matmul(x, y)
-        x, y = (
-            np.asarray(keras.ops.convert_to_numpy(z)).view("uint32")
-            for z in (x, y)
-        )
+        x, y = (np.asarray(to_numpy(z)).view("uint32") for z in (x, y))
         # Ten bits of the mantissa, as TF32 keeps.
         x, y = ((z & 0xFFFFE000).view("float32") for z in (x, y))
         return matmul(keras.ops.convert_to_tensor(x), y)
@@ -875,8 +873,8 @@ def test_data_sets_are_certified_batch_by_batch():
     expected = certify(model, x, y)
     batches = [(x[:6], y[:6]), (x[6:], y[6:])]
     found = certify(model, batches and iter(batches))
-    np.testing.assert_allclose(found.radius, expected.radius, atol=1e-6)
-    np.testing.assert_array_equal(found.label, y)
+    assert_close(found.radius, expected.radius, atol=1e-6)
+    assert_equal(found.label, y)
 
     class Data(keras.utils.PyDataset):
         def __len__(self):
@@ -886,10 +884,10 @@ def test_data_sets_are_certified_batch_by_batch():
             return batches[index]
 
     found = certify(model, Data())
-    np.testing.assert_allclose(found.radius, expected.radius, atol=1e-6)
+    assert_close(found.radius, expected.radius, atol=1e-6)
     assert certify(model, iter([x])).label is None
     one_hot = certify(model, x, np.eye(4)[y], batch_size=4)
-    np.testing.assert_array_equal(one_hot.label, y)
+    assert_equal(one_hot.label, y)
 
 
 def test_many_samples_show_a_progress_bar(capsys):
@@ -1000,9 +998,7 @@ def test_layers_that_are_built_from_the_start_take_the_shape_of_an_input():
 def test_models_know_their_constant_and_certify():
     model, x = small_network(), samples(5)
     assert model.lipschitz_constant() == lipschitz_bound(model)
-    np.testing.assert_array_equal(
-        model.certify(x).radius, certify(model, x).radius
-    )
+    assert_equal(model.certify(x).radius, certify(model, x).radius)
     inputs = keras.Input((4,))
     functional = Model(inputs=inputs, outputs=SpectralDense(3)(inputs))
     assert functional.lipschitz_constant() == pytest.approx(1.0, abs=1e-5)
@@ -1107,7 +1103,7 @@ def test_command_divides_pixels_and_no_other_integers(dtype, factor, tmp_path):
     x = np.arange(12).reshape(3, 4).astype(dtype)
     np.savez(tmp_path / "data.npz", x=x, y=np.zeros(3))
     found, _ = command._read(tmp_path / "data.npz", (None, 4))
-    np.testing.assert_allclose(found, x / factor, rtol=1e-6)
+    assert_close(found, x / factor, rtol=1e-6)
 
 
 def test_command_says_what_is_wrong_with_its_files(tmp_path, capsys):

@@ -5,6 +5,9 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip.activations import GroupSort2
@@ -37,7 +40,7 @@ def samples(count=40):
 def values(model):
     """Copies of all variables, by their path."""
     return {
-        variable.path: np.array(ops.convert_to_numpy(variable))
+        variable.path: np.array(to_numpy(variable))
         for variable in model.variables
     }
 
@@ -45,7 +48,7 @@ def values(model):
 def assert_same(before, after):
     assert before.keys() == after.keys()
     for path, value in before.items():
-        np.testing.assert_array_equal(after[path], value, err_msg=path)
+        assert_equal(after[path], value, err_msg=path)
 
 
 def number_of_parameters(layer, inputs, units):
@@ -80,9 +83,7 @@ def test_activations_are_taken_by_name(layer, name):
     layer = layer(UNITS, activation=name)
     outputs = layer(x)
     expected = keras.activations.get(name)(ops.matmul(x, layer.wbar))
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(outputs), ops.convert_to_numpy(expected), atol=1e-6
-    )
+    assert_close(outputs, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_compiling_again_keeps_every_variable_and_prediction():
 
     compiled(model, "categorical_crossentropy", 0.01)
     assert_same(before, values(model))
-    np.testing.assert_array_equal(model.predict(x, verbose=0), predicted)
+    assert_equal(model.predict(x, verbose=0), predicted)
 
 
 class Watch(keras.callbacks.Callback):
@@ -174,24 +175,18 @@ def test_validation_and_prediction_use_the_kernel_of_the_last_step():
         x, y, validation_split=0.2, epochs=3, batch_size=8, verbose=0
     ).history
     loss, accuracy = model.evaluate(x[kept], y[kept], verbose=0)
-    np.testing.assert_allclose(history["val_loss"][-1], loss, rtol=1e-6)
+    assert_close(history["val_loss"][-1], loss, rtol=1e-6)
     assert history["val_accuracy"][-1] == pytest.approx(accuracy)
 
     hidden, output = model.layers[1:]
     predicted = model.predict(x, verbose=0)
     features = ops.relu(ops.matmul(x, hidden.wbar) + hidden.bias)
     expected = ops.softmax(ops.matmul(features, output.wbar) + output.bias)
-    np.testing.assert_allclose(
-        predicted, ops.convert_to_numpy(expected), atol=1e-6
-    )
+    assert_close(predicted, expected, atol=1e-6)
     # On JAX the stored kernel is that of the last forward pass, one update
     # before the free one.
     if keras.backend.backend() != "jax":
-        np.testing.assert_allclose(
-            predicted,
-            ops.convert_to_numpy(model(x, training=True)),
-            atol=1e-4,
-        )
+        assert_close(predicted, model(x, training=True), atol=1e-4)
 
 
 def test_history_has_the_keys_of_keras_however_verbose():

@@ -8,6 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
 
 from deel.lip.certification import certify
 from deel.lip.layers import FrobeniusDense
@@ -82,7 +84,7 @@ def test_input_gradient_is_that_of_each_image():
     gradient = common.input_gradient(lambda x: keras.ops.sum(model(x), -1))
     x = random.uniform(size=(5, 2, 2, 1)).astype("float32")
     expected = np.tile(kernel.sum(-1).reshape(1, 2, 2, 1), (5, 1, 1, 1))
-    np.testing.assert_allclose(gradient(x), expected, rtol=1e-5)
+    assert_close(gradient(x), expected, rtol=1e-5)
 
 
 def test_demo_succeeds_and_leaves_its_results(demo_run):
@@ -119,7 +121,7 @@ def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
     _, (x, y) = common.load_digits()
     certificates = certify(model, common.as_images(x), y, rounding="float32")
     assert certificates.accuracy == results["accuracy"]
-    np.testing.assert_array_equal(
+    assert_equal(
         certificates.certified_accuracy(demo.RADII), results["certified"]
     )
 
@@ -211,7 +213,7 @@ def test_mnist_binary_losses_take_labels_of_either_rank(mnist_like):
     column, flat = evaluated(y), evaluated(y.ravel())
     assert set(column) == {"loss", "KR", "HingeMargin"}
     for name, value in column.items():
-        np.testing.assert_allclose(flat[name], value, rtol=1e-5)
+        assert_close(flat[name], value, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -275,12 +277,12 @@ def test_walkthrough_splits_images_by_whether_the_model_is_right():
     y = keras.utils.to_categorical([0, 1, 1, 1, 0])
     parts = keras_walkthrough.correct_and_incorrect(model, x, y)
     x_correct, y_correct, x_wrong, y_wrong, correct, wrong = parts
-    np.testing.assert_array_equal(x_correct, [[0.0], [2.0], [3.0]])
-    np.testing.assert_array_equal(x_wrong, [[1.0], [4.0]])
-    np.testing.assert_array_equal(np.argmax(y_correct, -1), [0, 1, 1])
-    np.testing.assert_array_equal(np.argmax(correct, -1), [0, 1, 1])
-    np.testing.assert_array_equal(np.argmax(y_wrong, -1), [1, 0])
-    np.testing.assert_array_equal(np.argmax(wrong, -1), [0, 1])
+    assert_equal(x_correct, [[0.0], [2.0], [3.0]])
+    assert_equal(x_wrong, [[1.0], [4.0]])
+    assert_equal(np.argmax(y_correct, -1), [0, 1, 1])
+    assert_equal(np.argmax(correct, -1), [0, 1, 1])
+    assert_equal(np.argmax(y_wrong, -1), [1, 0])
+    assert_equal(np.argmax(wrong, -1), [0, 1])
     assert keras_walkthrough.accuracy(model, x, y) == pytest.approx(0.6)
 
 
@@ -309,11 +311,7 @@ def test_foreign_attacks_are_compared_with_certificates(
         pytest.skip("the packages attack torch modules")
     random = np.random.default_rng(0)
     model = keras.Sequential(
-        [
-            keras.Input((4, 4, 1)),
-            keras.layers.Flatten(),
-            SpectralDense(10),
-        ]
+        [keras.Input((4, 4, 1)), keras.layers.Flatten(), SpectralDense(10)]
     )
     model.save(tmp_path / "model.keras")
     x = random.uniform(size=(12, 4, 4))
@@ -351,4 +349,4 @@ def test_attack_of_art_finds_what_there_is_and_nothing_else():
     x = x.reshape(4, 1, 2, 2).astype("float32")
     y = np.array([1, 1, 0, 0])
     kept = attack_exported.projected_gradient(module, x, y, 0.2, 10)
-    np.testing.assert_array_equal(kept, [True, False, False, True])
+    assert_equal(kept, [True, False, False, True])

@@ -3,6 +3,12 @@
 import keras
 import numpy as np
 import pytest
+from harness import assert_all_close
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import losses
@@ -56,8 +62,8 @@ LEARNED_MULTICLASS = [losses.MulticlassHKRauto, losses.MulticlassHingeAuto]
     ids=["hinge", "hkr", "multi-hinge", "soft", "multi-hkr", "soft-hkr"],
 )
 def test_golden_values_of_fresh_losses(loss, labels, scores, expected):
-    value = ops.convert_to_numpy(loss(labels, scores.astype("float32")))
-    np.testing.assert_allclose(value, expected, atol=1e-6)
+    value = to_numpy(loss(labels, scores.astype("float32")))
+    assert_close(value, expected, atol=1e-6)
 
 
 def test_golden_value_with_margins_of_their_own():
@@ -66,8 +72,8 @@ def test_golden_value_with_margins_of_their_own():
     assert loss.get_trainable_variables() == []
     loss(CLASSES, SCORES)
     loss.margins.assign([0.5, 1.0, 2.0])
-    value = ops.convert_to_numpy(loss(CLASSES, SCORES))
-    np.testing.assert_allclose(value, 0.6, atol=1e-6)
+    value = to_numpy(loss(CLASSES, SCORES))
+    assert_close(value, 0.6, atol=1e-6)
     assert loss.get_trainable_variables() == [loss.margins]
     assert loss.margins.name == "margin_loss"
 
@@ -75,7 +81,7 @@ def test_golden_value_with_margins_of_their_own():
 def test_classes_without_sample_leave_the_margin_term_finite():
     loss = losses.MulticlassHingeAuto(min_margin=0.5, alpha_margin=1.0)
     nobody = np.zeros((2, 3), "float32")
-    value = ops.convert_to_numpy(loss(nobody, np.ones((2, 3), "float32")))
+    value = to_numpy(loss(nobody, np.ones((2, 3), "float32")))
     assert np.isfinite(value)
 
 
@@ -85,7 +91,7 @@ def test_config_holds_plain_values_of_the_arguments(make):
     config = loss.get_config()
     assert config["min_margin"] == 0.5
     assert config["max_margin"] == 3.0
-    np.testing.assert_allclose(config["alpha_margin"], 0.2, rtol=1e-6)
+    assert_close(config["alpha_margin"], 0.2, rtol=1e-6)
     assert type(loss).from_config(config).get_config() == config
     assert "margins" not in config
 
@@ -103,8 +109,7 @@ def test_margins_of_another_number_of_outputs_are_refused():
 
 
 def _data(count=256):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((count, 8)).astype("float32")
+    x = normal(count, 8)
     return x, np.eye(3, dtype="float32")[np.argmax(x[:, :3], axis=-1)]
 
 
@@ -126,13 +131,13 @@ def _loss(**kwargs):
 
 
 def _margins(model):
-    return ops.convert_to_numpy(ops.copy(model.loss.hinge_margins))
+    return to_numpy(ops.copy(model.loss.hinge_margins))
 
 
 def _value(model, x, y):
     """The loss of the predictions, without a training step."""
     loss = model.loss(y, model.predict(x, verbose=0))
-    return float(ops.convert_to_numpy(loss))
+    return float(to_numpy(loss))
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
@@ -145,7 +150,7 @@ def test_fit_trains_the_margins_within_their_bounds(make):
     assert np.any(first > 0.05)
     assert np.all((first >= np.float32(0.05)) & (first < 0.2))
     model.fit(x, y, epochs=8, batch_size=64, verbose=0)
-    np.testing.assert_allclose(_margins(model), 0.2)
+    assert_close(_margins(model), 0.2)
 
 
 def test_step_moves_margins_by_their_gradient_and_nothing_twice():
@@ -155,7 +160,7 @@ def test_step_moves_margins_by_their_gradient_and_nothing_twice():
     x, y = _data(32)
     model = _functional()
     model.compile(keras.optimizers.SGD(0.01), _loss())
-    scores = ops.convert_to_numpy(model(x, training=True))
+    scores = to_numpy(model(x, training=True))
     signs = 2 * y - 1
     inside = (0.05 / 2 - signs * scores) > 0
     weights = np.where(y > 0, 2.0, 1.0)
@@ -167,10 +172,10 @@ def test_step_moves_margins_by_their_gradient_and_nothing_twice():
     )
     model.train_on_batch(x, y)
     expected = np.clip(0.05 - 0.01 * gradient, 0.05, 200.0)
-    np.testing.assert_allclose(_margins(model), expected, atol=1e-6)
+    assert_close(_margins(model), expected, atol=1e-6)
     before = _margins(model)
     # On a second step no gradient of the first is left over.
-    scores = ops.convert_to_numpy(model(x, training=True))
+    scores = to_numpy(model(x, training=True))
     margins = y @ before
     inside = (margins[:, None] / 2 - signs * scores) > 0
     slope = 10.0 * np.mean(weights * inside / 2, axis=-1)
@@ -180,7 +185,7 @@ def test_step_moves_margins_by_their_gradient_and_nothing_twice():
     )
     model.train_on_batch(x, y)
     expected = np.clip(before - 0.01 * gradient, 0.05, 200.0)
-    np.testing.assert_allclose(_margins(model), expected, atol=1e-6)
+    assert_close(_margins(model), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
@@ -196,10 +201,8 @@ def test_margins_are_no_weights_of_the_model(make):
     )
     assert len(model.weights) == 8
     exported = model.vanilla_export()
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0),
-        model.predict(x, verbose=0),
-        atol=1e-5,
+    assert_close(
+        exported.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
 
 
@@ -208,12 +211,12 @@ def test_margins_stay_without_optim_margin_and_with_stock_models():
     frozen = _functional(optim_margin=False)
     frozen.compile("adam", _loss())
     frozen.fit(x, y, verbose=0)
-    np.testing.assert_array_equal(_margins(frozen), np.float32(0.05))
+    assert_equal(_margins(frozen), np.float32(0.05))
     stock = keras.Model(frozen.input, frozen.output)
     stock.compile("adam", _loss())
     stock.fit(x, y, verbose=0)
     stock.loss(y, stock(x))
-    np.testing.assert_array_equal(_margins(stock), np.float32(0.05))
+    assert_equal(_margins(stock), np.float32(0.05))
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
@@ -222,18 +225,16 @@ def test_margins_and_their_optimizer_state_survive_saving(make, tmp_path):
     model = make()
     model.compile(keras.optimizers.Adam(0.02), _loss(), metrics=["accuracy"])
     model.fit(x, y, epochs=2, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     assert type(loaded) is type(model)
     assert loaded.optim_margin
-    np.testing.assert_array_equal(_margins(loaded), _margins(model))
+    assert_equal(_margins(loaded), _margins(model))
     assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
     # The next step is the same with both, so no slot was lost.
     for trained in (model, loaded):
         trained.train_on_batch(x, y)
-    np.testing.assert_allclose(_margins(loaded), _margins(model), atol=1e-6)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(_margins(loaded), _margins(model), atol=1e-6)
+    assert_all_close(model.get_weights(), loaded.get_weights(), atol=1e-6)
 
 
 def test_fit_takes_all_that_keras_takes():
@@ -272,7 +273,7 @@ def test_evaluation_uses_the_margins_of_the_moment():
         model.fit(x, y, verbose=0)
         expected = _value(model, x, y)
         value = model.evaluate(x, y, batch_size=len(x), verbose=0)
-        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+        assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_regularization_counts_as_in_any_model():
@@ -284,7 +285,7 @@ def test_regularization_counts_as_in_any_model():
     model.compile("adam", _loss())
     value = model.test_on_batch(x, y)
     plain = _value(model, x, y)
-    np.testing.assert_allclose(value - plain, 3.0, atol=1e-3)
+    assert_close(value - plain, 3.0, atol=1e-3)
 
 
 def test_a_loss_without_variables_warns_and_trains():
@@ -314,7 +315,7 @@ def test_each_output_has_margins_of_its_own():
     assert model.loss["many"].hinge_margins.shape == (3,)
     assert model.loss["one"].hinge_margins.shape == (1,)
     model.fit(x, {"many": y, "one": y[:, :1]}, verbose=0)
-    margin = ops.convert_to_numpy(ops.copy(model.loss["one"].hinge_margins))
+    margin = to_numpy(ops.copy(model.loss["one"].hinge_margins))
     assert margin[0] > 0.05
 
 

@@ -9,6 +9,10 @@ import numpy as np
 import pytest
 import registry
 from harness import TOLERANCE
+from harness import assert_all_equal
+from harness import assert_close
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -140,9 +144,9 @@ def test_bound_holds_before_training_for_any_initializer(initializer):
         layer.build((None, *shape))
         harness.assert_bounded(layer)
         x = np.random.default_rng(0).standard_normal((4, *shape))
-        inference = ops.convert_to_numpy(layer(x, training=False))
-        training = ops.convert_to_numpy(layer(x, training=True))
-        np.testing.assert_allclose(inference, training, atol=1e-4)
+        inference = to_numpy(layer(x, training=False))
+        training = to_numpy(layer(x, training=True))
+        assert_close(inference, training, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 40.0])
@@ -170,10 +174,10 @@ def test_kernel_at_the_start_is_the_one_that_the_draw_is_constrained_to(
         layer.build((None, *shape))
         harness.assert_bounded(layer)
         # Half precision of the variable must not reach what is used.
-        start = ops.convert_to_numpy(layer.wbar)
+        start = to_numpy(layer.wbar)
         layer.parametrization.refresh(layer.kernel)
-        expected = ops.convert_to_numpy(layer.wbar)
-        np.testing.assert_allclose(start, expected, atol=2e-6)
+        expected = to_numpy(layer.wbar)
+        assert_close(start, expected, atol=2e-6)
 
 
 class _Expanding(SpectralInitializer):
@@ -246,7 +250,7 @@ def test_bound_holds_after_foreign_weights(container, factor, tmp_path):
 
     # The same through a file.
     for variable, value in zip(model.variables, tensors, strict=True):
-        getattr(variable, "assign_proven", variable.assign)(value)
+        harness.assign_unguarded(variable, value)
     path = tmp_path / "foreign.weights.h5"
     model.save_weights(path)
     other = _network(container)
@@ -260,8 +264,7 @@ def test_valid_weights_are_loaded_bit_for_bit():
     model(np.ones((1, 8, 8, 1), "float32"), training=True)
     twin = _network()
     twin.set_weights(model.get_weights())
-    for a, b in zip(model.get_weights(), twin.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(model.get_weights(), twin.get_weights())
 
 
 def test_singular_values_are_one_with_orthogonalisation():
@@ -310,11 +313,11 @@ def test_optimizer_leaves_the_kernel_on_the_manifold():
 def test_bound_holds_with_an_optimizer_that_ignores_constraints():
     layer = layers.SpectralDense(6)
     layer.build((None, 5))
-    x = np.random.default_rng(0).standard_normal((8, 5)).astype("float32")
+    x = normal(8, 5)
     rng = np.random.default_rng(1)
     for step in range(20):
         update = rng.standard_normal((5, 6)) * 10.0 ** (step % 5 - 2)
-        layer.kernel.assign(ops.convert_to_numpy(layer.kernel) + update)
+        layer.kernel.assign(to_numpy(layer.kernel) + update)
         layer(x, training=True)
         harness.assert_bounded(layer)
 
@@ -328,7 +331,7 @@ def test_user_constraint_is_kept_and_the_bound_holds(layer_class):
     model = keras.Sequential([keras.Input((6,)), layer])
     model.compile("sgd", "mse", **FAST)
     model.fit(np.ones((16, 6)), np.ones((16, 4)), epochs=3, verbose=0)
-    assert np.all(ops.convert_to_numpy(layer.kernel) >= 0)
+    assert np.all(to_numpy(layer.kernel) >= 0)
     harness.assert_bounded(layer)
 
 
@@ -348,7 +351,7 @@ def test_unknown_image_size_gives_a_bound_for_all_sizes():
     assert layer.coef_lip == pytest.approx(1 / 3)
     for size in (2, 5, 9):
         x = np.random.default_rng(size).standard_normal((2, size, size, 1))
-        y = ops.convert_to_numpy(model(x))
+        y = to_numpy(model(x))
         assert np.linalg.norm(y[0] - y[1]) <= np.linalg.norm(x[0] - x[1])
 
 
@@ -390,7 +393,7 @@ def test_threads_do_not_see_the_kernels_of_each_other():
     rng = np.random.default_rng(0)
     layer.kernel.assign(1000 * rng.standard_normal((8, 8)))
     x = ops.convert_to_tensor(rng.standard_normal((4, 8)).astype("float32"))
-    expected = ops.convert_to_numpy(layer(x, training=False))
+    expected = to_numpy(layer(x, training=False))
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
@@ -401,9 +404,7 @@ def test_threads_do_not_see_the_kernels_of_each_other():
     finally:
         sys.setswitchinterval(interval)
     for result in results:
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(result), expected, atol=1e-5
-        )
+        assert_close(result, expected, atol=1e-5)
 
 
 @pytest.mark.skipif(
@@ -413,11 +414,10 @@ def test_a_function_compiled_by_jax_leaves_the_state_usable():
     import jax
 
     model = _network()
-    x = np.random.default_rng(0).standard_normal((2, 8, 8, 1)).astype("float32")
+    x = normal(2, 8, 8, 1)
     before = model.get_weights()
     expected = model.predict(x, verbose=0)
     found = jax.jit(lambda z: model(z))(x)
-    np.testing.assert_allclose(np.asarray(found), expected, atol=1e-4)
+    assert_close(np.asarray(found), expected, atol=1e-4)
     jax.jit(jax.grad(lambda z: model(z).sum()))(x)
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())

@@ -9,7 +9,11 @@ import harness
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 
 from deel.lip import losses
 from deel.lip.losses import HKR
@@ -79,11 +83,7 @@ GOLDEN = [
     (losses.MulticlassLseHKR(1.0), D3, 1.8221791),
     (losses.MulticlassLseHKR(0.9), D3, 1.6821791),
     (losses.MulticlassLseHKR(0.0), D3, 0.4221791),
-    (
-        MulticlassHKR(INFINITE, 1.0, soft_hinge_tau=20.0),
-        D3,
-        1.6999961,
-    ),
+    (MulticlassHKR(INFINITE, 1.0, soft_hinge_tau=20.0), D3, 1.6999961),
 ]
 
 ALL = [
@@ -112,15 +112,9 @@ def test_golden_values(loss, data, value):
 
 
 def test_value_of_each_sample():
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(KR(reduction="none")(*D1)),
-        [1, 3, -1, 1, 3, -1],
-        atol=1e-5,
-    )
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(HingeMargin(1.0, reduction="none")(*D1)),
-        [0, 0, 1, 0, 0, 1],
-        atol=1e-6,
+    assert_close(KR(reduction="none")(*D1), [1, 3, -1, 1, 3, -1], atol=1e-5)
+    assert_close(
+        HingeMargin(1.0, reduction="none")(*D1), [0, 0, 1, 0, 0, 1], atol=1e-6
     )
 
 
@@ -177,9 +171,7 @@ def test_config_is_plain_and_rebuilds_an_equal_loss(loss):
     assert rebuilt.get_config() == config
     binary = (KR, HingeMargin, HKR, losses.TauBinaryCrossentropy)
     data = D1 if isinstance(loss, binary) else D3
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(rebuilt(*data)), ops.convert_to_numpy(loss(*data))
-    )
+    assert_equal(rebuilt(*data), loss(*data))
 
 
 def test_parameters_can_be_assigned_while_training():
@@ -283,7 +275,7 @@ def test_compiled_model_is_loaded_with_its_loss_and_goes_on(
 ):
     name = loss_class.__name__
     several = not name.startswith(("KR", "NegKR", "HKR", "HingeMargin"))
-    x = np.random.default_rng(0).standard_normal((6, 2)).astype("float32")
+    x = normal(6, 2)
     y = D3[0] if several and "Binary" not in name else D1[0]
     if "Sparse" in name:
         y = np.argmax(y, axis=-1)
@@ -299,8 +291,7 @@ def test_compiled_model_is_loaded_with_its_loss_and_goes_on(
         run_eagerly=keras.backend.backend() == "tensorflow",
     )
     model.train_on_batch(x, y)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     assert type(loaded.loss) is type(model.loss)
     assert loaded.loss.get_config() == model.loss.get_config()
     for _ in range(2):
@@ -308,7 +299,7 @@ def test_compiled_model_is_loaded_with_its_loss_and_goes_on(
         model.reset_metrics()
         loaded.reset_metrics()
         found, expected = (m.train_on_batch(x, y) for m in (loaded, model))
-        np.testing.assert_allclose(found, expected, rtol=1e-5)
+        assert_close(found, expected, rtol=1e-5)
 
 
 def test_temperature_must_not_be_zero():
@@ -317,15 +308,12 @@ def test_temperature_must_not_be_zero():
 
 
 def test_functions_are_what_the_classes_compute():
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(losses.hinge_margin(*D1, 1.0)),
-        ops.convert_to_numpy(HingeMargin(1.0, reduction="none")(*D1)),
+    assert_equal(
+        losses.hinge_margin(*D1, 1.0), HingeMargin(1.0, reduction="none")(*D1)
     )
     soft = losses.multiclass_soft_hinge(*D3, 1.0, 0.0)
     classical = losses.multiclass_hinge(*D3, 1.0)
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(soft), ops.convert_to_numpy(classical)
-    )
+    assert_equal(soft, classical)
 
 
 def test_one_model_takes_labels_of_both_ranks_in_turn():
@@ -338,8 +326,8 @@ def test_one_model_takes_labels_of_both_ranks_in_turn():
         model.evaluate(x, labels, verbose=0, batch_size=8)
         for labels in (y.reshape(-1, 1), y, y.reshape(-1, 1))
     ]
-    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
-    np.testing.assert_allclose(found[2], found[0], rtol=1e-6)
+    assert_close(found[1], found[0], rtol=1e-6)
+    assert_close(found[2], found[0], rtol=1e-6)
 
 
 def _soft_hkr(alpha, margin, m, scores=D3[1], temperature=1.0, momentum=0.99):
@@ -375,14 +363,14 @@ def test_soft_hkr_follows_the_magnitude_of_the_scores(scale, state):
     loss = losses.MulticlassSoftHKR(
         5.0, 0.2, alpha_mean=0.6, temperature=3.0, reduction="none"
     )
-    assert ops.convert_to_numpy(loss.m) == pytest.approx(0.2)
+    assert to_numpy(loss.m) == pytest.approx(0.2)
     loss.m.assign(state)
     scores = (scale * D3[1]).astype("float32")
     for _ in range(3):
         expected, state = _soft_hkr(5.0, 0.2, state, scores, 3.0, 0.6)
-        found = np.mean(ops.convert_to_numpy(loss(D3[0], scores)))
+        found = np.mean(to_numpy(loss(D3[0], scores)))
         assert found == pytest.approx(expected, rel=1e-5)
-        assert ops.convert_to_numpy(loss.m) == pytest.approx(state, rel=1e-5)
+        assert to_numpy(loss.m) == pytest.approx(state, rel=1e-5)
 
 
 def test_temperature_of_soft_hkr_has_no_gradient():
@@ -399,7 +387,7 @@ def test_temperature_of_soft_hkr_has_no_gradient():
     )
     (follows,) = harness.gradient(value(0.0), scores)
     (constant,) = harness.gradient(value(1.0), scores)
-    np.testing.assert_allclose(follows, constant, atol=1e-6)
+    assert_close(follows, constant, atol=1e-6)
 
 
 @pytest.mark.parametrize("jit", [False, True], ids=["graph", "jit"])
@@ -419,7 +407,7 @@ def test_soft_hkr_is_trained_by_fit_and_its_state_follows(jit):
         _, state = _soft_hkr(5.0, 0.2, state, scores)
     # JAX has no place for the state of a loss in a compiled step.
     expected = 0.2 if backend == "jax" else state
-    assert ops.convert_to_numpy(loss.m) == pytest.approx(expected, rel=1e-5)
+    assert to_numpy(loss.m) == pytest.approx(expected, rel=1e-5)
     model.optimizer.learning_rate = 0.1
     history = model.fit(D3[1], D3[0], epochs=5, batch_size=6, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
@@ -433,7 +421,7 @@ def test_soft_hkr_leaks_nothing_from_a_function_compiled_by_the_user():
 
     loss = losses.MulticlassSoftHKR(5.0, 0.2)
     found = float(jax.jit(lambda p: loss(D3[0], p))(D3[1]))
-    assert ops.convert_to_numpy(loss.m) == pytest.approx(0.2)
+    assert to_numpy(loss.m) == pytest.approx(0.2)
     assert float(loss(*D3)) == pytest.approx(found, rel=1e-6)
 
 
@@ -454,8 +442,8 @@ def test_lse_hkr_parts_and_parameters():
         loss = losses.MulticlassLseHKR(
             alpha, temperature, penalty, margin, reduction="none"
         )
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(loss(labels, scores)),
+        assert_close(
+            loss(labels, scores),
             (1 - alpha) * (q - own) + alpha * hinge,
             atol=1e-5,
         )

@@ -7,7 +7,12 @@ import harness
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import assert_all_equal
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 
 import deel.lip
 from deel.lip import layers
@@ -137,7 +142,7 @@ def test_constant_is_shared_out_over_the_lipschitz_layers(k_coef_lip):
     ]
     assert shares == [k_coef_lip**0.25] * 4
     x = np.random.default_rng(0).standard_normal((2, 6, 6, 1))
-    y = ops.convert_to_numpy(model(x))
+    y = to_numpy(model(x))
     distance = np.linalg.norm(y[0] - y[1])
     assert distance <= k_coef_lip * np.linalg.norm(x[0] - x[1]) * (1 + 1e-5)
 
@@ -252,8 +257,7 @@ def test_config_keeps_the_constant_and_the_shares(tmp_path):
     shares = [x.k_coef_lip for x in model.layers if hasattr(x, "k_coef_lip")]
     assert harness.is_plain(model.get_config())
     rebuilt = Sequential.from_config(json.loads(json.dumps(model.get_config())))
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     for other in (rebuilt, loaded):
         assert type(other) is Sequential
         assert other.k_coef_lip == 16.0
@@ -261,9 +265,7 @@ def test_config_keeps_the_constant_and_the_shares(tmp_path):
             x.k_coef_lip for x in other.layers if hasattr(x, "k_coef_lip")
         ]
     x = np.random.default_rng(0).standard_normal((4, 6, 6, 1))
-    np.testing.assert_array_equal(
-        loaded.predict(x, verbose=0), model.predict(x, verbose=0)
-    )
+    assert_equal(loaded.predict(x, verbose=0), model.predict(x, verbose=0))
 
 
 def test_new_constant_holds_in_a_compiled_model():
@@ -296,17 +298,14 @@ _OPTIMIZERS = {
 def test_inference_uses_the_kernels_of_the_last_update(optimizer, eager):
     model = _small()
     model.compile(_OPTIMIZERS[optimizer](), "mse", run_eagerly=eager)
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((20, 6, 6, 1)).astype("float32")
+    x = normal(20, 6, 6, 1)
     model.fit(x, np.ones((20, 5)), batch_size=8, verbose=0)
     for layer in harness.constrained_layers(model):
         harness.assert_bounded(layer)
     # On JAX such an optimizer is a branch, whose state is dropped.
     if (keras.backend.backend(), optimizer) != ("jax", "scaled"):
-        np.testing.assert_allclose(
-            model.predict(x, verbose=0),
-            ops.convert_to_numpy(model(x, training=True)),
-            atol=1e-6,
+        assert_close(
+            model.predict(x, verbose=0), model(x, training=True), atol=1e-6
         )
 
 
@@ -334,9 +333,7 @@ def test_export_is_stock_keras_and_predicts_the_same(make, tmp_path):
     expected = model.predict(x, verbose=0)
     before = model.get_weights()
     exported = model.vanilla_export()
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0), expected, atol=1e-5
-    )
+    assert_close(exported.predict(x, verbose=0), expected, atol=1e-5)
     assert type(exported).__module__.startswith("keras.")
     assert exported.name == model.name
     assert [x.name for x in exported.layers] == [x.name for x in model.layers]
@@ -346,14 +343,10 @@ def test_export_is_stock_keras_and_predicts_the_same(make, tmp_path):
     assert not own & {id(v) for v in exported.variables}
     for variable in exported.variables:
         variable.assign(np.zeros(variable.shape))
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())
     exported = vanillaModel(model)
-    exported.save(tmp_path / "exported.keras")
-    loaded = keras.models.load_model(tmp_path / "exported.keras")
-    np.testing.assert_array_equal(
-        loaded.predict(x, verbose=0), exported.predict(x, verbose=0)
-    )
+    loaded = reloaded(exported, tmp_path)
+    assert_equal(loaded.predict(x, verbose=0), exported.predict(x, verbose=0))
 
 
 @pytest.mark.parametrize("make", [_small, _functional])
@@ -363,12 +356,10 @@ def test_condense_reaches_nested_layers_and_keeps_predictions(make):
     model.condense()
     expected = model.predict(x, verbose=0)
     model.condense()
-    np.testing.assert_allclose(model.predict(x, verbose=0), expected, atol=1e-4)
+    assert_close(model.predict(x, verbose=0), expected, atol=1e-4)
     inner = model if make is _small else model.get_layer("inner")
     for layer in harness.constrained_layers(inner):
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(layer.kernel), ops.convert_to_numpy(layer.wbar)
-        )
+        assert_equal(layer.kernel, layer.wbar)
 
 
 def test_export_of_a_model_that_is_not_built_is_refused():
@@ -419,8 +410,7 @@ def test_condense_changes_no_layer_if_one_cannot_be_condensed():
     before = model.get_weights()
     with pytest.raises(ValueError, match=model.layers[-1].name):
         model.condense()
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())
 
 
 def test_recompiling_changes_no_weight():
@@ -428,8 +418,7 @@ def test_recompiling_changes_no_weight():
     x = _train(model)
     before = model.get_weights()
     model.compile("sgd", "mse")
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())
     model.predict(x, verbose=0)
 
 
@@ -481,9 +470,7 @@ def test_export_keeps_the_structure_of_inputs_and_outputs():
     predicted = model.vanilla_export()(x)
     assert predicted.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(predicted[name]), value, atol=1e-5
-        )
+        assert_close(predicted[name], value, atol=1e-5)
 
 
 def test_export_of_a_list_of_layers_without_input_is_built():
@@ -508,8 +495,7 @@ def _chain(k_coef_lip=1.0, layers_of_it=3):
 def test_layers_that_stay_get_the_share_of_one_that_is_taken_away(tmp_path):
     model = _chain(0.01, 2)
     model.pop()
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     for one in (model, loaded):
         assert one.k_coef_lip == 0.01
         assert lipschitz_bound(one) <= 0.01 * _WITHIN
@@ -596,7 +582,7 @@ def test_steps_of_a_model_follow_a_layer_inside_of_another_model():
     inner = _chain(1.0, 1)
     model = Sequential([keras.Input((4,)), layers.SpectralDense(4), inner])
     model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
-    x = np.random.default_rng(0).standard_normal((8, 4)).astype("float32")
+    x = normal(8, 4)
     model.fit(x, x, verbose=0)
     inner.layers[0].set_klip_factor(0.1)
     model.fit(x, x, verbose=0)
@@ -710,13 +696,13 @@ def test_extreme_constants_hold_while_training(k_coef_lip):
     layer = layers.SpectralDense(300, k_coef_lip=k_coef_lip)
     model = keras.Sequential([keras.Input((300,)), layer])
     model.compile(keras.optimizers.SGD(1e-3), "mae", jit_compile=False)
-    x = np.random.default_rng(0).standard_normal((8, 300)).astype("float32")
+    x = normal(8, 300)
     model.fit(x, x, verbose=0)
     layer.set_klip_factor(1.0)
     layer.set_klip_factor(k_coef_lip)
     model.fit(x, x, verbose=0)
     harness.assert_bounded(layer)
-    assert np.all(np.isfinite(ops.convert_to_numpy(layer.kernel)))
+    assert np.all(np.isfinite(to_numpy(layer.kernel)))
     assert np.all(np.isfinite(model.predict(x, verbose=0)))
 
 
@@ -728,5 +714,5 @@ def test_constants_set_again_and_again_let_no_kernel_drift():
         for constant in (1.7, 1.0):
             layer.set_klip_factor(constant)
     values = harness.singular_values(harness.as_matrix(layer.wbar))
-    np.testing.assert_allclose(values, 1.0, atol=2e-6)
-    np.testing.assert_allclose(harness.as_matrix(layer.wbar), before, atol=2e-6)
+    assert_close(values, 1.0, atol=2e-6)
+    assert_close(harness.as_matrix(layer.wbar), before, atol=2e-6)

@@ -5,6 +5,8 @@ import keras
 import numpy as np
 import pytest
 from harness import TOLERANCE
+from harness import assert_close
+from harness import to_numpy
 from keras import ops
 
 from deel.lip._numerics.convolution_norm import ConvolutionNorm
@@ -43,9 +45,7 @@ def test_operator_is_bounded_for_hostile_kernels(arguments, shape):
         norm = harness.operator_norm(layer, shape)
         assert norm <= 1 + TOLERANCE, kind
         # What a file brings passes if and only if it is bounded.
-        found = layer.parametrization.expansion(
-            ops.convert_to_numpy(layer.wbar)
-        )
+        found = layer.parametrization.expansion(to_numpy(layer.wbar))
         assert norm <= found * (1 + TOLERANCE) + 1e-30, kind
         assert found <= 1 + TOLERANCE, kind
         assert kind == "zero" or norm > 0.2, kind
@@ -135,9 +135,7 @@ def test_gradient_is_that_of_the_constrained_kernel(eps_bjorck):
     (slope,) = harness.gradient(value, start)
     step = rng.standard_normal(start.shape).astype("float32")
     ends = [
-        float(
-            ops.convert_to_numpy(value(ops.convert_to_tensor(start + t * step)))
-        )
+        float(to_numpy(value(ops.convert_to_tensor(start + t * step))))
         for t in (1e-2, -1e-2)
     ]
     measured = (ends[0] - ends[1]) / 2e-2
@@ -162,7 +160,7 @@ def test_training_step_uses_the_same_gradient_as_the_pure_function():
         )[0]
         for function in (parametrization.constrain, parametrization.update)
     ]
-    np.testing.assert_allclose(*slopes, rtol=1e-3, atol=1e-4)
+    assert_close(*slopes, rtol=1e-3, atol=1e-4)
 
 
 def test_kernel_that_an_optimizer_has_moved_needs_no_second_normalisation():
@@ -181,9 +179,7 @@ def test_kernel_that_an_optimizer_has_moved_needs_no_second_normalisation():
         other = ops.full_like(matrices[0], factor)
         assert not bool(proven(other, matrices[1], None))
     # The scale is that of the kernel which the optimizer has left.
-    lengths = [
-        np.linalg.norm(ops.convert_to_numpy(x)) for x in (moved, retracted)
-    ]
+    lengths = [np.linalg.norm(to_numpy(x)) for x in (moved, retracted)]
     assert lengths[0] == pytest.approx(lengths[1], rel=0.05)
 
 

@@ -4,6 +4,9 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip._numerics.polar import project_on_tangent
@@ -42,7 +45,7 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
         moved[index] = step
         change = _polar(w + moved) - _polar(w - moved)
         expected[index] = np.sum(change * weights) / (2 * step)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_close(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -71,12 +74,10 @@ def test_a_large_kernel_has_one_gradient_for_batches_of_any_size(rows, units):
 
     assert spectral.multiplies(ops.convert_to_tensor(few), layer.kernel)
     by_few, by_many = gradients(few), gradients(many)
-    np.testing.assert_allclose(by_few[0], by_many[0][:8], atol=1e-5)
-    np.testing.assert_allclose(by_few[1], by_many[1], atol=1e-4)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer(few, training=True)),
-        ops.convert_to_numpy(layer(few, training=False)),
-        atol=1e-5,
+    assert_close(by_few[0], by_many[0][:8], atol=1e-5)
+    assert_close(by_few[1], by_many[1], atol=1e-4)
+    assert_close(
+        layer(few, training=True), layer(few, training=False), atol=1e-5
     )
 
 
@@ -141,26 +142,22 @@ def test_frobenius_golden_values(disjoint, expected):
     layer = _built(FrobeniusDense(2, disjoint_neurons=disjoint), (2, 2))
     layer.kernel.assign(np.array([[3.0, 0.0], [4.0, 2.0]]))
     layer.condense()
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer.wbar), expected, atol=1e-6
-    )
+    assert_close(layer.wbar, expected, atol=1e-6)
 
 
 def test_training_step_trusts_only_the_very_kernel_that_was_proven():
     layer = _built(SpectralDense(4), (6, 4))
     x = np.zeros((1, 6), "float32")
-    kernel = ops.convert_to_numpy(layer.wbar)
+    kernel = to_numpy(layer.wbar)
     layer.kernel.assign(kernel)
     layer(x, training=True)
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer.wbar), kernel)
+    assert_equal(layer.wbar, kernel)
     for factor in (1 + 1e-4, -1.0, 100.0):
         layer.kernel.assign(factor * kernel)
         layer(x, training=True)
         harness.assert_bounded(layer)
         sign = np.sign(factor)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(layer.wbar), sign * kernel, atol=1e-5
-        )
+        assert_close(layer.wbar, sign * kernel, atol=1e-5)
 
 
 def test_sigma_and_vector_follow_the_free_kernel():
@@ -181,10 +178,10 @@ def test_layers_of_equal_shape_start_different_and_reproducibly():
     for _ in range(2):
         keras.utils.set_random_seed(7)
         pair = [_built(SpectralDense(5), (4, 5)) for _ in range(2)]
-        first, second = (ops.convert_to_numpy(x.kernel) for x in pair)
+        first, second = (to_numpy(x.kernel) for x in pair)
         assert np.max(np.abs(first - second)) > 1e-2
         kernels.append(first)
-    np.testing.assert_array_equal(*kernels)
+    assert_equal(*kernels)
 
 
 def test_tangent_projection_is_a_projection():
@@ -194,9 +191,7 @@ def test_tangent_projection_is_a_projection():
         g = ops.convert_to_tensor(rng.standard_normal(shape), "float32")
         once = project_on_tangent(q, g)
         twice = project_on_tangent(q, once)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(once), ops.convert_to_numpy(twice), atol=1e-5
-        )
+        assert_close(once, twice, atol=1e-5)
 
 
 def test_layers_share_no_state_after_cloning():
@@ -205,10 +200,10 @@ def test_layers_share_no_state_after_cloning():
     clone.set_weights(model.get_weights())
     x = np.random.default_rng(0).standard_normal((3, 6))
     expected = model.predict(x, verbose=0)
-    np.testing.assert_array_equal(clone.predict(x, verbose=0), expected)
+    assert_equal(clone.predict(x, verbose=0), expected)
     clone.layers[0].kernel.assign(np.ones((6, 4)))
     clone.layers[0].condense()
-    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    assert_equal(model.predict(x, verbose=0), expected)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -219,9 +214,7 @@ def test_mixed_precision_does_not_round_the_kernel_first(policy):
     layer.kernel.assign(w)
     output = layer(np.ones((1, 6)), training=True)
     assert keras.backend.standardize_dtype(output.dtype) == policy[6:]
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer.wbar), _polar(w), atol=2e-5
-    )
+    assert_close(layer.wbar, _polar(w), atol=2e-5)
 
 
 def test_steps_of_a_large_learning_rate_become_shorter():
@@ -235,9 +228,9 @@ def test_steps_of_a_large_learning_rate_become_shorter():
     model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
     turned = []
     for _ in range(60):
-        before = ops.convert_to_numpy(ops.copy(layer.kernel))
+        before = to_numpy(ops.copy(layer.kernel))
         model.train_on_batch(x, y)
-        after = ops.convert_to_numpy(ops.copy(layer.kernel))
+        after = to_numpy(ops.copy(layer.kernel))
         units = [kernel / np.linalg.norm(kernel) for kernel in (before, after)]
         turned.append(np.linalg.norm(units[1] - units[0]))
     assert np.linalg.norm(after) > 2 * np.sqrt(8)
@@ -251,7 +244,7 @@ def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
     rng = np.random.default_rng(0)
     kernel = np.sign(rng.standard_normal((4, 4))).astype("float32") * scale
     retracted = layer.parametrization.retract(ops.convert_to_tensor(kernel))
-    retracted = ops.convert_to_numpy(retracted)
+    retracted = to_numpy(retracted)
     assert np.all(np.isfinite(retracted))
     assert np.any(retracted != 0) == (scale > 0)
     harness.assert_bounded(layer)

@@ -6,6 +6,8 @@ import sys
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
 
 from deel.lip import plots
 from deel.lip.activations import GroupSort2
@@ -111,17 +113,15 @@ def test_singular_values_are_those_of_each_layer_with_a_known_one():
         "free",
     ]
     bars = [line.get_xdata() for line in ax.get_lines()]
-    np.testing.assert_allclose(bars[0], [1.0, 1.0], atol=1e-3)
-    np.testing.assert_allclose(bars[2], [0.5, 4.0])
+    assert_close(bars[0], [1.0, 1.0], atol=1e-3)
+    assert_close(bars[2], [0.5, 4.0])
 
 
 def test_accuracy_of_the_attack_lies_above_the_certified_one():
     ax = plots.accuracy_against_radius([0.0, 1.0], [0.8, 0.2], [0.9, 0.4])
     by_label = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
-    np.testing.assert_array_equal(by_label["certified (at least)"], [0.8, 0.2])
-    np.testing.assert_array_equal(
-        by_label["under attack (at most)"], [0.9, 0.4]
-    )
+    assert_equal(by_label["certified (at least)"], [0.8, 0.2])
+    assert_equal(by_label["under attack (at most)"], [0.9, 0.4])
 
 
 def test_accuracies_of_another_length_than_the_radii_are_an_error():
@@ -158,7 +158,7 @@ def test_level_sets_show_where_the_class_changes():
     model = linear_model(np.array([[1.0], [0.0]]), (2,))
     ax = plots.level_sets(model, resolution=21)
     zero = ax.collections[-1].get_paths()[0].vertices
-    np.testing.assert_allclose(zero[:, 0], 0.0, atol=1e-6)
+    assert_close(zero[:, 0], 0.0, atol=1e-6)
 
 
 def test_level_sets_accept_a_function():
@@ -177,7 +177,7 @@ def test_saliency_is_the_gradient_of_the_target_against_the_other():
     ax = plots.saliency(model, image(2, 2, 3), target=2, against=0)
     expected = (kernel[:, 2] - kernel[:, 0]).reshape(2, 2, 3).sum(-1)
     drawn = ax.get_images()[0].get_array()
-    np.testing.assert_allclose(drawn, expected, rtol=1e-4)
+    assert_close(drawn, expected, rtol=1e-4)
 
 
 def test_counterfactual_moves_the_image_by_the_distance():
@@ -187,7 +187,7 @@ def test_counterfactual_moves_the_image_by_the_distance():
     ax = plots.counterfactual(model, x, distance=0.3)
     shift = np.asarray(ax.get_images()[0].get_array()).ravel() - 0.5
     expected = 0.3 * kernel.ravel() / np.linalg.norm(kernel)
-    np.testing.assert_allclose(shift, expected, atol=1e-5)
+    assert_close(shift, expected, atol=1e-5)
 
 
 def test_counterfactual_shows_pixels():
@@ -195,4 +195,4 @@ def test_counterfactual_shows_pixels():
     x = np.full((2, 2, 1), 100.0, "float32")
     ax = plots.counterfactual(model, x, as_pixels=lambda t: t / 200.0)
     drawn = np.asarray(ax.get_images()[0].get_array())
-    np.testing.assert_allclose(drawn, 0.5)
+    assert_close(drawn, 0.5)

@@ -4,6 +4,8 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -105,9 +107,7 @@ def test_norms_of_large_values_are_finite_in_float16(training):
     ):
         found = layer(x, training=training)
         assert keras.backend.standardize_dtype(found.dtype) == "float16"
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(found).astype("float32"), expected, rtol=1e-3
-        )
+        assert_close(to_numpy(found).astype("float32"), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("policy", ["float16", "mixed_float16"])

@@ -6,6 +6,8 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -126,11 +128,11 @@ def _averaged(container, callbacks=(), wrapper=lambda optimizer: optimizer):
 def _assert_uses_its_kernels(model):
     for layer in harness.constrained_layers(model):
         harness.assert_bounded(layer)
-        expected = layer._get_coef() * ops.convert_to_numpy(
+        expected = layer._get_coef() * to_numpy(
             layer.parametrization.constrain(ops.convert_to_tensor(layer.kernel))
         )
-        found = ops.convert_to_numpy(layer.wbar)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        found = to_numpy(layer.wbar)
+        assert_close(found, expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:LossVariableSequential trains")

@@ -10,6 +10,8 @@ import typing
 
 import keras
 import numpy as np
+from harness import assign_unguarded
+from harness import to_numpy
 
 from deel.lip import layers
 from deel.lip.certification import register_bound
@@ -85,7 +87,7 @@ def build(name, seed, size=1.0):
 
 def scores_of(copy, x):
     tensor = keras.ops.convert_to_tensor(x, dtype="float64")
-    return keras.ops.convert_to_numpy(copy(tensor, training=False))
+    return to_numpy(copy(tensor, training=False))
 
 
 def whole_copy(model):
@@ -96,10 +98,10 @@ def whole_copy(model):
 
     copy = type(model).from_config(in_float64(model.get_config()))
     for old, new in zip(model.weights, copy.weights, strict=True):
-        value = np.asarray(keras.ops.convert_to_numpy(old.value), "float64")
+        value = np.asarray(to_numpy(old.value), "float64")
         value = keras.ops.convert_to_tensor(value, dtype="float64")
         # The kernels of inference are what they are, not normalised again.
-        getattr(new, "assign_proven", new.assign)(value)
+        assign_unguarded(new, value)
     for layer in copy._flatten_layers():
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()
@@ -174,6 +176,22 @@ def deep_means(random, size):
 def shared_dense_repeated(random, size):
     dense = keras.layers.Dense(64, activation="relu")
     return Family((64,), sequence(*[dense] * 6))
+
+
+@row(slow=True)
+def equal_terms(random, size):
+    """Sums of equal terms, all of which are rounded in the same direction."""
+    width = int(size * random.choice([16, 64, 256]))
+    activation = random.choice(["linear", "softplus", "tanh"])
+
+    def weigh(model):
+        for layer in model.layers[1:-1]:
+            kernel = np.tile(random.uniform(0.5, 1.5, width), (width, 1))
+            kernel[: width // 2] *= random.uniform(0.3, 3)
+            layer.kernel.assign(kernel / width)
+
+    dense = [keras.layers.Dense(width, activation) for _ in range(4)]
+    return Family((width,), sequence(*dense), weigh)
 
 
 @row(slow=True)
@@ -293,6 +311,17 @@ def rescaling_with_offset(random, size):
     steps = [keras.layers.Rescaling(1.0, offset)]
     steps.append(keras.layers.Rescaling(1 / 3, -offset / 3))
     return Family((16,), sequence(*steps))
+
+
+@row(slow=True)
+def large_offset_before_gelu(random, size):
+    offset = 10.0 ** random.integers(0, 5)
+    shifts = (
+        keras.layers.Rescaling(1 / 3, offset=-offset),
+        keras.layers.Normalization(mean=offset, variance=2.0),
+    )
+    steps = shifts[random.integers(2)], keras.layers.Activation("gelu")
+    return Family((3, 4), sequence(*steps), None, offset, False)
 
 
 # Cancellation within a layer.

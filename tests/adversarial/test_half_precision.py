@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -52,7 +53,7 @@ LINEAR = {
 
 def outputs(layer, x):
     x = ops.cast(ops.convert_to_tensor(x), layer.compute_dtype)
-    y = ops.convert_to_numpy(ops.cast(layer(x, training=False), "float32"))
+    y = to_numpy(ops.cast(layer(x, training=False), "float32"))
     return y.astype("float64").reshape(len(x), -1)
 
 
@@ -87,9 +88,7 @@ def test_weights_of_a_residual_are_rounded_within_its_bound(policy):
     for alpha in np.linspace(-5, 5, 41):
         layer.alpha.assign(alpha)
         weights = [layer([one, 0 * one]), layer([0 * one, one])]
-        weights = [
-            ops.convert_to_numpy(ops.cast(w, "float32")) for w in weights
-        ]
+        weights = [to_numpy(ops.cast(w, "float32")) for w in weights]
         assert np.linalg.norm(weights) <= lipschitz_bound(layer)
 
 

@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import to_numpy
 from registry import CONSTRAINED
 from registry import OTHERS
 from registry import rows
@@ -170,9 +170,9 @@ def _compare(layer, copy, x, single, double):
     with float64():
         wide = [as_float64(a) for a in x]
         exact = copy(wide if len(x) > 1 else wide[0], training=False)
-        exact = ops.convert_to_numpy(exact)
+        exact = to_numpy(exact)
     norm = sum(np.linalg.norm(a.astype("float64")) for a in x)
-    error = np.linalg.norm(ops.convert_to_numpy(found) - exact)
+    error = np.linalg.norm(to_numpy(found) - exact)
     allowed = sum(c.relative * norm + c.absolute for c in (single, double))
     assert error <= allowed
     # What is said of the size of the output limits the next errors.
@@ -197,7 +197,7 @@ def _has_digits(copy, x):
             ]
             y = copy(points if len(x) > 1 else points[0], training=False)
             assert keras.backend.standardize_dtype(y.dtype) == "float64"
-            return ops.convert_to_numpy(y)
+            return to_numpy(y)
 
     middle, step = at(0.0), 2.0**-30
     once, twice = (at(step) - middle) / step, (at(2 * step) - middle) / step / 2
