@@ -10,15 +10,13 @@ from harness import assert_equal
 from harness import to_numpy
 from keras import ops
 
-from deel.lip.activations import GroupSort2
-from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import SpectralDense
+from deel.lip import layers
 
 UNITS = 6
 CLASSES = 3
 
 
-def functional(layer=SpectralDense, activation="relu", output="softmax"):
+def functional(layer=layers.SpectralDense, activation="relu", output="softmax"):
     """A functional model on 8 features, like one of `Dense` layers."""
     inputs = keras.Input((8,))
     hidden = layer(UNITS, activation=activation)(inputs)
@@ -60,14 +58,14 @@ def number_of_parameters(layer, inputs, units):
 @pytest.mark.parametrize(
     ("layer", "inputs", "units", "expected"),
     [
-        (SpectralDense, 784, 128, 200_961),
-        (SpectralDense, 128, 10, 2_581),
-        (FrobeniusDense, 128, 10, 2_570),
-        (SpectralDense, 784, 512, 803_841),
-        (SpectralDense, 512, 256, 262_657),
-        (SpectralDense, 256, 128, 65_793),
-        (SpectralDense, 128, 64, 16_513),
-        (SpectralDense, 64, 10, 1_301),
+        (layers.SpectralDense, 784, 128, 200_961),
+        (layers.SpectralDense, 128, 10, 2_581),
+        (layers.FrobeniusDense, 128, 10, 2_570),
+        (layers.SpectralDense, 784, 512, 803_841),
+        (layers.SpectralDense, 512, 256, 262_657),
+        (layers.SpectralDense, 256, 128, 65_793),
+        (layers.SpectralDense, 128, 64, 16_513),
+        (layers.SpectralDense, 64, 10, 1_301),
     ],
 )
 def test_dense_layers_have_the_known_number_of_parameters(
@@ -76,7 +74,7 @@ def test_dense_layers_have_the_known_number_of_parameters(
     assert number_of_parameters(layer, inputs, units) == expected
 
 
-@pytest.mark.parametrize("layer", [SpectralDense, FrobeniusDense])
+@pytest.mark.parametrize("layer", [layers.SpectralDense, layers.FrobeniusDense])
 @pytest.mark.parametrize("name", ["sigmoid", "relu", "softmax"])
 def test_activations_are_taken_by_name(layer, name):
     x, _ = samples()
@@ -89,15 +87,15 @@ def test_activations_are_taken_by_name(layer, name):
 @pytest.mark.parametrize(
     ("layer", "activation", "optimizer", "loss"),
     [
-        (SpectralDense, "sigmoid", "sgd", "mse"),
-        (SpectralDense, "sort", "adam", "categorical_crossentropy"),
-        (FrobeniusDense, "relu", "rmsprop", "categorical_hinge"),
+        (layers.SpectralDense, "sigmoid", "sgd", "mse"),
+        (layers.SpectralDense, "sort", "adam", "categorical_crossentropy"),
+        (layers.FrobeniusDense, "relu", "rmsprop", "categorical_hinge"),
     ],
 )
 def test_losses_and_optimizers_of_keras_train_the_layers(
     layer, activation, optimizer, loss
 ):
-    activation = GroupSort2() if activation == "sort" else activation
+    activation = layers.GroupSort2() if activation == "sort" else activation
     model = functional(layer, activation)
     model.compile(optimizer, loss)
     history = model.fit(*samples(), epochs=10, batch_size=8, verbose=0).history

@@ -6,9 +6,7 @@ import pytest
 from harness import assert_all_close
 from harness import to_numpy
 
-from deel.lip.activations import GroupSort2
-from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import SpectralDense
+from deel.lip import layers
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
 
@@ -25,8 +23,8 @@ def _model(k_coef_lip=1.0, alpha=10.0):
     model = Sequential(
         [
             keras.Input((6,)),
-            SpectralDense(8, activation=GroupSort2()),
-            FrobeniusDense(CLASSES, use_bias=False),
+            layers.SpectralDense(8, activation=layers.GroupSort2()),
+            layers.FrobeniusDense(CLASSES, use_bias=False),
         ],
         k_coef_lip=k_coef_lip,
     )

@@ -11,9 +11,8 @@ from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
+from deel.lip import losses
 from deel.lip.layers import unconstrained
-from deel.lip.losses import MulticlassHKRauto
-from deel.lip.losses import MulticlassKR
 from deel.lip.model import LossVariableModel
 
 pytestmark = pytest.mark.slow
@@ -125,8 +124,8 @@ def trained():
     model = network()
     model.compile(
         keras.optimizers.Adam(3e-3),
-        MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1),
-        metrics=["accuracy", MulticlassKR()],
+        losses.MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1),
+        metrics=["accuracy", losses.MulticlassKR()],
     )
     y = np.eye(3, dtype="float32")[labels]
     history = model.fit(

@@ -16,7 +16,6 @@ from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
@@ -216,10 +215,10 @@ def _network(container=keras.Sequential):
     return container(
         [
             keras.Input((8, 8, 1)),
-            layers.SpectralConv2D(8, 3, activation=GroupSort2()),
+            layers.SpectralConv2D(8, 3, activation=layers.GroupSort2()),
             layers.ScaledL2NormPooling2D(),
             keras.layers.Flatten(),
-            layers.SpectralDense(16, activation=GroupSort2()),
+            layers.SpectralDense(16, activation=layers.GroupSort2()),
             layers.FrobeniusDense(4, disjoint_neurons=False),
         ]
     )

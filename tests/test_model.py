@@ -16,13 +16,8 @@ from harness import to_numpy
 
 import deel.lip
 from deel.lip import layers
-from deel.lip.activations import GroupSort
-from deel.lip.activations import GroupSort2
-from deel.lip.activations import LipschitzPReLU
-from deel.lip.activations import MaxMin
+from deel.lip import losses
 from deel.lip.certification import lipschitz_bound
-from deel.lip.losses import MulticlassHKR
-from deel.lip.losses import MulticlassKR
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 from deel.lip.model import vanillaModel
@@ -36,7 +31,7 @@ def _program_a(container=Sequential, **arguments):
             layers.SpectralConv2D(
                 filters=16,
                 kernel_size=(3, 3),
-                activation=GroupSort(2),
+                activation=layers.GroupSort(2),
                 use_bias=True,
                 kernel_initializer="orthogonal",
             ),
@@ -46,7 +41,7 @@ def _program_a(container=Sequential, **arguments):
             layers.SpectralConv2D(
                 filters=16,
                 kernel_size=(3, 3),
-                activation=GroupSort(2),
+                activation=layers.GroupSort(2),
                 use_bias=True,
                 kernel_initializer="orthogonal",
             ),
@@ -56,7 +51,7 @@ def _program_a(container=Sequential, **arguments):
             keras.layers.Flatten(),
             layers.SpectralDense(
                 32,
-                activation=GroupSort(2),
+                activation=layers.GroupSort(2),
                 use_bias=True,
                 kernel_initializer="orthogonal",
             ),
@@ -82,7 +77,7 @@ def _small(k_coef_lip=1.0):
         [
             keras.Input((6, 6, 1)),
             layers.SpectralConv2D(4, 3),
-            GroupSort2(),
+            layers.GroupSort2(),
             layers.ScaledAveragePooling2D(),
             keras.layers.Flatten(),
             layers.SpectralDense(5),
@@ -95,8 +90,10 @@ def _train(model, steps=3):
     rng = np.random.default_rng(0)
     x = rng.standard_normal((8 * steps, *model.input_shape[1:]))
     y = np.eye(model.output_shape[-1])[np.arange(len(x)) % 3]
-    loss = MulticlassHKR(10.0)
-    model.compile("adam", loss, metrics=[MulticlassKR()], jit_compile=False)
+    loss = losses.MulticlassHKR(10.0)
+    model.compile(
+        "adam", loss, metrics=[losses.MulticlassKR()], jit_compile=False
+    )
     model.fit(x, y, batch_size=8, verbose=0)
     return x
 
@@ -114,8 +111,8 @@ def test_summary_counts_of_the_seed_programs():
         [
             keras.Input((28, 28, 1)),
             keras.layers.Flatten(),
-            layers.SpectralDense(32, GroupSort2(), use_bias=True),
-            layers.SpectralDense(16, GroupSort2(), use_bias=True),
+            layers.SpectralDense(32, layers.GroupSort2(), use_bias=True),
+            layers.SpectralDense(16, layers.GroupSort2(), use_bias=True),
             layers.FrobeniusDense(1, activation=None, use_bias=False),
         ]
     )
@@ -311,7 +308,7 @@ def test_inference_uses_the_kernels_of_the_last_update(optimizer, eager):
 
 def _functional():
     inputs = keras.Input((6, 6, 1))
-    x = layers.SpectralConv2D(4, 3, activation=MaxMin())(inputs)
+    x = layers.SpectralConv2D(4, 3, activation=layers.MaxMin())(inputs)
     a = layers.ScaledL2NormPooling2D()(x)
     b = keras.layers.MaxPooling2D()(x)
     x = keras.layers.Average()([a, b])
@@ -542,7 +539,7 @@ def _by_assignment(layer):
 @pytest.mark.parametrize("index", [0, 1])
 def test_model_warns_when_a_layer_gets_another_constant(change, index):
     inner = Sequential([keras.Input((4,)), layers.SpectralDense(4)])
-    first = layers.SpectralDense(4, activation=GroupSort2())
+    first = layers.SpectralDense(4, activation=layers.GroupSort2())
     outer = Sequential([keras.Input((4,)), first, inner], name="outer")
     layer = outer.layers[index]
     for one in (layer, layer.layers[0] if index else layer.activation):
@@ -614,9 +611,9 @@ def test_share_of_a_model_that_cannot_use_it_goes_to_the_other_layers():
         ("gelu", 1.13),
         ("tanh", 1.0),
         ("sigmoid", 1.0),
-        (lambda: GroupSort2(k_coef_lip=5.0), 5.0),
-        (lambda: GroupSort2(k_coef_lip=0.5), 1.0),
-        (lambda: LipschitzPReLU(3.0, alpha_initializer="ones"), 3.0),
+        (lambda: layers.GroupSort2(k_coef_lip=5.0), 5.0),
+        (lambda: layers.GroupSort2(k_coef_lip=0.5), 1.0),
+        (lambda: layers.LipschitzPReLU(3.0, alpha_initializer="ones"), 3.0),
         (lambda: keras.layers.LeakyReLU(negative_slope=2.0), 2.0),
         (lambda: keras.layers.Activation("selu"), 1.7581),
     ],

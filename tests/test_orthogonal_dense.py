@@ -10,9 +10,8 @@ from harness import normal
 from harness import to_numpy
 from keras import ops
 
+from deel.lip import layers
 from deel.lip._numerics.polar import finished
-from deel.lip.layers import OrthogonalDense
-from deel.lip.layers import SpectralDense
 
 METHODS = (
     "newton_schulz",
@@ -25,7 +24,7 @@ every_method = pytest.mark.parametrize("method", METHODS)
 
 
 def _built(method, shape, **arguments):
-    layer = OrthogonalDense(shape[1], method=method, **arguments)
+    layer = layers.OrthogonalDense(shape[1], method=method, **arguments)
     layer.build((None, shape[0]))
     return layer
 
@@ -87,7 +86,7 @@ def test_gradient_is_that_of_the_map(method, shape):
 
 def test_newton_schulz_is_spectral_dense():
     layer = _built("newton_schulz", (6, 4))
-    twin = SpectralDense(4)
+    twin = layers.SpectralDense(4)
     twin.build((None, 6))
     kernel = normal(6, 4)
     for each in (layer, twin):
@@ -194,7 +193,7 @@ def test_compiled_training_learns_and_stays_within_the_bound(
         # It reaches no others.
         own, basis = {"rank": 3}, np.linalg.qr(normal(6, 3, seed=1))[0]
         wanted = np.eye(6, 4) - 2 * basis @ basis[:4].T
-    layer = OrthogonalDense(4, method=method, **own)
+    layer = layers.OrthogonalDense(4, method=method, **own)
     model = keras.Sequential([keras.Input((6,)), layer])
     model.compile(keras.optimizers.Adam(0.05), "mse", jit_compile=jit_compile)
     x = normal(64, 6)
@@ -223,21 +222,21 @@ def test_block_reflector_of_a_basis_that_is_none_expands_nothing():
 
 def test_unknown_method_is_refused():
     with pytest.raises(ValueError, match=r"cholesky_qr.*Received: method=qr"):
-        OrthogonalDense(4, method="qr")
+        layers.OrthogonalDense(4, method="qr")
 
 
 @pytest.mark.parametrize("method", METHODS[:4])
 def test_rank_of_another_method_is_refused(method):
     with pytest.raises(ValueError, match=r"block_reflector.*Received: rank=2"):
-        OrthogonalDense(4, method=method, rank=2)
+        layers.OrthogonalDense(4, method=method, rank=2)
 
 
 def test_rank_out_of_its_range_is_refused():
     for rank in (0, -1, 1.5):
         with pytest.raises(ValueError, match=f"Received: rank={rank}"):
-            OrthogonalDense(4, method="block_reflector", rank=rank)
+            layers.OrthogonalDense(4, method="block_reflector", rank=rank)
     for rank in (6, 7):
-        layer = OrthogonalDense(4, method="block_reflector", rank=rank)
+        layer = layers.OrthogonalDense(4, method="block_reflector", rank=rank)
         with pytest.raises(ValueError, match=f"side.*Received: rank={rank}"):
             layer.build((None, 6))
 

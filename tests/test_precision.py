@@ -9,7 +9,6 @@ from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
 
@@ -36,10 +35,10 @@ def network():
     return Sequential(
         [
             keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
+            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
             layers.ScaledL2NormPooling2D(),
             keras.layers.Flatten(),
-            layers.SpectralDense(8, activation=GroupSort2()),
+            layers.SpectralDense(8, activation=layers.GroupSort2()),
             layers.FrobeniusDense(3, disjoint_neurons=False),
         ]
     )

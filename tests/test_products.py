@@ -16,7 +16,6 @@ from deel.lip._backend.compilation import traced_once
 from deel.lip._numerics import norm_bounds
 from deel.lip._numerics import polar
 from deel.lip._numerics.polar import spectral_constraint
-from deel.lip.activations import GroupSort2
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
 
@@ -174,9 +173,9 @@ def network():
     return Sequential(
         [
             keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
+            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
             keras.layers.Flatten(),
-            layers.SpectralDense(6, activation=GroupSort2()),
+            layers.SpectralDense(6, activation=layers.GroupSort2()),
             layers.FrobeniusDense(3, disjoint_neurons=False),
         ]
     )
@@ -201,7 +200,7 @@ def test_bound_holds_while_training(monkeypatch):
 def test_sorted_pairs_are_the_values_themselves(training, monkeypatch):
     Rounding(monkeypatch, 11)
     x = normal(50, 16)
-    found = to_numpy(GroupSort2()(x, training=training))
+    found = to_numpy(layers.GroupSort2()(x, training=training))
     expected = np.sort(x.reshape(50, 8, 2), axis=-1).reshape(50, 16)
     assert_equal(found, expected)
 

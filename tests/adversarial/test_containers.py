@@ -17,7 +17,6 @@ from hypothesis import settings
 from hypothesis import strategies as st
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.certification import lipschitz_bound
 from deel.lip.model import LossVariableSequential
 from deel.lip.model import Sequential
@@ -36,13 +35,13 @@ def _dense(activation):
 
 LAYERS = {
     "dense": lambda: _dense(None),
-    "sorted": lambda: _dense(GroupSort2()),
-    "expanding": lambda: _dense(GroupSort2(k_coef_lip=5.0)),
+    "sorted": lambda: _dense(layers.GroupSort2()),
+    "expanding": lambda: _dense(layers.GroupSort2(k_coef_lip=5.0)),
     "selu": lambda: _dense("selu"),
     "contracting": lambda: _dense("sigmoid"),
     "joint": lambda: layers.FrobeniusDense(WIDTH, disjoint_neurons=False),
     "by score": lambda: layers.FrobeniusDense(WIDTH),
-    "sort": GroupSort2,
+    "sort": layers.GroupSort2,
     "flat": keras.layers.Flatten,
     "relu": keras.layers.ReLU,
     "symmetric": lambda: layers.SLLDense(WIDTH),

@@ -7,7 +7,6 @@ from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.certification import lipschitz_bound
 from deel.lip.model import Sequential
 
@@ -42,7 +41,7 @@ LINEAR = {
     "LeakyReLU": (lambda: stock.LeakyReLU(negative_slope=1.1), 3),
     "Householder": (layers.Householder, 3),
     "Householder of three folds": (lambda: layers.Householder(order=3), 3),
-    "GroupSort2": (lambda: GroupSort2(k_coef_lip=1.1), 3),
+    "GroupSort2": (lambda: layers.GroupSort2(k_coef_lip=1.1), 3),
     "SLLDense": (lambda: layers.SLLDense(4), 3),
     "PrescaledResidual": (
         lambda: layers.PrescaledResidual(layers.SpectralDense(2)),
@@ -98,7 +97,7 @@ def test_networks_are_bounded_and_exports_verified(policy):
     model = Sequential(
         [
             keras.Input((8, 8, 1)),
-            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
+            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
             layers.BatchCentering(),
             layers.ScaledL2NormPooling2D(),
             keras.layers.Flatten(),
