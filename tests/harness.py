@@ -4,7 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip.parametrizations.almost_orthogonal import AOL
 from deel.lip.parametrizations.block_convolution import BlockConvolution
+from deel.lip.parametrizations.spectral_operator import SpectralOperator
+
+# Parametrizations whose promise is about the operator, for images of any size.
+OF_OPERATORS = (AOL, BlockConvolution, SpectralOperator)
 
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5
@@ -91,39 +96,57 @@ def torus_values(layer, scale=1):
     """Singular values of a layer on periodic images, of its first group first.
 
     Args:
-        layer: A convolution of the `Orthogonal*` family.
-        scale: Integer, for larger images.
+        layer: A convolution.
+        scale: Integer, for larger images. Where the layer itself continues
+            images periodically, they are of the size that it was built for.
     """
     kernel = to_numpy(layer.wbar).astype("float64")
-    windows = zip(layer.kernel_size, layer.strides, strict=True)
+    strides = getattr(layer, "strides", (1,) * len(layer.kernel_size))
+    windows = zip(layer.kernel_size, strides, strict=True)
     # Longer than the window, since shorter ones see fewer frequencies.
     lengths = [s * (k // s + scale) for k, s in windows]
+    built = layer.get_build_config()["input_shape"][1:-1]
+    if getattr(layer, "padding_mode", None) == "circular" and all(
+        n and n % s == 0 for n, s in zip(built, strides, strict=True)
+    ):
+        lengths = built
     return np.concatenate(
         [
-            singular_values(torus_matrix(block, layer.strides, lengths))
+            _torus_values(block, strides, lengths)
             for block in np.split(kernel, getattr(layer, "groups", 1), axis=-1)
         ]
     )
 
 
+def _torus_values(kernel, strides, lengths):
+    taps = zip(kernel.shape, lengths, strict=False)
+    if max(strides) > 1 or any(size > length for size, length in taps):
+        return singular_values(torus_matrix(kernel, strides, lengths))
+    # One small matrix for each frequency, instead of a large one.
+    waves = np.fft.fftn(kernel, lengths, axes=range(len(lengths)))
+    return np.sort(singular_values(waves).ravel())[::-1]
+
+
 def expansion(layer):
     """Largest expansion of the constrained kernel, divided by its promise.
 
-    The largest singular value; that of the group of channels which expands
-    most, where there are groups; where outputs are promised one by one, the
-    largest norm of a column; where the promise is about the whole operator,
-    its norm.
+    The largest singular value of the matrix that multiplies patches; that of
+    the group of channels which expands most, where there are groups; where
+    outputs are promised one by one, the largest norm of a column; where the
+    promise is about the whole operator, its norm on periodic images.
     """
-    kernel = to_numpy(layer.wbar)
-    if isinstance(layer.parametrization, BlockConvolution):
-        return np.max(torus_values(layer)) / layer._get_coef()
-    if getattr(layer, "disjoint_neurons", False):
+    kernel, groups = to_numpy(layer.wbar), getattr(layer, "groups", 1)
+    of_operator = isinstance(layer.parametrization, OF_OPERATORS)
+    # Orthogonal convolutions are alike at all frequencies.
+    scale = 1 if isinstance(layer.parametrization, BlockConvolution) else 3
+    if of_operator and kernel.ndim > 2:
+        norm = np.max(torus_values(layer, scale))
+    elif getattr(layer, "disjoint_neurons", False):
         norm = np.max(np.linalg.norm(as_matrix(kernel), axis=0))
-    elif isinstance(layer, keras.layers.DepthwiseConv2D):
-        channels = np.moveaxis(kernel, -2, 0)
-        norm = max(singular_values(as_matrix(x))[0] for x in channels)
     else:
-        blocks = np.split(kernel, getattr(layer, "groups", 1), axis=-1)
+        blocks = np.split(kernel, groups, axis=-1)
+        if isinstance(layer, keras.layers.DepthwiseConv2D):
+            blocks = np.moveaxis(kernel, -2, 0)
         norm = max(singular_values(as_matrix(x))[0] for x in blocks)
     return norm / layer._get_coef()
 
@@ -158,6 +181,12 @@ def assert_bounded(layer):
 
 def constrained_layers(model):
     return [layer for layer in model.layers if hasattr(layer, "wbar")]
+
+
+def assert_all_bounded(model):
+    """Each constrained layer of a model keeps its promise."""
+    for layer in constrained_layers(model):
+        assert_bounded(layer)
 
 
 def gradient(function, *arrays):

@@ -64,16 +64,14 @@ def test_bound_holds_in_the_middle_of_a_loop(loop, optimizer, learning_rate):
     losses = []
     for loss in loop.train(model, x, y, arguments):
         losses.append(loss)
-        for layer in harness.constrained_layers(model):
-            harness.assert_bounded(layer)
+        harness.assert_all_bounded(model)
     assert len(losses) == 5
     assert np.all(np.isfinite(losses))
     for before, after in zip(start, model.trainable_variables, strict=True):
         assert np.any(before != to_numpy(after))
     # Also of what the last step has left, which is no kernel of norm one.
     model.condense()
-    for layer in harness.constrained_layers(model):
-        harness.assert_bounded(layer)
+    harness.assert_all_bounded(model)
 
 
 def test_loop_of_another_backend_says_which_one_it_needs():

@@ -47,8 +47,7 @@ class CheckBound(keras.callbacks.Callback):
     """Checks the exact norm of every constrained kernel after each epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
-        for layer in harness.constrained_layers(self.model):
-            harness.assert_bounded(layer)
+        harness.assert_all_bounded(self.model)
 
 
 def train(model, optimizer, epochs=4, **options):
@@ -62,8 +61,7 @@ def train(model, optimizer, epochs=4, **options):
     losses = history.history["loss"]
     assert np.all(np.isfinite(losses))
     assert losses[-1] < losses[0]
-    for layer in harness.constrained_layers(model):
-        harness.assert_bounded(layer)
+    harness.assert_all_bounded(model)
     return model
 
 
