@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from deel.lip import layers
+from deel.lip import losses
 from deel.lip.model import Sequential
 
 
@@ -65,3 +66,29 @@ def samples(count=40, seed=0):
     """Inputs of the networks above."""
     random = np.random.default_rng(seed)
     return random.uniform(size=(count, 6, 6, 1)).astype("float32")
+
+
+def small_model(k_coef_lip=1.0):
+    """Four layers that share a constant, on 6 x 6 pixels, with five scores."""
+    return stack(
+        layers.SpectralConv2D(4, 3),
+        layers.GroupSort2(),
+        layers.ScaledAveragePooling2D(),
+        keras.layers.Flatten(),
+        layers.SpectralDense(5),
+        shape=(6, 6, 1),
+        container=Sequential,
+        k_coef_lip=k_coef_lip,
+    )
+
+
+def train(model, steps=3):
+    """Trains for some steps with a loss of ours; returns the inputs."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((8 * steps, *model.input_shape[1:]))
+    y = np.eye(model.output_shape[-1])[np.arange(len(x)) % 3]
+    loss = losses.MulticlassHKR(10.0)
+    metrics = [losses.MulticlassKR()]
+    model.compile("adam", loss, metrics=metrics, jit_compile=False)
+    model.fit(x, y, batch_size=8, verbose=0)
+    return x

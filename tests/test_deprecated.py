@@ -5,6 +5,8 @@ import importlib
 import keras
 import numpy as np
 import pytest
+from golden_scores import BINARY
+from golden_scores import CLASSES
 from harness import assert_close
 from harness import to_numpy
 
@@ -22,22 +24,6 @@ ALL = [
     for module, names in _deprecated._NAMES.items()
     for name in names
 ]
-
-Y = np.array([[1.0], [1], [1], [0], [0], [0]], "float32")
-P = np.array([[0.5], [1.5], [-0.5], [-0.5], [-1.5], [0.5]], "float32")
-
-CLASSES = np.eye(3, dtype="float32")[[0, 0, 0, 1, 1, 2]]
-SCORES = np.array(
-    [
-        [2, 0.2, -0.5],
-        [-1, -1.2, 0.3],
-        [0.8, 2, 0],
-        [0, 1, -0.5],
-        [2.4, -0.4, -1.1],
-        [-0.1, -1.7, 0.6],
-    ],
-    "float32",
-)
 
 
 def _former(module, name):
@@ -83,7 +69,7 @@ def test_unknown_names_are_still_errors(module):
 )
 def test_former_losses_ask_for_the_full_margin(name, arguments, expected):
     loss = _former(losses, name)(*arguments)
-    assert float(loss(Y, P)) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(*BINARY)) == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -102,19 +88,19 @@ def test_former_multiclass_losses_ask_for_the_full_margin(
     name, arguments, expected
 ):
     loss = _former(losses, name)(*arguments)
-    assert float(loss(CLASSES, SCORES)) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(*CLASSES)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_former_loss_of_two_tensors_gives_its_value():
     negative = _former(losses, "negative_KR")
-    assert float(negative(Y, P)) == pytest.approx(-1.0, rel=1e-6)
+    assert float(negative(*BINARY)) == pytest.approx(-1.0, rel=1e-6)
 
 
 def test_models_train_with_former_losses():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     loss = _former(losses, "HKR_loss")(1.0)
     model.compile("sgd", loss, metrics=[_former(losses, "KR_loss")()])
-    model.fit(np.ones((6, 2)), Y, verbose=0)
+    model.fit(np.ones((6, 2)), BINARY[0], verbose=0)
 
 
 def test_former_constraints_and_initializers_are_the_new_ones():

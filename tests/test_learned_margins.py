@@ -3,6 +3,8 @@
 import keras
 import numpy as np
 import pytest
+from golden_scores import BINARY
+from golden_scores import CLASSES
 from harness import assert_all_close
 from harness import assert_close
 from harness import assert_equal
@@ -18,20 +20,6 @@ from deel.lip.model import LossVariableModel
 from deel.lip.model import LossVariableSequential
 from deel.lip.model import Model
 
-BINARY_LABELS = np.array([[1], [1], [1], [0], [0], [0]], "float32")
-BINARY_SCORES = np.array([[0.5], [1.5], [-0.5], [-0.5], [-1.5], [0.5]])
-CLASSES = np.eye(3, dtype="float32")[[0, 0, 0, 1, 1, 2]]
-SCORES = np.array(
-    [
-        [2, 0.2, -0.5],
-        [-1, -1.2, 0.3],
-        [0.8, 2, 0],
-        [0, 1, -0.5],
-        [2.4, -0.4, -1.1],
-        [-0.1, -1.7, 0.6],
-    ]
-)
-
 LEARNED = [
     lambda **kwargs: losses.HKRauto(10.0, **kwargs),
     losses.HingeMarginAuto,
@@ -40,39 +28,28 @@ LEARNED_MULTICLASS = [losses.MulticlassHKRauto, losses.MulticlassHingeAuto]
 
 
 @pytest.mark.parametrize(
-    ("loss", "labels", "scores", "expected"),
+    ("loss", "data", "expected"),
     [
-        (losses.HingeMarginAuto(), BINARY_LABELS, BINARY_SCORES, 0.2333333),
-        (losses.HKRauto(10.0), BINARY_LABELS, BINARY_SCORES, 1.3333333),
-        (losses.MulticlassHingeAuto(), CLASSES, SCORES, 0.6277778),
-        (
-            losses.MulticlassHingeAuto(soft_hinge_tau=20.0),
-            CLASSES,
-            SCORES,
-            1.5999961,
-        ),
-        (losses.MulticlassHKRauto(), CLASSES, SCORES, 5.8550000),
-        (
-            losses.MulticlassHKRauto(soft_hinge_tau=20.0),
-            CLASSES,
-            SCORES,
-            15.5771835,
-        ),
+        (losses.HingeMarginAuto(), BINARY, 0.2333333),
+        (losses.HKRauto(10.0), BINARY, 1.3333333),
+        (losses.MulticlassHingeAuto(), CLASSES, 0.6277778),
+        (losses.MulticlassHingeAuto(soft_hinge_tau=20.0), CLASSES, 1.5999961),
+        (losses.MulticlassHKRauto(), CLASSES, 5.8550000),
+        (losses.MulticlassHKRauto(soft_hinge_tau=20.0), CLASSES, 15.5771835),
     ],
     ids=["hinge", "hkr", "multi-hinge", "soft", "multi-hkr", "soft-hkr"],
 )
-def test_golden_values_of_fresh_losses(loss, labels, scores, expected):
-    value = to_numpy(loss(labels, scores.astype("float32")))
-    assert_close(value, expected, atol=1e-6)
+def test_golden_values_of_fresh_losses(loss, data, expected):
+    assert_close(loss(*data), expected, atol=1e-6)
 
 
 def test_golden_value_with_margins_of_their_own():
     loss = losses.MulticlassHingeAuto()
     assert loss.margins is None
     assert loss.get_trainable_variables() == []
-    loss(CLASSES, SCORES)
+    loss(*CLASSES)
     loss.margins.assign([0.5, 1.0, 2.0])
-    value = to_numpy(loss(CLASSES, SCORES))
+    value = to_numpy(loss(*CLASSES))
     assert_close(value, 0.6, atol=1e-6)
     assert loss.get_trainable_variables() == [loss.margins]
     assert loss.margins.name == "margin_loss"
@@ -103,7 +80,7 @@ def test_bounds_that_exclude_each_other_are_refused():
 
 def test_margins_of_another_number_of_outputs_are_refused():
     loss = losses.MulticlassHingeAuto()
-    loss(CLASSES, SCORES)
+    loss(*CLASSES)
     with pytest.raises(ValueError, match="outputs=4"):
         loss(np.eye(4), np.eye(4))
 
@@ -154,38 +131,21 @@ def test_fit_trains_the_margins_within_their_bounds(make):
 
 
 def test_step_moves_margins_by_their_gradient_and_nothing_twice():
-    # One SGD step by hand: the gradient of the loss with respect to the
-    # margins, for scores that the network does not change (learning rate of
-    # the weights is the same, so one step is compared).
+    # SGD by hand: the gradient of the loss with respect to the margins, for
+    # scores before the step. On a second step nothing of the first is left.
     x, y = _data(32)
     model = _functional()
     model.compile(keras.optimizers.SGD(0.01), _loss())
-    scores = to_numpy(model(x, training=True))
-    signs = 2 * y - 1
-    inside = (0.05 / 2 - signs * scores) > 0
-    weights = np.where(y > 0, 2.0, 1.0)
-    own = y.argmax(axis=-1)
-    slope = 10.0 * np.mean(weights * inside / 2, axis=-1)
-    gradient = (
-        np.array([np.sum(slope[own == c]) / len(own) for c in range(3)])
-        - 10.0 * 0.5 / 3
-    )
-    model.train_on_batch(x, y)
-    expected = np.clip(0.05 - 0.01 * gradient, 0.05, 200.0)
-    assert_close(_margins(model), expected, atol=1e-6)
-    before = _margins(model)
-    # On a second step no gradient of the first is left over.
-    scores = to_numpy(model(x, training=True))
-    margins = y @ before
-    inside = (margins[:, None] / 2 - signs * scores) > 0
-    slope = 10.0 * np.mean(weights * inside / 2, axis=-1)
-    gradient = (
-        np.array([np.sum(slope[own == c]) / len(own) for c in range(3)])
-        - 10.0 * 0.5 / 3
-    )
-    model.train_on_batch(x, y)
-    expected = np.clip(before - 0.01 * gradient, 0.05, 200.0)
-    assert_close(_margins(model), expected, atol=1e-6)
+    own, margins = y.argmax(axis=-1), np.full(3, 0.05)
+    for _ in range(2):
+        scores = to_numpy(model(x, training=True))
+        inside = (y @ margins)[:, None] / 2 - (2 * y - 1) * scores > 0
+        slope = 10.0 * np.mean(np.where(y > 0, 2.0, 1.0) * inside / 2, axis=-1)
+        gradient = np.bincount(own, slope, 3) / len(own) - 10.0 * 0.5 / 3
+        model.train_on_batch(x, y)
+        expected = np.clip(margins - 0.01 * gradient, 0.05, 200.0)
+        assert_close(_margins(model), expected, atol=1e-6)
+        margins = _margins(model)
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
