@@ -188,10 +188,10 @@ def test_one_class_in_a_batch_stays_finite_when_compiled(label):
 @pytest.mark.parametrize("loss", [KR(), HKR(10.0), MulticlassHKR()])
 def test_one_class_in_a_batch_stays_finite(loss):
     width = 3 if isinstance(loss, MulticlassHKR) else 1
-    for column in (0, width - 1):
+    for index in (0, width - 1):
         scores = np.arange(4.0 * width).reshape(4, width).astype("float32")
         labels = np.zeros((4, width), "float32")
-        labels[:, column] = 1.0
+        labels[:, index] = 1.0
         value = float(loss(labels, scores))
         assert math.isfinite(value)
         assert abs(value) < 100

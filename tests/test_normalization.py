@@ -1,7 +1,5 @@
 """Centering and batch layers: statistics, factors, files and export."""
 
-import json
-
 import harness
 import keras
 import numpy as np
@@ -17,29 +15,32 @@ from deel.lip.layers import BatchCentering
 from deel.lip.layers import BatchLipNorm
 from deel.lip.layers import LayerCentering
 from deel.lip.layers import ScaleBiasLayer
-from deel.lip.layers import SharedLipFactory
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 from deel.lip.model import vanillaModel
 
 RNG = np.random.default_rng(0)
+
+
 BATCHES = [
     (RNG.standard_normal((6, 4, 3)) * [1, 2, 5] + shift).astype("float32")
     for shift in (0, 3, -1)
 ]
+
+
 BATCH_LAYERS = [BatchCentering, BatchLipNorm]
 
 
-def _observe(layer, batches=BATCHES):
+def observe(layer, batches=BATCHES):
     for batch in batches:
         layer(batch, training=True)
 
 
-def _means(batches):
+def means(batches):
     return np.mean([np.mean(x, axis=(0, 1)) for x in batches], axis=0)
 
 
-def _variances(batches):
+def variances(batches):
     return np.mean([np.var(x, axis=(0, 1), ddof=1) for x in batches], axis=0)
 
 
@@ -89,9 +90,9 @@ def test_batch_centering_uses_the_batch_and_then_the_mean_of_the_batches():
     layer = BatchCentering()
     for index, x in enumerate(BATCHES):
         trained = to_numpy(layer(x, training=True))
-        assert_close(trained, x - _means([x]), atol=1e-5)
+        assert_close(trained, x - means([x]), atol=1e-5)
         inferred = to_numpy(layer(x, training=False))
-        expected = x - _means(BATCHES[: index + 1])
+        expected = x - means(BATCHES[: index + 1])
         assert_close(inferred, expected, atol=1e-5)
 
 
@@ -107,12 +108,12 @@ def test_axis_names_the_channels():
 def test_batch_lip_norm_divides_by_the_largest_unbiased_deviation():
     layer = BatchLipNorm()
     x = BATCHES[0]
-    factor = 1 / np.sqrt(np.max(_variances([x])))
-    assert_close(layer(x, training=True), (x - _means([x])) * factor, atol=1e-5)
-    _observe(layer, BATCHES[1:])
-    factor = 1 / np.sqrt(np.max(_variances(BATCHES)))
+    factor = 1 / np.sqrt(np.max(variances([x])))
+    assert_close(layer(x, training=True), (x - means([x])) * factor, atol=1e-5)
+    observe(layer, BATCHES[1:])
+    factor = 1 / np.sqrt(np.max(variances(BATCHES)))
     assert_close(
-        layer(x, training=False), (x - _means(BATCHES)) * factor, atol=1e-5
+        layer(x, training=False), (x - means(BATCHES)) * factor, atol=1e-5
     )
     norm = harness.operator_norm(layer, (4, 3))
     assert norm == pytest.approx(float(layer.scaling_factor()), rel=1e-5)
@@ -132,10 +133,10 @@ def test_batch_lip_norm_divides_by_the_largest_unbiased_deviation():
 )
 def test_parts_of_batch_lip_norm_can_be_left_out(arguments, expected):
     layer = BatchLipNorm(**arguments)
-    _observe(layer)
+    observe(layer)
     x = BATCHES[0]
-    factor = 1 / np.sqrt(np.max(_variances(BATCHES)))
-    assert_close(layer(x), expected(x, _means(BATCHES), factor), atol=1e-5)
+    factor = 1 / np.sqrt(np.max(variances(BATCHES)))
+    assert_close(layer(x), expected(x, means(BATCHES), factor), atol=1e-5)
     export = layer.vanilla_export()
     assert_close(export(x), layer(x), atol=1e-5)
 
@@ -178,11 +179,11 @@ def test_gradient_goes_through_the_statistics_of_the_batch():
 def test_reset_begins_a_new_mean_and_keeps_the_former_until_then(layer_class):
     layer = layer_class(window=None)
     layer.reset_statistics()
-    _observe(layer, BATCHES[:1])
+    observe(layer, BATCHES[:1])
     layer.reset_statistics()
-    assert_close(layer.mean, _means(BATCHES[:1]), atol=1e-5)
-    _observe(layer, BATCHES[1:])
-    assert_close(layer.mean, _means(BATCHES[1:]), atol=1e-5)
+    assert_close(layer.mean, means(BATCHES[:1]), atol=1e-5)
+    observe(layer, BATCHES[1:])
+    assert_close(layer.mean, means(BATCHES[1:]), atol=1e-5)
 
 
 def test_window_is_where_the_mean_begins_to_forget():
@@ -222,12 +223,12 @@ def test_fit_records_the_batches_of_the_last_epoch(layer_class, jit, tmp_path):
         verbose=0,
     )
     assert float(to_numpy(layer.count)) == 3
-    assert_close(layer.mean, _means(BATCHES), atol=1e-5)
+    assert_close(layer.mean, means(BATCHES), atol=1e-5)
     # Without the reset, the mean goes on over a second fit.
     model.fit(x[:6], y[:6], batch_size=6, verbose=0)
     assert float(to_numpy(layer.count)) == 4
     four = [*BATCHES, BATCHES[0]]
-    assert_close(layer.mean, _means(four), atol=1e-5)
+    assert_close(layer.mean, means(four), atol=1e-5)
     expected = model.predict(x, verbose=0)
     loaded = reloaded(model, tmp_path)
     assert_equal(loaded.predict(x, verbose=0), expected)
@@ -253,7 +254,7 @@ def test_training_outside_of_fit_is_safe_when_compiled_by_the_user():
         BATCHES[0],
         training=True,
     )
-    assert_close(state[0], _means(BATCHES[:1]), atol=1e-5)
+    assert_close(state[0], means(BATCHES[:1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer_class", BATCH_LAYERS)
@@ -261,7 +262,7 @@ def test_export_is_a_scale_and_a_bias_with_the_same_output(layer_class):
     layer = layer_class(bias_initializer="ones", name="norm")
     with pytest.raises(ValueError, match=r"Received: unbuilt .* 'norm'"):
         layer.vanilla_export()
-    _observe(layer)
+    observe(layer)
     exported = layer.vanilla_export()
     assert type(exported) is ScaleBiasLayer
     assert exported.name == layer.name
@@ -316,83 +317,6 @@ def test_layers_with_a_free_factor_are_not_1_lipschitz(layer):
 def test_small_scales_are_accepted():
     model = Sequential([keras.Input((3,)), ScaleBiasLayer(-1.0)])
     assert model._get_coef() == 1.0
-
-
-def _shared(factory):
-    """Two layers with one factory, one of them nested, and one without."""
-    inputs = keras.Input((4, 3))
-    nested = keras.Sequential([BatchLipNorm(factory=factory)])
-    x = nested(BatchLipNorm(factory=factory)(inputs))
-    other = BatchLipNorm(factory=SharedLipFactory(), eps=1000.0)
-    return keras.Model(inputs, [x, other(inputs)])
-
-
-def _sharing(model):
-    first, nested, other = model.layers[1:]
-    return first, nested.layers[0], other
-
-
-def test_product_of_the_factory_is_the_constant_of_the_layers():
-    factory = SharedLipFactory()
-    assert float(factory.get_current_product_value()) == 1.0
-    model = _shared(factory)
-    assert float(factory.get_current_product_value(training=True)) == 1.0
-    for batch in BATCHES:
-        model(batch, training=True)
-    first, second, other = _sharing(model)
-    # Unlike what it was trained on, so that its factor matters.
-    second.variance.assign([0.25, 0.5, 0.1])
-    chain = keras.Sequential([keras.Input((4, 3)), first, second])
-    norm = harness.operator_norm(chain, (4, 3))
-    product = float(factory.get_current_product_value(training=False))
-    assert product == pytest.approx(norm, rel=1e-4)
-    assert float(other.scaling_factor()) == 1.0
-    # A second registration counts once.
-    factory.register(first)
-    assert float(factory.get_current_product_value()) == product
-
-
-def test_training_product_is_that_of_the_last_batch():
-    factory = SharedLipFactory()
-    layer = BatchLipNorm(factory=factory)
-    _observe(layer)
-    expected = 1 / np.sqrt(np.max(_variances(BATCHES[-1:])))
-    found = float(factory.get_current_product_value(training=True))
-    assert found == pytest.approx(expected, rel=1e-5)
-    stored = float(factory.get_current_product_value(training=False))
-    assert stored != pytest.approx(expected, rel=1e-3)
-
-
-def test_layers_that_share_a_factory_share_one_after_loading(tmp_path):
-    factory = SharedLipFactory()
-    model = _shared(factory)
-    for batch in BATCHES:
-        model(batch, training=True)
-    model.save(tmp_path / "model.keras")
-    for _ in range(2):
-        loaded = keras.models.load_model(tmp_path / "model.keras")
-        first, second, other = _sharing(loaded)
-        assert first.factory is second.factory
-        assert first.factory is not factory
-        assert other.factory is not first.factory
-        for training in (True, False):
-            assert float(
-                first.factory.get_current_product_value(training)
-            ) == float(factory.get_current_product_value(training))
-
-
-def test_config_of_a_layer_with_a_factory_is_plain():
-    layer = BatchLipNorm(factory=SharedLipFactory())
-    config = layer.get_config()
-    assert harness.is_plain(config)
-    rebuilt = BatchLipNorm.from_config(json.loads(json.dumps(config)))
-    assert isinstance(rebuilt.factory, SharedLipFactory)
-    assert rebuilt.factory is not layer.factory
-    for value in ("factory", 3):
-        with pytest.raises(ValueError, match=f"Received: factory={value}"):
-            BatchLipNorm(factory=value)
-    with pytest.raises(ValueError, match="Received: eps=0"):
-        BatchLipNorm(eps=0)
 
 
 @pytest.mark.parametrize("layer_class", [*BATCH_LAYERS, LayerCentering])

@@ -1,4 +1,4 @@
-"""Residual connections: a learned average, and blocks around a branch."""
+"""Residual blocks around a branch."""
 
 import harness
 import keras
@@ -11,6 +11,7 @@ from harness import normal
 from harness import reloaded
 from harness import to_numpy
 from keras import ops
+from networks import stack
 
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip.activations import GroupSort2
@@ -22,7 +23,6 @@ from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import propagate
 from deel.lip.certification._walk import start
 from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import LipResidual
 from deel.lip.layers import PartialResidual
 from deel.lip.layers import PrescaledResidual
 from deel.lip.layers import SpectralConv2D
@@ -30,88 +30,18 @@ from deel.lip.layers import SpectralDense
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 
-
-def _model():
-    inputs = keras.Input((8,))
-    branch = SpectralDense(8, activation=GroupSort2())(inputs)
-    outputs = LipResidual(name="join")([inputs, branch])
-    return Model(inputs=inputs, outputs=outputs)
-
-
-@pytest.mark.parametrize("alpha", [-20.0, -1.0, 0.0, 0.5, 20.0])
-def test_output_is_the_average_with_weight_sigmoid_of_alpha(alpha):
-    x, y = normal(2, 3, 4)
-    layer = LipResidual()
-    layer([x, y])
-    assert layer.get_weights() == [0.0]
-    layer.alpha.assign(alpha)
-    weight = 1 / (1 + np.exp(-alpha))
-    assert_close(layer([x, y]), weight * x + (1 - weight) * y, atol=1e-6)
-    assert [v.name for v in layer.trainable_variables] == ["alpha"]
-
-
-@pytest.mark.parametrize("alpha", [-3.0, 0.0, 3.0])
-def test_join_of_two_1_lipschitz_branches_is_1_lipschitz(alpha):
-    # Both branches the identity: a sum would double each distance.
-    inputs = keras.Input((4,))
-    layer = LipResidual()
-    model = keras.Model(inputs, layer([inputs, inputs]))
-    layer.alpha.assign(alpha)
-    assert harness.operator_norm(model, (4,)) == pytest.approx(1.0, abs=1e-6)
-    model = _model()
-    model.get_layer("join").alpha.assign(alpha)
-    x = normal(200, 8)
-    y = to_numpy(model(x))
-    moved = np.linalg.norm(y[:100] - y[100:], axis=1)
-    gap = np.linalg.norm(x[:100] - x[100:], axis=1)
-    assert np.all(moved <= gap * (1 + 1e-5))
-
-
-def test_weight_is_trained_saved_and_exported(tmp_path):
-    model = _model()
-    layer = model.get_layer("join")
-    model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=False)
-    x = normal(16, 8)
-    model.fit(x, x, epochs=2, verbose=0)
-    # The wanted output is that of the first branch.
-    assert layer.get_weights()[0] > 0
-    expected = model.predict(x, verbose=0)
-    loaded = reloaded(model, tmp_path)
-    assert_equal(loaded.predict(x, verbose=0), expected)
-    exported = model.vanilla_export()
-    assert_close(exported.predict(x, verbose=0), expected, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (2, 3),
-        [(2, 3)],
-        [(2, 3), (2, 4)],
-        [(2, 3), (2, 3, 1)],
-        [(2, 3), (2, 3), (2, 3)],
-    ],
-)
-def test_other_than_two_branches_of_one_shape_is_refused(shape):
-    with pytest.raises(ValueError, match="Received: input_shape="):
-        LipResidual().build(shape)
-    with pytest.raises(ValueError, match="Received: input_shape="):
-        LipResidual().compute_output_shape(shape)
-
-
-def test_layer_is_registered_and_its_shape_known():
-    name = keras.saving.get_registered_name(LipResidual)
-    assert name == "deel-lip>LipResidual"
-    assert LipResidual().compute_output_shape([(None, 3), (2, 3)]) == (None, 3)
-
-
 BLOCKS = (PrescaledResidual, PartialResidual)
+
+
 every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
 def _width(block):
     """Channels of a block whose branch has four."""
     return 8 if block is PartialResidual else 4
+
+
+X = [1, 2, 3, 4]
 
 
 def _exchange(factor=1.0):
@@ -123,26 +53,23 @@ def _exchange(factor=1.0):
 
 
 def _branch(k_coef_lip=1.0):
-    return Sequential(
-        [
-            keras.Input((4,)),
-            SpectralDense(6, activation=GroupSort2()),
-            SpectralDense(4),
-        ],
+    return stack(
+        SpectralDense(6, activation=GroupSort2()),
+        SpectralDense(4),
+        container=Sequential,
         k_coef_lip=k_coef_lip,
         name="branch",
     )
 
 
 def _deep(block):
-    return Sequential(
-        [
-            keras.Input((8,)),
-            SpectralDense(_width(block), activation=GroupSort2()),
-            block(SpectralDense(4, activation=GroupSort2()), name="first"),
-            block(_branch(0.5), name="second"),
-            SpectralDense(3),
-        ],
+    return stack(
+        SpectralDense(_width(block), activation=GroupSort2()),
+        block(SpectralDense(4, activation=GroupSort2()), name="first"),
+        block(_branch(0.5), name="second"),
+        SpectralDense(3),
+        shape=(8,),
+        container=Sequential,
         k_coef_lip=2.0,
     )
 
@@ -172,21 +99,13 @@ def _inner(model):
             [1, 2],
             [3.5, 2.5],
         ),
-        (
-            PartialResidual(_exchange(), k_branch=1.0),
-            [1, 2, 3, 4],
-            [1, 2, 4, 3],
-        ),
+        (PartialResidual(_exchange(), k_branch=1.0), X, [1, 2, 4, 3]),
         # A branch that shrinks is no reason to divide.
-        (
-            PartialResidual(_exchange(0.5), k_branch=0.5),
-            [1, 2, 3, 4],
-            [1, 2, 2, 1.5],
-        ),
+        (PartialResidual(_exchange(0.5), k_branch=0.5), X, [1, 2, 2, 1.5]),
         # 3 [1, 2, 2 * 4, 2 * 3] / 2
         (
             PartialResidual(_exchange(2.0), k_coef_lip=3.0, k_branch=2.0),
-            [1, 2, 3, 4],
+            X,
             [1.5, 3, 12, 9],
         ),
     ],
@@ -331,10 +250,9 @@ def test_condensing_a_model_reaches_into_blocks_or_changes_nothing(block):
     sound = to_numpy(broken)
     broken.assign(np.full(broken.shape, np.nan))
     before = model.get_weights()
-    with pytest.raises(ValueError, match="must be finite"):
-        model.condense()
-    with pytest.raises(ValueError, match="must be finite"):
-        model.get_layer("second").condense()
+    for one in (model, model.get_layer("second")):
+        with pytest.raises(ValueError, match="must be finite"):
+            one.condense()
     assert_all_equal(before, model.get_weights())
     broken.assign(sound)
     model.condense()
@@ -459,18 +377,14 @@ def test_block_that_is_not_built_is_neither_condensed_nor_exported(block):
             getattr(block(SpectralDense(4)), method)()
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@every_block
 def test_activation_of_the_branch_counts_with_its_constant(block):
-    branch = SpectralDense(
-        2, activation=GroupSort2(k_coef_lip=5.0), use_bias=False
-    )
-    layer = block(branch)
-    layer.build((None, 2 if block is PrescaledResidual else 4))
+    sort = GroupSort2(k_coef_lip=5.0)
+    layer = block(SpectralDense(4, activation=sort, use_bias=False))
+    layer.build((None, _width(block)))
     assert lipschitz_bound(layer) <= 1 + 1e-5
-    exported = layer.vanilla_export()
-    x = normal(5, 4)
-    x = x[:, : 2 if block is PrescaledResidual else 4]
-    assert_close(exported(x), layer(x, training=False), atol=1e-5)
+    x = normal(5, _width(block))
+    assert_close(layer.vanilla_export()(x), layer(x, training=False), atol=1e-5)
 
 
 def test_block_around_a_model_that_exceeds_its_promise_keeps_its_own():
