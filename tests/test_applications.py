@@ -1,6 +1,5 @@
 """The networks that come with the library."""
 
-import keras
 import numpy as np
 import pytest
 from harness import assert_close
@@ -10,7 +9,6 @@ from harness import to_numpy
 
 from deel.lip import applications
 from deel.lip.certification import lipschitz_bound
-from deel.lip.initializers import DiracInitializer
 
 BUILDERS = [getattr(applications, name) for name in applications.__all__]
 SHAPE = (8, 8, 3)
@@ -91,20 +89,3 @@ def test_scores_depend_on_the_image(builder):
     x = 10.0 * _images(8)
     scores = builder("S", input_shape=SHAPE).predict(x, verbose=0)
     assert np.min(np.std(scores, axis=0)) > 0.01
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 3), (2, 4), (4, 2)])
-def test_dirac_kernel_copies_its_input(size, inputs, outputs):
-    layer = keras.layers.Conv2D(
-        outputs, size, padding="same", kernel_initializer=DiracInitializer()
-    )
-    x = np.random.default_rng(0).standard_normal((2, 6, 5, inputs))
-    x = x.astype("float32")
-    shared = min(inputs, outputs)
-    y = to_numpy(layer(x))
-    assert_equal(y[..., :shared], x[..., :shared])
-    assert not np.any(y[..., shared:])
-    config = keras.initializers.serialize(DiracInitializer())
-    again = keras.initializers.deserialize(config)
-    assert_equal(again(layer.kernel.shape), layer.kernel)

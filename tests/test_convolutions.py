@@ -40,12 +40,16 @@ NUMPY_MODES = {
         (5, 3, 11, 2),
         (7, 1, 4, 4),
         (2, 2, 8, 1),
+        (3, 1, None, 3),
     ],
 )
 def test_overlap_is_that_of_the_table(kernel_size, stride, length, expected):
-    # C1
+    # C1, C14
     overlap = conv_factor.window_overlap(kernel_size, stride, length)
     assert overlap == expected
+    layer = layers.SpectralConv2D(1, (kernel_size, 1), (stride, stride))
+    found = layer._compute_lip_coef((None, length, 9, 1))
+    assert found == pytest.approx(expected**-0.5)
 
 
 def test_taps_further_apart_than_the_stride_all_count():
