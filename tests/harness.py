@@ -25,6 +25,12 @@ def normal(*shape, seed=0):
     return np.random.default_rng(seed).standard_normal(shape).astype("float32")
 
 
+def built(layer, *shape):
+    """The layer, built for inputs of a shape without the batch axis."""
+    layer.build((None, *shape))
+    return layer
+
+
 def assert_close(found, expected, rtol=1e-7, atol=0.0, **options):
     """As that of NumPy, of tensors too."""
     np.testing.assert_allclose(

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -43,8 +44,7 @@ X = [3.0, 1.0, -2.0, -5.0, 0.0, 4.0]
     ],
 )
 def test_golden_values(layer, x, expected):
-    found = to_numpy(layer(np.array([x], "float32")))
-    assert_equal(found, [expected])
+    assert_equal(layer(np.array([x], "float32")), [expected])
 
 
 @pytest.mark.parametrize("channels", [2, 6, 16, 32, 48, 50, 2050])
@@ -56,8 +56,7 @@ def test_pair_sort_is_exact_and_sorts_neighbours(channels, leading):
     x[..., :2] = 7.0
     found = to_numpy(layers.GroupSort2()(x))
     pairs = x.reshape(*leading, channels // 2, 2)
-    expected = np.sort(pairs, axis=-1).reshape(x.shape)
-    assert_equal(found, expected)
+    assert_equal(found, np.sort(pairs, axis=-1).reshape(x.shape))
 
 
 @pytest.mark.parametrize("size", [2, 3, 6])
@@ -160,15 +159,13 @@ def test_activations_are_also_in_layers():
 )
 def test_householder_golden_values(arguments, expected):
     x = np.array([[3.0, 1.0, -2.0, 5.0]], "float32")
-    found = to_numpy(layers.Householder(**arguments)(x))
-    assert_close(found, [expected], atol=1e-6)
+    assert_close(layers.Householder(**arguments)(x), [expected], atol=1e-6)
 
 
 def test_householder_of_second_order_reflects_both_pieces_of_the_first():
     # All of (3, 1), (1, 3), (-1, -3) and (-3, -1) become (1, 3).
     x = np.array([[3, 1, 1, 3], [-1, -3, -3, -1]], "float32").reshape(4, 2)
-    found = to_numpy(layers.Householder(order=2)(x))
-    assert_close(found, [[1, 3]] * 4, atol=1e-6)
+    assert_close(layers.Householder(order=2)(x), [[1, 3]] * 4, atol=1e-6)
 
 
 def _folds(angles, k_coef_lip=1.0):
@@ -214,8 +211,7 @@ def test_jacobian_of_householder_is_orthogonal(angles, seed):
         for i in range(2)
     ]
     jacobians = np.stack(rows, axis=1)
-    values = np.linalg.svd(jacobians, compute_uv=False)
-    assert_close(values, 1.0, atol=1e-5)
+    assert_close(np.linalg.svd(jacobians, compute_uv=False), 1.0, atol=1e-5)
 
 
 def test_each_fold_of_householder_halves_what_those_before_have_left():
@@ -233,8 +229,7 @@ def test_each_fold_of_householder_halves_what_those_before_have_left():
 def test_householder_of_first_order_is_what_it_was_without_an_order():
     config = layers.Householder(name="h").get_config()
     assert config.pop("order") == 1
-    layer = layers.Householder.from_config(config)
-    layer.build((None, 6))
+    layer = built(layers.Householder.from_config(config), 6)
     assert tuple(layer.theta.shape) == (3,)
     assert_equal(layer.theta, np.full(3, np.pi / 2, "float32"))
     assert layers.Householder("channels_last", 1.0, None, 2).order == 2
@@ -305,8 +300,7 @@ def test_prelu_slopes_are_bounded_one_by_one():
 
 
 def test_clipped_prelu_clips_where_the_slope_is_used():
-    layer = layers.LipschitzPReLU(0.5)
-    layer.build((None, 4))
+    layer = built(layers.LipschitzPReLU(0.5), 4)
     (slopes,) = layer.trainable_variables
     assert_equal(slopes[:], [0.25] * 4)
     slopes.assign([3.0, -2.0, 0.25, 0.5])

@@ -93,8 +93,7 @@ def test_attack_stays_within_the_bounds_of_valid_inputs():
     # Only negative values would bring the sum below zero.
     model = linear_classifier(np.ones((4, 1)), np.array([0.1]))
     x = np.zeros((1, 4), "float32")
-    found = attack_distances(model, x, [1], [10.0], bounds=(0, 1))
-    assert found == [np.inf]
+    assert attack_distances(model, x, [1], [10.0], bounds=(0, 1)) == [np.inf]
     assert np.isfinite(attack_distances(model, x, [1], [10.0]))
     with pytest.raises(ValueError, match="within the bounds"):
         attack_distances(model, x - 1, [1], [10.0], bounds=(0, 1))

@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_close
+from harness import built
 from networks import stack
 
 from deel.lip import layers
@@ -132,8 +133,7 @@ def test_bad_arguments_of_the_bound_are_errors():
         lipschitz_bound(keras.layers.Dense(2))
     with pytest.raises(ValueError, match="unbuilt"):
         lipschitz_bound(keras.Sequential([keras.layers.Dense(2)]))
-    own = OwnCall()
-    own.build((None, 3))
+    own = built(OwnCall(), 3)
     with pytest.raises(ValueError, match="`call` of their own"):
         lipschitz_bound(own)
 
@@ -162,8 +162,7 @@ def test_layers_that_are_built_from_the_start_take_the_shape_of_an_input():
     layer = keras.layers.AveragePooling2D(2)
     if not layer.built:
         pytest.skip("The oldest Keras builds each layer for a shape.")
-    bound = lipschitz_bound(layer, input_shape=(8, 8, 2))
-    assert bound == pytest.approx(0.5)
+    assert lipschitz_bound(layer, input_shape=(8, 8, 2)) == pytest.approx(0.5)
     with pytest.raises(ValueError, match="Expected `input_shape`"):
         lipschitz_bound(layer)
     with pytest.raises(ValueError, match="input_shape="):

@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_all_equal
+from harness import built
 from harness import normal
 from harness import to_numpy
 
@@ -120,8 +121,7 @@ def test_sum_of_n_inputs_counts_n(count):
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_batch_normalization_scales_each_channel(scale):
-    layer = keras.layers.BatchNormalization(epsilon=0.5, scale=scale)
-    layer.build((None, 3))
+    layer = built(keras.layers.BatchNormalization(epsilon=0.5, scale=scale), 3)
     layer.moving_variance.assign([0.5, 3.5, 15.5])
     factors = np.array([1.0, 0.5, 0.25])
     if scale:
@@ -138,8 +138,7 @@ def test_further_types_are_computed_by_the_user():
         seen.append((layer, input_shape))
         return 0.25, 4.0
 
-    flatten = keras.layers.Flatten()
-    flatten.build((None, 3, 4))
+    flatten = built(keras.layers.Flatten(), 3, 4)
     table = {keras.layers.Flatten: measure}
     assert compute_layer_sv(flatten, table) == (0.25, 4.0)
     assert seen == [(flatten, (None, 3, 4))]

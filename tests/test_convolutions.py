@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -154,8 +155,7 @@ PADDED = [
 def test_padded_operator_is_bounded_for_any_kernel(
     mode, layer, arguments, shape
 ):
-    layer = layer(**arguments, padding_mode=mode)
-    layer.build((None, *shape))
+    layer = built(layer(**arguments, padding_mode=mode), *shape)
     largest = 0.0
     for kernel in _kernels(layer):
         layer.kernel.assign(kernel)
@@ -176,8 +176,7 @@ def test_unknown_size_is_bounded_for_every_size():
 
 
 def test_another_size_is_refused_where_the_bound_depends_on_it():
-    layer = layers.SpectralConv1D(2, 3, padding_mode="reflect")
-    layer.build((None, 12, 1))
+    layer = built(layers.SpectralConv1D(2, 3, padding_mode="reflect"), 12, 1)
     # Three values, reflected, are read more often than twelve.
     with pytest.raises(ValueError, match="axis 1"):
         layer(normal(1, 3, 1))
@@ -213,18 +212,15 @@ def test_two_dimensional_layers_name_the_one_with_groups_and_dilation():
     ids=str,
 )
 def test_grouped_operator_is_bounded_for_any_kernel(arguments):
-    layer = layers.SpectralGroupedConv2D(8, 3, **arguments)
-    layer.build((None, 5, 6, 4))
+    layer = built(layers.SpectralGroupedConv2D(8, 3, **arguments), 5, 6, 4)
     for kernel in _kernels(layer):
         layer.kernel.assign(kernel)
         layer.condense()
-        norm = harness.operator_norm(layer, (5, 6, 4))
-        assert norm <= 1 + TOLERANCE
+        assert harness.operator_norm(layer, (5, 6, 4)) <= 1 + TOLERANCE
 
 
 def test_each_group_has_singular_values_of_one():
-    layer = layers.SpectralGroupedConv2D(6, 3, groups=3)
-    layer.build((None, 5, 5, 6))
+    layer = built(layers.SpectralGroupedConv2D(6, 3, groups=3), 5, 5, 6)
     for block in np.split(to_numpy(layer.wbar), 3, axis=-1):
         values = harness.singular_values(harness.as_matrix(block))
         assert_close(values * 3, 1, atol=1e-3)
@@ -263,16 +259,14 @@ def test_transposed_operator_is_bounded_for_any_kernel(
 
 def test_transposed_layer_with_disjoint_windows_is_an_isometry():
     # C10
-    layer = layers.SpectralConv2DTranspose(4, 2, strides=2)
-    layer.build((None, 3, 5, 1))
+    layer = built(layers.SpectralConv2DTranspose(4, 2, strides=2), 3, 5, 1)
     values = harness.singular_values(harness.operator_matrix(layer, (3, 5, 1)))
     assert_close(values, 1, atol=1e-5)
     assert layer.coef_lip == 1.0
 
 
 def test_transposed_coefficient_is_that_of_the_output_grid():
-    layer = layers.SpectralConv2DTranspose(1, 5, strides=2)
-    layer.build((None, 2, 7, 1))
+    layer = built(layers.SpectralConv2DTranspose(1, 5, strides=2), 2, 7, 1)
     # Two windows read the four rows of the output, three its columns.
     assert layer.coef_lip == pytest.approx(6**-0.5)
     with pytest.raises(ValueError, match="axis 1"):
@@ -300,8 +294,7 @@ def test_depthwise_operator_is_bounded_for_any_kernel():
 
 
 def test_depthwise_channels_are_normalised_each_by_itself():
-    layer = layers.SpectralDepthwiseConv2D(3, k_coef_lip=3.0)
-    layer.build((None, 4, 5, 3))
+    layer = built(layers.SpectralDepthwiseConv2D(3, k_coef_lip=3.0), 4, 5, 3)
     layer.kernel.assign(normal(3, 3, 3, 1) * np.array([[1], [10], [1e6]]))
     layer.condense()
     wbar = to_numpy(layer.wbar)
@@ -334,8 +327,7 @@ def test_unconstrained_layer_pads_and_reports_its_shape(
     if mode is not None:
         assert layer.padding_size == [1, 1]
         widths = [(0, 0), (1, 1), (1, 1), (0, 0)]
-        stock = keras.layers.Conv2D(2, 3)
-        stock.build((None, 7, 7, 3))
+        stock = built(keras.layers.Conv2D(2, 3), 7, 7, 3)
         stock.set_weights(layer.get_weights())
         expected = stock(np.pad(x, widths, mode=NUMPY_MODES[mode]))
         assert_close(output, expected, atol=1e-5)

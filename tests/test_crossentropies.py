@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_close
+from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -93,8 +94,7 @@ def test_share_of_emma_has_no_gradient():
 def test_emma_reads_the_distances_of_the_last_layer(layer):
     # Columns (3, 0) and (0, 4), which `FrobeniusDense` makes unit vectors:
     # their distance is 5, or the root of 2.
-    last = layer(2)
-    last.build((None, 2))
+    last = built(layer(2), 2)
     last.kernel.assign([[3.0, 0.0], [0.0, 4.0]])
     last(np.zeros((1, 2), "float32"), training=True)
     distance = 5.0 if layer is keras.layers.Dense else 2**0.5

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import to_numpy
 from keras import ops
 
@@ -50,8 +51,7 @@ def assert_same(before, after):
 
 
 def number_of_parameters(layer, inputs, units):
-    layer = layer(units)
-    layer.build((None, inputs))
+    layer = built(layer(units), inputs)
     return layer.count_params()
 
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from harness import built
 
 from deel.lip import layers
 from deel.lip.constraints import SpectralConstraint
@@ -136,7 +137,6 @@ def test_coefficient_is_unknown_before_the_layer_is_built(make):
 
 
 def test_wrong_input_shapes_are_refused_by_keras():
-    layer = layers.SpectralDense(3)
-    layer.build((None, 4))
+    layer = built(layers.SpectralDense(3), 4)
     with pytest.raises(ValueError, match="incompatible"):
         layer(np.ones((1, 5), "float32"))

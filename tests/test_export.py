@@ -156,8 +156,7 @@ def test_onnx_gives_the_same_scores(trained, tmp_path):
     pytest.importorskip(converter.get(BACKEND, "onnxscript"))
     model, x, expected = trained("onnx")
     model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
-    found = _run_onnx(tmp_path / "model.onnx", x)
-    assert_close(found, expected, **WITHIN)
+    assert_close(_run_onnx(tmp_path / "model.onnx", x), expected, **WITHIN)
 
 
 @only_on("tensorflow")
@@ -183,8 +182,7 @@ def test_torch_export_gives_the_same_scores(trained, tmp_path):
         path, format="torch", verbose=False, dynamic_shapes=({0: batch},)
     )
     program = torch.export.load(path).module()
-    found = program(torch.tensor(x)).detach().numpy()
-    assert_close(found, expected, **WITHIN)
+    assert_close(program(torch.tensor(x)).detach().numpy(), expected, **WITHIN)
 
 
 def test_exported_model_infers_where_nothing_says_how_it_runs():

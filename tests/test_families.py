@@ -7,6 +7,7 @@ import pytest
 from harness import TOLERANCE
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
@@ -34,8 +35,7 @@ RESCALED = [
 
 @pytest.mark.parametrize(("make", "shape"), RESCALED)
 def test_operator_is_bounded_for_hostile_kernels(make, shape):
-    layer = make()
-    layer.build((None, *shape))
+    layer = built(make(), *shape)
     update = harness.update_of(layer)
     for kind, kernel in harness.hostile_matrices(tuple(layer.kernel.shape), 15):
         layer.kernel.assign(kernel)
@@ -71,13 +71,11 @@ def test_weights_of_the_paper_are_scales_of_the_channels():
     sums = np.sum(np.abs(kernel @ kernel.T) * q / q[:, None], axis=1)
     expected = kernel / np.sqrt(sums)[:, None]
     scaled = ops.convert_to_tensor((kernel * q[:, None]).astype("float32"))
-    found = to_numpy(AOL(by_output=False).constrain(scaled))
-    assert_close(found, expected, rtol=1e-4)
+    assert_close(AOL(by_output=False).constrain(scaled), expected, rtol=1e-4)
 
 
 def test_weights_from_a_file_break_no_bound():
-    layer = layers.AOLDense(6)
-    layer.build((None, 4))
+    layer = built(layers.AOLDense(6), 4)
     layer.kernel.assign(normal(4, 6))
     for weights in ([0, 1, -1, 1], [np.nan, np.inf, 1e-30, 1], [1e30] * 4):
         layer.parametrization.q.assign(np.array(weights, "float32"))
@@ -87,8 +85,7 @@ def test_weights_from_a_file_break_no_bound():
 
 def test_condensed_layer_is_the_same_function_in_training_too():
     # Rescaling what is rescaled would make it smaller, but for the weights.
-    layer = layers.AOLConv2D(3, 3, strides=2, k_coef_lip=2.0)
-    layer.build((None, 5, 4, 2))
+    layer = built(layers.AOLConv2D(3, 3, strides=2, k_coef_lip=2.0), 5, 4, 2)
     rng = np.random.default_rng(0)
     layer.kernel.assign(rng.standard_normal(layer.kernel.shape))
     x = rng.standard_normal((2, 5, 4, 2)).astype("float32")
@@ -96,8 +93,7 @@ def test_condensed_layer_is_the_same_function_in_training_too():
     for _ in range(3):
         layer.condense()
         for training in (True, False):
-            found = to_numpy(layer(x, training=training))
-            assert_close(found, expected, atol=1e-5)
+            assert_close(layer(x, training=training), expected, atol=1e-5)
 
 
 def test_orthogonal_kernels_pass_unchanged():
@@ -137,17 +133,14 @@ def test_dense_block_is_the_formula_with_its_diagonal():
     kernel, x = rng.standard_normal((4, 6)), rng.standard_normal((3, 4))
     diagonal = np.sum(np.abs(kernel.T @ kernel), axis=1)
     expected = x - 2 * (np.maximum(x @ kernel, 0) / diagonal) @ kernel.T
-    layer = layers.SLLDense(6)
-    layer.build((None, 4))
+    layer = built(layers.SLLDense(6), 4)
     layer.kernel.assign(kernel)
-    found = to_numpy(layer(x.astype("float32"), training=True))
-    assert_close(found, expected, atol=1e-5)
+    assert_close(layer(x.astype("float32"), training=True), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", unconstrained.MONOTONE)
 def test_block_expands_nothing_with_any_of_its_activations(activation):
-    layer = layers.SLLDense(8, activation=activation)
-    layer.build((None, 4))
+    layer = built(layers.SLLDense(8, activation=activation), 4)
     rng = np.random.default_rng(0)
     layer.kernel.assign(rng.standard_normal((4, 8)))
     x = 3 * rng.standard_normal((500, 4)).astype("float32")
@@ -205,8 +198,7 @@ def test_rescaled_convolutions_that_are_not_bounded_are_refused(
 
 
 def test_rescaled_convolution_takes_images_of_any_size():
-    layer = layers.AOLConv2D(3, 5)
-    layer.build((None, 2, 3, 2))
+    layer = built(layers.AOLConv2D(3, 5), 2, 3, 2)
     for size in (2, 9):
         assert harness.operator_norm(layer, (size, size, 2)) <= 1 + TOLERANCE
 

@@ -10,6 +10,7 @@ import registry
 from harness import assert_all_equal
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -38,8 +39,7 @@ def test_output_shape_is_the_same_symbolic_and_computed(row):
 
 @registry.rows(registry.CONSTRAINED, registry.OTHERS)
 def test_parameters_are_counted_as_documented(row):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     trainable = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
     assert (trainable, layer.count_params() - trainable) == row.parameters
     names = [v.name for v in layer.weights]
@@ -112,8 +112,7 @@ def test_export_is_the_stock_layer_with_the_same_output(row):
     assert exported.count_params() == int(np.prod(layer.wbar.shape)) + bias
     assert_close(exported(x), expected, atol=1e-5)
     exported.kernel.assign(np.zeros(exported.kernel.shape))
-    after = to_numpy(layer(x, training=False))
-    assert_equal(after, expected)
+    assert_equal(layer(x, training=False), expected)
 
 
 @registry.rows(registry.CONSTRAINED)
@@ -127,8 +126,7 @@ def test_export_of_a_layer_that_is_not_built_is_refused(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
     # C3
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     layer.kernel.assign(normal(*layer.kernel.shape))
     layer.condense()
     kernel = to_numpy(layer.kernel)
@@ -138,19 +136,16 @@ def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
     layer.condense()
     if layer._get_coef() == 1.0:
         assert_close(layer.kernel, kernel, atol=1e-5)
-    after = to_numpy(layer(_data(row), training=False))
-    assert_close(after, expected, atol=2e-5)
+    assert_close(layer(_data(row), training=False), expected, atol=2e-5)
 
 
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_new_constant_is_followed_at_once(row):
     # C3
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     before = to_numpy(layer.wbar)
     layer.set_klip_factor(2 * layer.k_coef_lip)
-    after = to_numpy(layer.wbar)
-    assert_close(after, 2 * before, rtol=1e-5)
+    assert_close(layer.wbar, 2 * before, rtol=1e-5)
     harness.assert_bounded(layer)
     layer(_data(row), training=True)
     harness.assert_bounded(layer)
@@ -159,8 +154,7 @@ def test_new_constant_is_followed_at_once(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_reported(row, value):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     kernel = np.ones(layer.kernel.shape)
     kernel.flat[0] = value
     layer.kernel.assign(kernel)
@@ -176,8 +170,7 @@ def test_weights_that_are_not_finite_are_reported(row, value):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_zero_kernel_gives_the_bias_and_finite_gradients(row):
     # C2
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     layer.activation = keras.activations.linear
     zero = np.zeros(layer.kernel.shape, "float32")
     layer.kernel.assign(zero)
@@ -203,8 +196,7 @@ def test_layer_is_registered_under_the_name_of_the_library(row):
 
 @registry.rows(registry.CONSTRAINED)
 def test_quantization_and_lora_are_refused(row):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     with pytest.raises(ValueError, match="vanilla_export"):
         layer.quantize("int8")
     with pytest.raises(ValueError, match="vanilla_export"):

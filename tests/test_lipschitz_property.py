@@ -11,6 +11,7 @@ import registry
 from harness import TOLERANCE
 from harness import assert_all_equal
 from harness import assert_close
+from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
@@ -81,8 +82,7 @@ def test_bound_holds_while_training_at_any_learning_rate(row):
 
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_bound_holds_for_hostile_kernels(row):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = built(row.make(), *row.input_shape)
     shape = tuple(layer.kernel.shape)
     update = harness.update_of(layer)
     kernels = harness.hostile_matrices(shape, 45, seed=len(row.name))
@@ -121,8 +121,7 @@ def test_convolution_operator_is_bounded_on_the_whole_image(
     for kind, kernel in kernels:
         layer.kernel.assign(kernel)
         layer(x, training=True)
-        norm = harness.operator_norm(layer, x.shape[1:])
-        assert norm <= 1 + TOLERANCE, kind
+        assert harness.operator_norm(layer, x.shape[1:]) <= 1 + TOLERANCE, kind
     layer.kernel.assign(np.ones(layer.kernel.shape))
     layer(x, training=True)
     assert harness.operator_norm(layer, x.shape[1:]) <= 1 + TOLERANCE
@@ -176,8 +175,7 @@ def test_kernel_at_the_start_is_the_one_that_the_draw_is_constrained_to(
         # Half precision of the variable must not reach what is used.
         start = to_numpy(layer.wbar)
         layer.parametrization.refresh(layer.kernel)
-        expected = to_numpy(layer.wbar)
-        assert_close(start, expected, atol=2e-6)
+        assert_close(start, layer.wbar, atol=2e-6)
 
 
 class _Expanding(SpectralInitializer):
@@ -196,8 +194,7 @@ class _Expanding(SpectralInitializer):
     ],
 )
 def test_bound_holds_at_the_start_for_initializers_of_others(initializer):
-    layer = layers.SpectralDense(7, kernel_initializer=initializer)
-    layer.build((None, 20))
+    layer = built(layers.SpectralDense(7, kernel_initializer=initializer), 20)
     harness.assert_bounded(layer)
 
 
@@ -243,16 +240,14 @@ def test_valid_weights_are_loaded_bit_for_bit():
 def test_singular_values_are_one_with_orthogonalisation():
     rng = np.random.default_rng(0)
     for shape in [(64, 32), (32, 32), (20, 50), (200, 100)]:
-        layer = layers.SpectralDense(shape[1])
-        layer.build((None, shape[0]))
+        layer = built(layers.SpectralDense(shape[1]), shape[0])
         u, _, v = np.linalg.svd(rng.standard_normal(shape), full_matrices=False)
         values = np.geomspace(0.1, 1.0, min(shape))
         layer.kernel.assign(u * values @ v)
         layer(np.zeros((1, shape[0]), "float32"), training=True)
         found = harness.singular_values(harness.as_matrix(layer.wbar))
         assert found[-1] >= 1 - 1e-2
-    layer = layers.SpectralDense(32)
-    layer.build((None, 64))
+    layer = built(layers.SpectralDense(32), 64)
     layer(np.zeros((1, 64), "float32"), training=True)
     found = harness.singular_values(harness.as_matrix(layer.wbar))
     assert found[-1] >= 1 - 1e-3
@@ -284,8 +279,7 @@ def test_optimizer_leaves_the_kernel_on_the_manifold():
 
 
 def test_bound_holds_with_an_optimizer_that_ignores_constraints():
-    layer = layers.SpectralDense(6)
-    layer.build((None, 5))
+    layer = built(layers.SpectralDense(6), 5)
     x = normal(8, 5)
     rng = np.random.default_rng(1)
     for step in range(20):
@@ -309,8 +303,7 @@ def test_user_constraint_is_kept_and_the_bound_holds(layer_class):
 
 
 def test_short_axes_are_bounded_by_their_length_and_longer_ones_refused():
-    layer = layers.SpectralConv2D(2, 3)
-    layer.build((None, 2, 8, 1))
+    layer = built(layers.SpectralConv2D(2, 3), 2, 8, 1)
     assert layer.coef_lip == pytest.approx(1 / 6**0.5)
     with pytest.raises(ValueError, match="incompatible"):
         layer(np.ones((1, 8, 8, 1), "float32"))
@@ -361,8 +354,7 @@ def test_bound_holds_for_very_long_columns(rows, kind):
 
 
 def test_threads_do_not_see_the_kernels_of_each_other():
-    layer = layers.SpectralDense(8, use_bias=False)
-    layer.build((None, 8))
+    layer = built(layers.SpectralDense(8, use_bias=False), 8)
     rng = np.random.default_rng(0)
     layer.kernel.assign(1000 * rng.standard_normal((8, 8)))
     x = ops.convert_to_tensor(rng.standard_normal((4, 8)).astype("float32"))

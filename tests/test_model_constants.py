@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_close
+from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -91,8 +92,7 @@ def test_model_warns_when_a_layer_gets_another_constant(change, index):
 
 
 def test_constant_assigned_to_a_layer_is_used_at_once():
-    layer = layers.SpectralDense(3)
-    layer.build((None, 4))
+    layer = built(layers.SpectralDense(3), 4)
     layer.k_coef_lip = 5.0
     assert lipschitz_bound(layer) == pytest.approx(5.0, rel=1e-5)
 
@@ -181,8 +181,7 @@ def test_constants_of_activations_are_those_of_certificates():
 
     for name, slope in SLOPES.items():
         if hasattr(keras.activations, name):
-            layer = keras.layers.Activation(name)
-            layer.build((None, 3))
+            layer = built(keras.layers.Activation(name), 3)
             assert lipschitz_bound(layer) == slope, name
 
 
@@ -233,8 +232,7 @@ def test_extreme_constants_hold_while_training(k_coef_lip):
 
 
 def test_constants_set_again_and_again_let_no_kernel_drift():
-    layer = layers.SpectralDense(16)
-    layer.build((None, 16))
+    layer = built(layers.SpectralDense(16), 16)
     before = harness.as_matrix(layer.wbar)
     for _ in range(1000):
         for constant in (1.7, 1.0):

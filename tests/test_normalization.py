@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import reloaded
 from harness import to_numpy
 from keras import ops
@@ -55,8 +56,7 @@ def test_layer_centering_leaves_each_channel_of_a_sample_without_mean():
 
 
 def test_layer_centering_is_a_projection():
-    layer = LayerCentering()
-    layer.build((None, 3, 4, 2))
+    layer = built(LayerCentering(), 3, 4, 2)
     matrix = harness.operator_matrix(layer, (3, 4, 2))
     assert_close(matrix @ matrix, matrix, atol=1e-6)
     assert_close(matrix, matrix.T, atol=1e-6)
@@ -163,8 +163,7 @@ def test_batch_of_one_value_gives_no_nan():
 
 def test_gradient_goes_through_the_statistics_of_the_batch():
     # Shifting or, without bias, scaling the batch changes nothing.
-    layer = BatchLipNorm()
-    layer.build((None, 3))
+    layer = built(BatchLipNorm(), 3)
     x = RNG.standard_normal((5, 3)).astype("float32")
     weights = RNG.standard_normal((5, 3)).astype("float32")
     (slope,) = harness.gradient(
@@ -239,8 +238,7 @@ def test_training_outside_of_fit_is_safe_when_compiled_by_the_user():
         pytest.skip("JAX alone has functions without state.")
     import jax
 
-    layer = BatchLipNorm()
-    layer.build((None, 4, 3))
+    layer = built(BatchLipNorm(), 4, 3)
     initial = layer.get_weights()
     expected = layer(BATCHES[0], training=True)
     layer.set_weights(initial)
@@ -268,8 +266,7 @@ def test_export_is_a_scale_and_a_bias_with_the_same_output(layer_class):
     assert exported.name == layer.name
     assert exported.count_params() == 3
     expected = to_numpy(layer(BATCHES[2], training=False))
-    found = to_numpy(exported(BATCHES[2], training=True))
-    assert_close(found, expected, atol=1e-5)
+    assert_close(exported(BATCHES[2], training=True), expected, atol=1e-5)
 
 
 def test_model_with_batch_layers_is_exported_and_condensed():

@@ -40,8 +40,7 @@ def _compiled(function):
 def test_golden_values_of_spectral_normalization():
     w, u, sigma = spectral_normalization(W, ONES)
     assert_close(sigma, [[4.0]], rtol=1e-6)
-    expected = np.diag([0.9997501, 0.2499375])
-    assert_close(w, expected, atol=1e-6)
+    assert_close(w, np.diag([0.9997501, 0.2499375]), atol=1e-6)
     # Four steps: three give 2.4e-4, five give 9.5e-7.
     assert_close(u, [[1.0, 1.5259e-5]], rtol=1e-4)
 
@@ -99,8 +98,7 @@ def test_rectangular_kernels_become_semi_orthogonal(shape):
     u = np.ones((1, shape[-1]), "float32")
     w, _, _ = reshaped_kernel_orthogonalization(kernel, u, 1.0)
     assert tuple(w.shape) == shape
-    values = harness.singular_values(harness.as_matrix(w))
-    assert_close(values, 1.0, atol=1e-3)
+    assert_close(harness.singular_values(harness.as_matrix(w)), 1.0, atol=1e-3)
 
 
 @pytest.mark.parametrize("switch", [{"eps_bjorck": None}, {"beta": None}])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import TOLERANCE
 from harness import assert_close
+from harness import built
 from harness import to_numpy
 from keras import ops
 
@@ -35,8 +36,7 @@ CASES = [
 
 @pytest.mark.parametrize(("arguments", "shape"), CASES)
 def test_operator_is_bounded_for_hostile_kernels(arguments, shape):
-    layer = SpectralConv2D(bound="operator", **arguments)
-    layer.build((None, *shape))
+    layer = built(SpectralConv2D(bound="operator", **arguments), *shape)
     update = harness.update_of(layer)
     kernels = harness.hostile_matrices(tuple(layer.kernel.shape), 15)
     for kind, kernel in kernels:
@@ -57,8 +57,7 @@ def test_amplitude_is_what_the_coverage_gives_away():
     norms = {}
     for bound in ("coverage", "operator"):
         keras.utils.set_random_seed(0)
-        layer = SpectralConv2D(8, 3, bound=bound)
-        layer.build((None, 10, 10, 8))
+        layer = built(SpectralConv2D(8, 3, bound=bound), 10, 10, 8)
         norms[bound] = harness.operator_norm(layer, (10, 10, 8))
     assert norms["coverage"] < 0.65
     assert 0.9 < norms["operator"] <= 1 + TOLERANCE
@@ -66,8 +65,7 @@ def test_amplitude_is_what_the_coverage_gives_away():
 
 def test_it_is_never_worse_than_the_coverage():
     # Sixteen filters for nine values of a patch: the coverage is exact.
-    layer = SpectralConv2D(16, 3, bound="operator")
-    layer.build((None, 6, 6, 1))
+    layer = built(SpectralConv2D(16, 3, bound="operator"), 6, 6, 1)
     norm = harness.operator_norm(layer, (6, 6, 1))
     assert norm == pytest.approx(1.0, abs=1e-5)
 
@@ -85,15 +83,12 @@ def test_circular_padding_of_a_small_image_is_exact():
 
 def test_stride_that_divides_a_circle_holds_for_this_length_alone():
     arguments = {"padding_mode": "circular", "bound": "operator"}
-    layer = SpectralConv1D(2, 3, strides=2, **arguments)
-    layer.build((None, 40, 2))
-    norm = harness.operator_norm(layer, (40, 2))
-    assert 0.9 < norm <= 1 + TOLERANCE
+    layer = built(SpectralConv1D(2, 3, strides=2, **arguments), 40, 2)
+    assert 0.9 < harness.operator_norm(layer, (40, 2)) <= 1 + TOLERANCE
     with pytest.raises(ValueError, match="incompatible"):
         layer(np.ones((1, 41, 2), "float32"))
     # Where it does not divide it, the layer without a stride is bounded.
-    layer = SpectralConv1D(2, 3, strides=2, **arguments)
-    layer.build((None, 41, 2))
+    layer = built(SpectralConv1D(2, 3, strides=2, **arguments), 41, 2)
     assert harness.operator_norm(layer, (41, 2)) <= 1 + TOLERANCE
 
 
@@ -144,8 +139,7 @@ def test_gradient_is_that_of_the_constrained_kernel(eps_bjorck):
 
 def test_training_step_uses_the_same_gradient_as_the_pure_function():
     rng = np.random.default_rng(0)
-    layer = SpectralConv1D(3, 3, bound="operator", use_bias=False)
-    layer.build((None, 8, 3))
+    layer = built(SpectralConv1D(3, 3, bound="operator", use_bias=False), 8, 3)
     # Three taps that are nearly equal: one frequency stands out.
     taps = np.tile(np.eye(3), (3, 1)) + 0.1 * rng.standard_normal((9, 3))
     kernel = np.linalg.qr(taps)[0].reshape(3, 3, 3)
@@ -186,8 +180,7 @@ def test_kernel_that_an_optimizer_has_moved_needs_no_second_normalisation():
 def test_config_of_older_files_means_the_coverage():
     config = SpectralConv2D(4, 3).get_config()
     assert config.pop("bound") == "coverage"
-    layer = SpectralConv2D.from_config(config)
-    layer.build((None, 8, 8, 1))
+    layer = built(SpectralConv2D.from_config(config), 8, 8, 1)
     assert layer.coef_lip == pytest.approx(1 / 3)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
@@ -86,8 +87,7 @@ def test_gradient_is_that_of_the_map(method, shape):
 
 def test_newton_schulz_is_spectral_dense():
     layer = _built("newton_schulz", (6, 4))
-    twin = layers.SpectralDense(4)
-    twin.build((None, 6))
+    twin = built(layers.SpectralDense(4), 6)
     kernel = normal(6, 4)
     for each in (layer, twin):
         each.kernel.assign(kernel)
@@ -138,8 +138,7 @@ def test_maps_of_skew_matrices_are_rotations_of_known_angle(method, angle):
 def test_block_reflector_golden_values(shape, free, expected, scale):
     free = scale * np.array(free)
     layer = _built("block_reflector", shape, rank=free.shape[1])
-    found = _constrained(layer, free)
-    assert_close(found, expected, atol=2e-5)
+    assert_close(_constrained(layer, free), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize(("rank", "reflected"), [(None, 2), (1, 1), (7, 7)])
@@ -177,8 +176,7 @@ def test_condensing_changes_no_prediction(method):
     before = to_numpy(layer(x, training=False))
     layer.condense()
     layer(x, training=True)
-    after = to_numpy(layer(x, training=False))
-    assert_close(after, before, atol=1e-5)
+    assert_close(layer(x, training=False), before, atol=1e-5)
 
 
 @every_method

@@ -176,8 +176,7 @@ def test_saliency_is_the_gradient_of_the_target_against_the_other():
     model = linear_model(kernel, (2, 2, 3))
     ax = plots.saliency(model, image(2, 2, 3), target=2, against=0)
     expected = (kernel[:, 2] - kernel[:, 0]).reshape(2, 2, 3).sum(-1)
-    drawn = ax.get_images()[0].get_array()
-    assert_close(drawn, expected, rtol=1e-4)
+    assert_close(ax.get_images()[0].get_array(), expected, rtol=1e-4)
 
 
 def test_counterfactual_moves_the_image_by_the_distance():
@@ -194,5 +193,4 @@ def test_counterfactual_shows_pixels():
     model = linear_model(np.zeros((4, 1)), (2, 2, 1))
     x = np.full((2, 2, 1), 100.0, "float32")
     ax = plots.counterfactual(model, x, as_pixels=lambda t: t / 200.0)
-    drawn = np.asarray(ax.get_images()[0].get_array())
-    assert_close(drawn, 0.5)
+    assert_close(np.asarray(ax.get_images()[0].get_array()), 0.5)

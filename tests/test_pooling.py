@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_close
+from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
@@ -44,8 +45,7 @@ WINDOW = np.array([[1.0, 2.0], [3.0, 4.0]], "float32").reshape(1, 2, 2, 1)
     ],
 )
 def test_golden_values(layer, x, expected):
-    found = to_numpy(layer(x)).item()
-    assert found == pytest.approx(expected, abs=2e-6)
+    assert to_numpy(layer(x)).item() == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6])
@@ -135,13 +135,11 @@ def test_global_average_takes_the_size_of_the_image_at_hand():
     # C14; a coefficient kept from another size would not bound this one.
     inputs = keras.Input((None, None, 1))
     model = keras.Model(inputs, ScaledGlobalAveragePooling2D()(inputs))
-    layer = ScaledGlobalAveragePooling2D()
-    layer.build((None, 8, 8, 1))
+    layer = built(ScaledGlobalAveragePooling2D(), 8, 8, 1)
     for size in (2, 3, 8):
         x = np.ones((1, size, size, 1), "float32")
         for function in (model, layer):
-            found = to_numpy(function(x)).item()
-            assert found == pytest.approx(size)
+            assert to_numpy(function(x)).item() == pytest.approx(size)
 
 
 def test_data_formats_agree():

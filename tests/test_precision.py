@@ -5,6 +5,7 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_close
+from harness import built
 from harness import to_numpy
 from keras import ops
 
@@ -116,8 +117,7 @@ def test_constants_that_float16_cannot_hold_are_refused(policy, k_coef_lip):
     layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip, dtype=policy)
     with pytest.raises(ValueError, match=message):
         layer.build((None, 4))
-    layer = layers.SpectralDense(3, dtype=policy)
-    layer.build((None, 4))
+    layer = built(layers.SpectralDense(3, dtype=policy), 4)
     with pytest.raises(ValueError, match=message):
         layer.set_klip_factor(k_coef_lip)
     assert layer.k_coef_lip == 1.0
@@ -126,8 +126,7 @@ def test_constants_that_float16_cannot_hold_are_refused(policy, k_coef_lip):
 
 @pytest.mark.parametrize("k_coef_lip", [1e6, 1e-9])
 def test_kernels_that_float16_cannot_hold_are_not_exported(k_coef_lip):
-    layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip)
-    layer.build((None, 4))
+    layer = built(layers.SpectralDense(3, k_coef_lip=k_coef_lip), 4)
     with pytest.raises(ValueError, match=r"of dtype float16 .* Received: "):
         layer.parametrization.exported("float16")
     # bfloat16 has the exponents of float32.

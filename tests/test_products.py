@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import assert_all_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
@@ -200,8 +201,7 @@ def test_sorted_pairs_are_the_values_themselves(training, monkeypatch):
     Rounding(monkeypatch, 11)
     x = normal(50, 16)
     found = to_numpy(layers.GroupSort2()(x, training=training))
-    expected = np.sort(x.reshape(50, 8, 2), axis=-1).reshape(50, 16)
-    assert_equal(found, expected)
+    assert_equal(found, np.sort(x.reshape(50, 8, 2), axis=-1).reshape(50, 16))
 
 
 def test_nothing_changes_on_this_processor():
@@ -274,8 +274,7 @@ def test_torch_rounds_where_it_is_told_to(setting, digits):
 def test_bound_holds_within_autocast_of_torch():
     import torch
 
-    layer = layers.SpectralDense(16)
-    layer.build((None, 12))
+    layer = built(layers.SpectralDense(16), 12)
     kernels = harness.hostile_matrices((12, 16), 15)
     for kind, kernel in kernels:
         layer.kernel.assign(kernel)
@@ -313,8 +312,7 @@ def _precisions(function, *arguments):
 @only("jax")
 @pytest.mark.parametrize("eps_bjorck", [1e-3, None])
 def test_jax_normalises_with_all_digits_and_nothing_else(eps_bjorck):
-    layer = layers.SpectralDense(8, eps_bjorck=eps_bjorck)
-    layer.build((None, 80))
+    layer = built(layers.SpectralDense(8, eps_bjorck=eps_bjorck), 80)
     state = [layer.kernel, *layer.parametrization.variables]
     values = [variable.value for variable in state]
     x = np.ones((2, 80), "float32")

@@ -51,5 +51,4 @@ def test_sizes_that_do_not_divide_are_refused(layer, arguments, shape):
 
 def test_unknown_image_size_is_accepted():
     layer = layers.InvertibleDownSampling(2)
-    shape = layer.compute_output_shape((None, None, 4, 3))
-    assert shape == (None, None, 2, 12)
+    assert layer.compute_output_shape((None, None, 4, 3)) == (None, None, 2, 12)

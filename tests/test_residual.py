@@ -7,6 +7,7 @@ import pytest
 from harness import assert_all_equal
 from harness import assert_close
 from harness import assert_equal
+from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -46,8 +47,7 @@ X = [1, 2, 3, 4]
 
 def _exchange(factor=1.0):
     """A stock layer that exchanges two channels, of norm `factor`."""
-    layer = keras.layers.Dense(2, use_bias=False)
-    layer.build((None, 2))
+    layer = built(keras.layers.Dense(2, use_bias=False), 2)
     layer.kernel.assign(factor * np.array([[0.0, 1.0], [1.0, 0.0]]))
     return layer
 
@@ -111,8 +111,7 @@ def _inner(model):
     ],
 )
 def test_block_golden_values(layer, x, expected):
-    found = to_numpy(layer(np.array([x], "float32")))
-    assert_close(found, [expected], rtol=1e-6)
+    assert_close(layer(np.array([x], "float32")), [expected], rtol=1e-6)
     # The constant is reached, not just kept.
     norm = harness.operator_norm(layer, (len(x),))
     assert norm == pytest.approx(layer.k_coef_lip, abs=1e-6)
@@ -158,11 +157,9 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
         found = lipschitz_bound(layer, constants=constants)
         assert found == pytest.approx(expected, rel=1e-9)
 
-    claimed = block(_exchange(3.0), k_branch=1.0)
-    claimed.build((None, _width(block) // 2))
+    claimed = built(block(_exchange(3.0), k_branch=1.0), _width(block) // 2)
     assert lipschitz_bound(claimed) == pytest.approx(of_branch(3.0))
-    unknown = block(keras.layers.LayerNormalization(), k_branch=1.0)
-    unknown.build((None, 4))
+    unknown = built(block(keras.layers.LayerNormalization(), k_branch=1.0), 4)
     with pytest.raises(ValueError, match="not bounded"):
         lipschitz_bound(unknown)
 
@@ -389,8 +386,7 @@ def test_activation_of_the_branch_counts_with_its_constant(block):
 
 def test_block_around_a_model_that_exceeds_its_promise_keeps_its_own():
     branch = Sequential([keras.Input((2,)), SpectralDense(2)])
-    layer = PrescaledResidual(branch)
-    layer.build((None, 2))
+    layer = built(PrescaledResidual(branch), 2)
     with pytest.warns(UserWarning, match="exceed what the model promises"):
         branch.layers[0].set_klip_factor(7.0)
     assert lipschitz_bound(layer) <= 1 + 1e-5

@@ -128,8 +128,7 @@ def _assert_uses_its_kernels(model):
         expected = layer._get_coef() * to_numpy(
             layer.parametrization.constrain(ops.convert_to_tensor(layer.kernel))
         )
-        found = to_numpy(layer.wbar)
-        assert_close(found, expected, atol=1e-4)
+        assert_close(layer.wbar, expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:LossVariableSequential trains")

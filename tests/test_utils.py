@@ -259,8 +259,7 @@ def test_labels_are_counted_for_each_output_and_keep_their_dtype():
 def test_l2_normalize_divides_by_the_norm(axis):
     x = normal(3, 4)
     expected = x / np.linalg.norm(x, axis=axis, keepdims=True)
-    found = to_numpy(utils.l2_normalize(x, axis))
-    assert_close(found, expected, rtol=1e-6)
+    assert_close(utils.l2_normalize(x, axis), expected, rtol=1e-6)
     # The square of the norm is kept from zero by epsilon.
     small = utils.l2_normalize(1e-3 * x, axis, epsilon=100.0)
     assert_close(small, 1e-4 * x, rtol=1e-6)
@@ -292,5 +291,4 @@ def test_kernel_of_the_transposed_convolution_is_flipped():
     w = normal(3, 2, 4, 5)
     assert _maybe_transpose_kernel(w) is w
     found = to_numpy(_maybe_transpose_kernel(w, transpose=True))
-    expected = np.swapaxes(w[::-1, ::-1], 2, 3)
-    assert_equal(found, expected)
+    assert_equal(found, np.swapaxes(w[::-1, ::-1], 2, 3))

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from harness import built
 from harness import to_numpy
 from scipy import special
 
@@ -133,8 +134,7 @@ FUNCTIONS = {
 
 def worst_excess(layer, shape, formula):
     """Largest error of the copy, over what its rule allows."""
-    layer = type(layer).from_config(layer.get_config())
-    layer.build((None, *shape))
+    layer = built(type(layer).from_config(layer.get_config()), *shape)
     x = 3 * np.random.default_rng(0).standard_normal((20, *shape))
     with float64():
         found = float64_copy(layer)(as_float64(x), training=False)
