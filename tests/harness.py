@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
 from deel.lip.parametrizations.almost_orthogonal import AOL
@@ -217,6 +218,29 @@ def gradient(function, *arrays):
         function(*tensors).backward()
         results = [x.grad for x in tensors]
     return [np.asarray(to_numpy(x)) for x in results]
+
+
+def weighted(function, weights):
+    """A scalar function: a weighted sum of what another one returns."""
+    return lambda x: ops.sum(ops.multiply(function(x), weights))
+
+
+def assert_slopes(function, x, step=3e-3, seeds=(0, 1, 2), **tolerance):
+    """The gradient of a scalar function is that of finite differences.
+
+    Returns:
+        The gradient, an array.
+    """
+    (slope,) = gradient(function, x)
+    for seed in seeds:
+        direction = normal(*x.shape, seed=seed)
+        ahead, behind = (
+            float(function(ops.convert_to_tensor(x + move * direction)))
+            for move in (np.float32(step), np.float32(-step))
+        )
+        expected = (ahead - behind) / (2 * np.float32(step))
+        assert np.sum(slope * direction) == pytest.approx(expected, **tolerance)
+    return slope
 
 
 def update_of(layer):

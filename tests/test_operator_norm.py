@@ -7,6 +7,7 @@ import pytest
 from harness import TOLERANCE
 from harness import assert_close
 from harness import built
+from harness import normal
 from harness import to_numpy
 from keras import ops
 
@@ -116,25 +117,17 @@ def test_few_frequencies_bound_all_of_them(taps):
 @pytest.mark.parametrize("eps_bjorck", [1e-3, None])
 def test_gradient_is_that_of_the_constrained_kernel(eps_bjorck):
     rng = np.random.default_rng(0)
-    layer = SpectralConv1D(3, 3, eps_bjorck=eps_bjorck, bound="operator")
-    layer.build((None, 8, 3))
-    parametrization = layer.parametrization
-    weights = rng.standard_normal(layer.kernel.shape).astype("float32")
+    layer = built(
+        SpectralConv1D(3, 3, eps_bjorck=eps_bjorck, bound="operator"), 8, 3
+    )
+    value = harness.weighted(
+        layer.parametrization.constrain, normal(*layer.kernel.shape)
+    )
     # Orthogonal, where the tangent projection is the exact derivative.
     start = np.linalg.qr(rng.standard_normal((9, 3)))[0].reshape(3, 3, 3)
-    start = start.astype("float32")
-
-    def value(kernel):
-        return ops.sum(ops.multiply(parametrization.constrain(kernel), weights))
-
-    (slope,) = harness.gradient(value, start)
-    step = rng.standard_normal(start.shape).astype("float32")
-    ends = [
-        float(to_numpy(value(ops.convert_to_tensor(start + t * step))))
-        for t in (1e-2, -1e-2)
-    ]
-    measured = (ends[0] - ends[1]) / 2e-2
-    assert np.sum(slope * step) == pytest.approx(measured, rel=0.05, abs=0.02)
+    harness.assert_slopes(
+        value, start.astype("float32"), 1e-2, [0], rel=0.05, abs=0.02
+    )
 
 
 def test_training_step_uses_the_same_gradient_as_the_pure_function():
@@ -149,8 +142,7 @@ def test_training_step_uses_the_same_gradient_as_the_pure_function():
     parametrization = layer.parametrization
     slopes = [
         harness.gradient(
-            lambda x, f=function: ops.sum(ops.multiply(f(x), weights)),
-            kernel.astype("float32"),
+            harness.weighted(function, weights), kernel.astype("float32")
         )[0]
         for function in (parametrization.constrain, parametrization.update)
     ]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import normal
 from harness import to_numpy
 from keras import ops
 
@@ -30,14 +31,10 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
     w = _polar(rng.standard_normal(shape))
     weights = rng.standard_normal(shape)
     layer = _built(SpectralDense(shape[1]), shape)
-    (found,) = harness.gradient(
-        lambda k: ops.sum(
-            ops.multiply(
-                layer.parametrization.constrain(k), weights.astype("float32")
-            )
-        ),
-        w.astype("float32"),
+    value = harness.weighted(
+        layer.parametrization.constrain, weights.astype("float32")
     )
+    (found,) = harness.gradient(value, w.astype("float32"))
     step = 1e-5
     expected = np.zeros(shape)
     for index in np.ndindex(shape):
@@ -87,16 +84,10 @@ def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
     w = (scale * rng.standard_normal((6, 4))).astype("float32")
     target = _polar(rng.standard_normal((6, 4)))
     layer = _built(SpectralDense(4), (6, 4))
-    (slope,) = harness.gradient(
-        lambda k: (
-            -ops.sum(
-                ops.multiply(
-                    layer.parametrization.constrain(k), target.astype("float32")
-                )
-            )
-        ),
-        w,
+    value = harness.weighted(
+        layer.parametrization.constrain, -target.astype("float32")
     )
+    (slope,) = harness.gradient(value, w)
     before = -np.sum(_polar(w) * target)
     after = -np.sum(_polar(w - 1e-2 * scale * slope) * target)
     assert after < before
@@ -113,22 +104,10 @@ def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
 )
 def test_gradient_of_a_division_by_the_norm_is_exact(layer):
     _built(layer, (6, 4))
-    rng = np.random.default_rng(2)
-    w = rng.standard_normal((6, 4)).astype("float32")
-    weights = rng.standard_normal((6, 4)).astype("float32")
-
-    def value(kernel):
-        constrained = layer.parametrization.constrain(kernel)
-        return ops.sum(ops.multiply(constrained, weights))
-
-    (found,) = harness.gradient(value, w)
-    for _ in range(5):
-        direction = rng.standard_normal(w.shape).astype("float32")
-        step = np.float32(1e-2)
-        ahead = float(value(ops.convert_to_tensor(w + step * direction)))
-        behind = float(value(ops.convert_to_tensor(w - step * direction)))
-        slope = (ahead - behind) / (2 * step)
-        assert np.sum(found * direction) == pytest.approx(slope, abs=5e-3)
+    constrain = layer.parametrization.constrain
+    value = harness.weighted(constrain, normal(6, 4, seed=3))
+    w = normal(6, 4, seed=2)
+    harness.assert_slopes(value, w, 1e-2, seeds=range(4, 9), abs=5e-3)
 
 
 @pytest.mark.parametrize(
