@@ -133,7 +133,7 @@ def test_data_sets_are_certified_batch_by_batch():
     y = np.arange(10) % 4
     expected = certify(model, x, y)
     batches = [(x[:6], y[:6]), (x[6:], y[6:])]
-    found = certify(model, batches and iter(batches))
+    found = certify(model, iter(batches))
     assert_close(found.radius, expected.radius, atol=1e-6)
     assert_equal(found.label, y)
 

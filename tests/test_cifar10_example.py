@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from networks import linear_classifier
 
 pytestmark = pytest.mark.slow
 
@@ -53,12 +54,9 @@ def two_classes(distance):
     """A model, an image of class 0, and its distance to class 1."""
     normal = np.array([0.5, 0.5, -0.5, 0.5])
     x = np.zeros((1, 2, 2, 1), "float32")
-    model = keras.Sequential(
-        [keras.Input((2, 2, 1)), keras.layers.Flatten(), keras.layers.Dense(2)]
-    )
     kernel = np.stack([normal, np.zeros(4)], axis=1)
-    model.set_weights([kernel, np.array([distance, 0.0])])
-    return model, x
+    bias = np.array([distance, 0.0])
+    return linear_classifier(kernel, bias, (2, 2, 1)), x
 
 
 def test_program_succeeds_and_leaves_its_results(run):
@@ -153,14 +151,7 @@ def test_first_correct_image_of_each_class_is_found():
 def test_saliency_is_the_gradient_of_the_chosen_score():
     random = np.random.default_rng(0)
     kernel = random.normal(size=(12, 10)).astype("float32")
-    model = keras.Sequential(
-        [
-            keras.Input((2, 2, 3)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10, use_bias=False),
-        ]
-    )
-    model.set_weights([kernel])
+    model = linear_classifier(kernel, shape=(2, 2, 3))
     x = random.normal(size=(3, 2, 2, 3)).astype("float32")
     gradients = program.saliency(model, x, np.array([7, 0, 4]))
     expected = kernel[:, [7, 0, 4]].T.reshape(3, 2, 2, 3)

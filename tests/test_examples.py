@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from networks import linear_classifier
 
 from deel.lip.certification import certify
 from deel.lip.layers import FrobeniusDense
@@ -64,23 +65,10 @@ def demo_run(tmp_path_factory):
     return demo.main(words), output
 
 
-def linear_model(kernel, bias, input_shape=(2, 2, 1)):
-    """A model of one dense layer, of which everything is known."""
-    model = keras.Sequential(
-        [
-            keras.Input(input_shape),
-            keras.layers.Flatten(),
-            keras.layers.Dense(kernel.shape[1]),
-        ]
-    )
-    model.set_weights([kernel.astype("float32"), bias.astype("float32")])
-    return model
-
-
 def test_input_gradient_is_that_of_each_image():
     random = np.random.default_rng(0)
     kernel = random.normal(size=(4, 3)).astype("float32")
-    model = linear_model(kernel, np.zeros(3))
+    model = linear_classifier(kernel, shape=(2, 2, 1))
     gradient = common.input_gradient(lambda x: keras.ops.sum(model(x), -1))
     x = random.uniform(size=(5, 2, 2, 1)).astype("float32")
     expected = np.tile(kernel.sum(-1).reshape(1, 2, 2, 1), (5, 1, 1, 1))
@@ -155,26 +143,26 @@ def test_data_comes_from_a_local_file(mnist_like):
     assert 0.9 < x_train.max() <= 1.0
 
 
-def test_missing_data_file_is_an_error_of_the_command_line(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        demo.parse_arguments(["--data", str(tmp_path / "absent.npz")])
-    assert "argument --data: " in capsys.readouterr().err
-
-
-def test_data_file_that_is_no_archive_is_an_error(tmp_path, capsys):
-    path = tmp_path / "text.npz"
-    path.write_text("no archive")
-    with pytest.raises(SystemExit):
-        demo.parse_arguments(["--data", str(path)])
-    assert "there is no .npz file" in capsys.readouterr().err
-
-
-def test_data_file_without_an_array_is_an_error_that_names_it(tmp_path, capsys):
-    path = tmp_path / "part.npz"
+def _part_of_the_arrays(path):
     np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), x_test=np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "argument --data: "),
+        (lambda path: path.write_text("no archive"), "there is no .npz file"),
+        (_part_of_the_arrays, "lacks y_test"),
+    ],
+    ids=["missing", "no archive", "without an array"],
+)
+def test_data_file_that_cannot_be_read_is_an_error_of_the_command_line(
+    write, message, tmp_path, capsys
+):
+    write(tmp_path / "data.npz")
     with pytest.raises(SystemExit):
-        demo.parse_arguments(["--data", str(path)])
-    assert "lacks y_test" in capsys.readouterr().err
+        demo.parse_arguments(["--data", str(tmp_path / "data.npz")])
+    assert message in capsys.readouterr().err
 
 
 def test_mnist_multiclass_has_the_known_number_of_parameters(
@@ -272,7 +260,7 @@ def test_walkthrough_models_have_the_known_number_of_parameters(
 
 def test_walkthrough_splits_images_by_whether_the_model_is_right():
     x = np.arange(5.0).reshape(5, 1)
-    model = linear_model(np.array([[-1.0, 1.0]]), np.array([1.5, -1.5]), (1,))
+    model = linear_classifier(np.array([[-1.0, 1.0]]), np.array([1.5, -1.5]))
     # Class 1 from 1.5 on.
     y = keras.utils.to_categorical([0, 1, 1, 1, 0])
     parts = keras_walkthrough.correct_and_incorrect(model, x, y)
@@ -342,7 +330,9 @@ def test_attack_of_art_finds_what_there_is_and_nothing_else():
         pytest.skip("the package attacks torch modules")
     # Two scores that differ by `sqrt(2)` times the distance to a plane.
     direction = np.array([1.0, -1.0, 1.0, -1.0]) / 2
-    model = linear_model(np.stack([direction, -direction], 1), np.zeros(2))
+    model = linear_classifier(
+        np.stack([direction, -direction], 1), shape=(2, 2, 1)
+    )
     module = attack_exported.channels_first(model)
     distances = np.array([-0.4, -0.1, 0.1, 0.4])
     x = 0.5 + distances[:, None] * direction

@@ -8,10 +8,10 @@ from harness import assert_close
 from harness import built
 from harness import to_numpy
 from keras import ops
+from networks import image_classifier
 
 from deel.lip import layers
 from deel.lip.losses import MulticlassHKR
-from deel.lip.model import Sequential
 
 POLICIES = [
     "float32",
@@ -32,25 +32,12 @@ def policy(request):
     return request.param
 
 
-def network():
-    return Sequential(
-        [
-            keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
-            layers.ScaledL2NormPooling2D(),
-            keras.layers.Flatten(),
-            layers.SpectralDense(8, activation=layers.GroupSort2()),
-            layers.FrobeniusDense(3, disjoint_neurons=False),
-        ]
-    )
-
-
 def exact_norm(kernel):
     return harness.singular_values(harness.as_matrix(kernel))[0]
 
 
 def test_network_learns_and_its_export_keeps_the_bound(policy):
-    model = network()
+    model = image_classifier()
     optimizer = keras.optimizers.SGD(0.05)
     if policy.endswith("float16"):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)

@@ -10,6 +10,7 @@ from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
+from networks import image_classifier
 
 from deel.lip import layers
 from deel.lip._backend import products as _products
@@ -18,7 +19,6 @@ from deel.lip._numerics import norm_bounds
 from deel.lip._numerics import polar
 from deel.lip._numerics.polar import spectral_constraint
 from deel.lip.losses import MulticlassHKR
-from deel.lip.model import Sequential
 
 BACKEND = keras.backend.backend()
 
@@ -170,21 +170,9 @@ def test_bound_holds_for_long_columns(kind, monkeypatch):
         assert max(sums) <= 1024
 
 
-def network():
-    return Sequential(
-        [
-            keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
-            keras.layers.Flatten(),
-            layers.SpectralDense(6, activation=layers.GroupSort2()),
-            layers.FrobeniusDense(3, disjoint_neurons=False),
-        ]
-    )
-
-
 def test_bound_holds_while_training(monkeypatch):
     rounding = Rounding(monkeypatch, 11)
-    model = network()
+    model = image_classifier(pooled=False)
     optimizer = keras.optimizers.Adam(1e-1)
     model.compile(optimizer, MulticlassHKR(10.0), jit_compile=False)
     x = np.random.default_rng(0).standard_normal((8, 6, 6, 1))

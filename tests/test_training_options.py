@@ -9,8 +9,8 @@ import pytest
 from harness import assert_close
 from harness import to_numpy
 from keras import ops
+from networks import image_classifier
 
-from deel.lip import layers
 from deel.lip.callbacks import CondenseCallback
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import LossVariableSequential
@@ -20,19 +20,6 @@ BACKEND = keras.backend.backend()
 
 # XLA takes most of its time to compile: only where it is what is tested.
 FAST = {"jit_compile": False}
-
-
-def network(container=Sequential):
-    return container(
-        [
-            keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
-            layers.ScaledL2NormPooling2D(),
-            keras.layers.Flatten(),
-            layers.SpectralDense(8, activation=layers.GroupSort2()),
-            layers.FrobeniusDense(3, disjoint_neurons=False),
-        ]
-    )
 
 
 def data():
@@ -80,7 +67,7 @@ def test_bound_holds_however_the_step_is_compiled(mode):
         pytest.skip("torch.compile needs a C++ toolchain of its own")
     if BACKEND == "torch" and "steps_per_execution" in mode:
         pytest.skip("Keras has no steps_per_execution on torch")
-    train(network(), keras.optimizers.Adam(0.02), **mode)
+    train(image_classifier(), keras.optimizers.Adam(0.02), **mode)
 
 
 OPTIMIZERS = {
@@ -105,11 +92,11 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bound_holds_whatever_the_optimizer_does_to_gradients(name):
-    train(network(), OPTIMIZERS[name](), epochs=6)
+    train(image_classifier(), OPTIMIZERS[name](), epochs=6)
 
 
 def _averaged(container, callbacks=(), wrapper=lambda optimizer: optimizer):
-    model = network(container)
+    model = image_classifier(container)
     # The averages lag far behind the weights that were trained last.
     optimizer = wrapper(
         keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.99)

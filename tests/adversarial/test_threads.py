@@ -132,6 +132,7 @@ def test_inference_beside_set_weights_uses_one_kernel_or_the_other(kind):
 
     kernels, errors = kernels_seen(model, write)
     assert not errors
+    assert kernels
     for kernel in kernels:
         assert any(
             np.allclose(kernel, expected, atol=1e-6) for expected in found
