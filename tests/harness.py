@@ -1,5 +1,7 @@
 """What the tests of all layers share: exact norms, gradients, small data."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -289,6 +291,15 @@ def is_plain(config):
     if isinstance(config, (list, tuple)):
         return all(is_plain(v) for v in config)
     return config is None or type(config) in (bool, int, float, str)
+
+
+def rebuilt(thing):
+    """A copy made of the config, which is plain and survives JSON."""
+    config = thing.get_config()
+    assert is_plain(config)
+    copy = type(thing).from_config(json.loads(json.dumps(config)))
+    assert copy.get_config() == config
+    return copy
 
 
 def hostile_matrices(shape, count, seed=0):

@@ -56,8 +56,7 @@ def only_on(*backends):
 
 def _trained(model):
     """The model after two steps, images, and its predictions of them."""
-    x = np.random.default_rng(0).standard_normal((10, *model.input_shape[1:]))
-    x = x.astype("float32")
+    x = normal(10, *model.input_shape[1:])
     y = np.eye(3, dtype="float32")[np.arange(len(x)) % 3]
     # Without XLA for the whole step, parts of it are compiled by XLA instead.
     loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1)

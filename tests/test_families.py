@@ -213,8 +213,7 @@ def test_bound_of_a_residual_is_that_of_any_kernel():
 
 
 def test_shift_moves_each_quarter_of_the_channels_its_own_way():
-    x = np.random.default_rng(0).standard_normal((2, 3, 4, 9))
-    x = x.astype("float32")
+    x = normal(2, 3, 4, 9)
     found = to_numpy(layers.SpatialShift2D()(x))
     for part, (step, axis) in enumerate([(1, 1), (-1, 1), (1, 2), (-1, 2)]):
         channels = slice(2 * part, 2 * part + 2)

@@ -129,8 +129,7 @@ def test_penalties_move_kernels_along_the_orthogonal_matrices(
     shape, batch_size
 ):
     rows, columns = shape
-    x = np.random.default_rng(0).standard_normal((batch_size, rows))
-    x = x.astype("float32")
+    x = normal(batch_size, rows)
     inputs = keras.Input((rows,))
     hidden = layers.SpectralDense(columns, activation=GroupSort2())(inputs)
     model = keras.Model(inputs, layers.FrobeniusDense(1)(hidden))

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import normal
 from harness import to_numpy
 
 from deel.lip.initializers import DiracInitializer
@@ -68,8 +69,7 @@ def test_dirac_kernel_copies_its_input(size, inputs, outputs):
     layer = keras.layers.Conv2D(
         outputs, size, padding="same", kernel_initializer=DiracInitializer()
     )
-    x = np.random.default_rng(0).standard_normal((2, 6, 5, inputs))
-    x = x.astype("float32")
+    x = normal(2, 6, 5, inputs)
     shared = min(inputs, outputs)
     y = to_numpy(layer(x))
     assert_equal(y[..., :shared], x[..., :shared])

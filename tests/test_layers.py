@@ -10,7 +10,6 @@ import registry
 from harness import assert_all_equal
 from harness import assert_close
 from harness import assert_equal
-from harness import built
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -39,7 +38,7 @@ def test_output_shape_is_the_same_symbolic_and_computed(row):
 
 @registry.rows(registry.CONSTRAINED, registry.OTHERS)
 def test_parameters_are_counted_as_documented(row):
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     trainable = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
     assert (trainable, layer.count_params() - trainable) == row.parameters
     names = [v.name for v in layer.weights]
@@ -126,7 +125,7 @@ def test_export_of_a_layer_that_is_not_built_is_refused(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
     # C3
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     layer.kernel.assign(normal(*layer.kernel.shape))
     layer.condense()
     kernel = to_numpy(layer.kernel)
@@ -142,7 +141,7 @@ def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_new_constant_is_followed_at_once(row):
     # C3
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     before = to_numpy(layer.wbar)
     layer.set_klip_factor(2 * layer.k_coef_lip)
     assert_close(layer.wbar, 2 * before, rtol=1e-5)
@@ -154,7 +153,7 @@ def test_new_constant_is_followed_at_once(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_reported(row, value):
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     kernel = np.ones(layer.kernel.shape)
     kernel.flat[0] = value
     layer.kernel.assign(kernel)
@@ -170,7 +169,7 @@ def test_weights_that_are_not_finite_are_reported(row, value):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_zero_kernel_gives_the_bias_and_finite_gradients(row):
     # C2
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     layer.activation = keras.activations.linear
     zero = np.zeros(layer.kernel.shape, "float32")
     layer.kernel.assign(zero)
@@ -196,7 +195,7 @@ def test_layer_is_registered_under_the_name_of_the_library(row):
 
 @registry.rows(registry.CONSTRAINED)
 def test_quantization_and_lora_are_refused(row):
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     with pytest.raises(ValueError, match="vanilla_export"):
         layer.quantize("int8")
     with pytest.raises(ValueError, match="vanilla_export"):

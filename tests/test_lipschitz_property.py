@@ -82,7 +82,7 @@ def test_bound_holds_while_training_at_any_learning_rate(row):
 
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_bound_holds_for_hostile_kernels(row):
-    layer = built(row.make(), *row.input_shape)
+    layer = row.built()
     shape = tuple(layer.kernel.shape)
     update = harness.update_of(layer)
     kernels = harness.hostile_matrices(shape, 45, seed=len(row.name))

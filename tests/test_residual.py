@@ -290,8 +290,7 @@ def test_blocks_are_layers_of_functional_models_and_inside_of_blocks(block):
     )
     outputs = PrescaledResidual(inner, name="outer")(x)
     model = Model(inputs=inputs, outputs=outputs)
-    x = np.random.default_rng(0).standard_normal((3, 4, 4, 8))
-    x = x.astype("float32")
+    x = normal(3, 4, 4, 8)
     exported = model.vanilla_export()
     assert not _inner(exported)
     assert_close(

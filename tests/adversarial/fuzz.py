@@ -126,28 +126,29 @@ def fuzz_layers(count, seed=0):
         count: Integer, number of layers.
         seed: Integer.
     """
-    failures = []
-    for index in range(count):
-        random = np.random.default_rng([seed, index])
+
+    def draw(random):
         layer, shape = random_layers.random_layer(random)
-        failures += _compare(layer, [shape], random)
-        _forget(index)
-    return failures
+        return layer, [shape]
+
+    return _compared(count, seed, draw)
 
 
 def fuzz_models(count, seed=1):
-    """Compares functional models with their bounds; see `fuzz_layers`.
+    """Compares functional models with their bounds; see `fuzz_layers`."""
 
-    Args:
-        count: Integer, number of models.
-        seed: Integer.
-    """
+    def draw(random):
+        model = random_layers.random_model(random)
+        return model, [tuple(x.shape[1:]) for x in model.inputs]
+
+    return _compared(count, seed, draw)
+
+
+def _compared(count, seed, draw):
     failures = []
     for index in range(count):
         random = np.random.default_rng([seed, index])
-        model = random_layers.random_model(random)
-        shapes = [tuple(x.shape[1:]) for x in model.inputs]
-        failures += _compare(model, shapes, random)
+        failures += _compare(*draw(random), random)
         _forget(index)
     return failures
 

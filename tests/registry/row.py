@@ -43,6 +43,12 @@ class Row:
         }
         return self.layer(**arguments)
 
+    def built(self):
+        """The layer, built for the shape of its input."""
+        layer = self.make()
+        layer.build((None, *self.input_shape))
+        return layer
+
     @property
     def name(self):
         arguments = ",".join(
