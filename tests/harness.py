@@ -188,6 +188,13 @@ def assert_bounded(layer):
     assert expansion(layer) <= 1 + TOLERANCE
 
 
+def assert_contracts(matrix, *context):
+    """No singular value exceeds one, and each entry is a number."""
+    matrix = to_numpy(matrix).astype("float64")
+    assert np.all(np.isfinite(matrix)), context
+    assert singular_values(matrix)[0] <= 1 + TOLERANCE, context
+
+
 def constrained_layers(model):
     return [layer for layer in model.layers if hasattr(layer, "wbar")]
 

@@ -55,40 +55,28 @@ def test_unknown_names_are_still_errors(module):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
+    ("name", "arguments", "data", "expected"),
     [
-        ("KR_loss", (), 1.0),
-        ("neg_KR_loss", (), -1.0),
+        ("KR_loss", (), BINARY, 1.0),
+        ("neg_KR_loss", (), BINARY, -1.0),
         # Full margins: those of golden values with twice the margin.
-        ("hinge_margin_loss", (0.5,), 1 / 3),
-        ("hinge_margin_loss", (), 2 / 3),
-        ("HKR_loss", (10.0, 0.5), 7 / 3),
-        ("HKR_loss", (float("inf"), 1), 2 / 3),
-        ("HKR_loss", (0.0,), -1.0),
+        ("hinge_margin_loss", (0.5,), BINARY, 1 / 3),
+        ("hinge_margin_loss", (), BINARY, 2 / 3),
+        ("HKR_loss", (10.0, 0.5), BINARY, 7 / 3),
+        ("HKR_loss", (float("inf"), 1), BINARY, 2 / 3),
+        ("HKR_loss", (0.0,), BINARY, -1.0),
+        ("KR_multiclass_loss", (), CLASSES, 0.4227778),
+        ("Hinge_multiclass_loss", (0.5,), CLASSES, 0.7277778),
+        ("Hinge_multiclass_loss", (), CLASSES, 1.1555556),
+        ("HKR_multiclass_loss", (5.0,), CLASSES, 5.355),
+        ("HKR_multiclass_loss", (), CLASSES, -0.4227778),
+        ("HKR_multiclass_loss", (float("inf"),), CLASSES, 1.1555556),
+        ("MultiMarginLoss", (), CLASSES, 0.55),
     ],
 )
-def test_former_losses_ask_for_the_full_margin(name, arguments, expected):
+def test_former_losses_ask_for_the_full_margin(name, arguments, data, expected):
     loss = _former(losses, name)(*arguments)
-    assert float(loss(*BINARY)) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
-    [
-        ("KR_multiclass_loss", (), 0.4227778),
-        ("Hinge_multiclass_loss", (0.5,), 0.7277778),
-        ("Hinge_multiclass_loss", (), 1.1555556),
-        ("HKR_multiclass_loss", (5.0,), 5.355),
-        ("HKR_multiclass_loss", (), -0.4227778),
-        ("HKR_multiclass_loss", (float("inf"),), 1.1555556),
-        ("MultiMarginLoss", (), 0.55),
-    ],
-)
-def test_former_multiclass_losses_ask_for_the_full_margin(
-    name, arguments, expected
-):
-    loss = _former(losses, name)(*arguments)
-    assert float(loss(*CLASSES)) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(*data)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_former_loss_of_two_tensors_gives_its_value():

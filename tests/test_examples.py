@@ -7,6 +7,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import patterns
 import pytest
 from harness import assert_close
 from harness import assert_equal
@@ -32,20 +33,8 @@ mnist_multiclass = importlib.import_module("mnist_multiclass")
 @pytest.fixture(scope="module")
 def mnist_like(tmp_path_factory):
     """A file of the shapes of MNIST: one noisy pattern for each class."""
-    random = np.random.default_rng(0)
-    patterns = random.integers(0, 200, (10, 28, 28))
-
-    def samples(count):
-        labels = np.arange(count) % 10
-        noise = random.integers(0, 56, (count, 28, 28))
-        return (patterns[labels] + noise).astype("uint8"), labels
-
-    x_train, y_train = samples(200)
-    x_test, y_test = samples(50)
     path = tmp_path_factory.mktemp("data") / "mnist_like.npz"
-    np.savez(
-        path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test
-    )
+    patterns.write(path, *patterns.images((28, 28), 200, 50))
     return str(path)
 
 

@@ -52,8 +52,7 @@ def test_all_singular_values_are_one(method, shape):
 def test_no_kernel_expands_and_no_gradient_is_infinite(method, shape):
     layer = _built(method, shape)
     for kind, kernel in harness.hostile_matrices(tuple(layer.kernel.shape), 15):
-        norm = harness.singular_values(_constrained(layer, kernel))[0]
-        assert norm <= 1 + harness.TOLERANCE, kind
+        harness.assert_contracts(_constrained(layer, kernel), kind)
         value = harness.weighted(
             layer.parametrization.constrain, normal(*shape)
         )
@@ -191,18 +190,14 @@ def test_compiled_training_learns_and_stays_within_the_bound(
 def test_last_step_is_sound_for_anything_at_all():
     for seed, scale in enumerate([0.0, 1e-3, 1.0, 3.0, 1e3, 1e30]):
         w = scale * normal(7, 5, seed=seed)
-        found = finished(ops.convert_to_tensor(w))
-        norm = harness.singular_values(to_numpy(found))[0]
-        assert norm <= 1 + harness.TOLERANCE
+        harness.assert_contracts(finished(ops.convert_to_tensor(w)))
 
 
 def test_block_reflector_of_a_basis_that_is_none_expands_nothing():
     layer = _built("block_reflector", (9, 6), rank=3)
     for scale in (0.7, 1.5, 1e3):
         basis = ops.convert_to_tensor(np.float32(scale) * normal(9, 3))
-        kernel = layer.parametrization._kernel_of(basis)
-        norm = harness.singular_values(to_numpy(kernel))[0]
-        assert norm <= 1 + harness.TOLERANCE
+        harness.assert_contracts(layer.parametrization._kernel_of(basis))
 
 
 def test_unknown_method_is_refused():
