@@ -41,9 +41,11 @@ def assert_close(found, expected, rtol=1e-7, atol=0.0, **options):
     )
 
 
-def assert_equal(found, expected):
+def assert_equal(found, expected, **options):
     """The values are the same bit for bit, of tensors too."""
-    np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
+    np.testing.assert_array_equal(
+        to_numpy(found), to_numpy(expected), **options
+    )
 
 
 def assert_all_close(found, expected, **tolerances):
