@@ -487,4 +487,4 @@ def _refresh_layers(model):
     """Makes inference use the free kernels as they are now."""
     for layer in condensable_layers(model.layers):
         if isinstance(layer, ConstrainedKernel):
-            layer.parametrization.refresh(layer.kernel)
+            layer.wbar.refresh(layer.kernel)

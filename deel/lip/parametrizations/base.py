@@ -208,12 +208,3 @@ class Parametrization(keras.layers.Layer):
         with keras.name_scope(self.name):
             self.wbar = ConstrainedVariable(self, kernel, coefficient)
         self.built = True
-
-    # What models and certificates ask, of `wbar`.
-    def refresh(self, kernel):
-        """Holds the constrained version of a kernel, and returns it."""
-        return self.wbar.refresh(kernel)
-
-    def require_sound(self, name):
-        """See `ConstrainedVariable.require_sound`."""
-        self.wbar.require_sound(name)
