@@ -74,7 +74,9 @@ def expansion(layer):
         return np.max(torus_values(layer)) / layer._get_coef()
     if getattr(layer, "disjoint_neurons", False):
         norm = np.max(np.linalg.norm(as_matrix(kernel), axis=0))
-    elif isinstance(layer, keras.layers.DepthwiseConv2D):
+    elif isinstance(
+        layer, (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+    ):
         channels = np.moveaxis(kernel, -2, 0)
         norm = max(singular_values(as_matrix(x))[0] for x in channels)
     else:
