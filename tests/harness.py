@@ -14,6 +14,8 @@ from deel.lip.parametrizations import SpectralOperator
 # Parametrizations whose promise is about the operator, for images of any size.
 OF_OPERATORS = (AlmostOrthogonal, BlockConvolution, SpectralOperator)
 
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
+
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5
 
@@ -156,7 +158,7 @@ def expansion(layer):
         norm = np.max(np.linalg.norm(as_matrix(kernel), axis=0))
     else:
         blocks = np.split(kernel, groups, axis=-1)
-        if isinstance(layer, keras.layers.DepthwiseConv2D):
+        if isinstance(layer, _DEPTHWISE):
             blocks = np.moveaxis(kernel, -2, 0)
         norm = max(singular_values(as_matrix(x))[0] for x in blocks)
     return norm / layer._get_coef()

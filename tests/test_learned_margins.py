@@ -284,3 +284,16 @@ def test_stock_functional_model_with_the_loss_of_the_seed_stays_plain():
     x, y = _data()
     model.fit(x, y, verbose=0)
     assert len(model.trainable_weights) == 2
+
+
+@pytest.mark.parametrize("found", [keras.Variable(0.0), [0.0]])
+def test_what_is_no_list_of_variables_is_refused(found):
+    class Own(keras.losses.MeanSquaredError):
+        def get_trainable_variables(self):
+            return found
+
+    x, y = _data()
+    model = _functional()
+    model.compile("adam", Own())
+    with pytest.raises(ValueError, match=r"list of `keras\.Variable`"):
+        model.fit(x, y, verbose=0)

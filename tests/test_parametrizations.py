@@ -12,9 +12,11 @@ from keras import ops
 
 from deel.lip import parametrizations
 from deel.lip._numerics.polar import project_on_tangent
+from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import ConstrainedKernel
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
+from deel.lip.model import Sequential
 
 
 def _built(layer, shape):
@@ -226,3 +228,38 @@ def test_constrained_variable_is_the_last_of_the_saved_state():
     parent = f"{layer.name}/parametrization"
     assert names == [f"{parent}/{name}" for name in ("sn", "sigma", "wbar")]
     assert isinstance(layer.wbar, parametrizations.ConstrainedVariable)
+
+
+class _Tripled(parametrizations.Parametrization):
+    def constrain(self, kernel):
+        return 3.0 * kernel
+
+
+class _Unfinished(parametrizations.Parametrization):
+    pass
+
+
+class _OwnDense(ConstrainedKernel, keras.layers.Dense):
+    pass
+
+
+def _own(parametrization):
+    layer = _OwnDense(4, parametrization=parametrization)
+    return Sequential([keras.Input((4,)), layer])
+
+
+def test_a_sequential_says_which_parametrization_lacks_its_method():
+    with pytest.raises(TypeError, match="_Unfinished must implement"):
+        _own(_Unfinished())
+
+
+def test_export_says_which_parametrization_does_not_bound_its_kernel():
+    with pytest.raises(ValueError, match="`constrain` of _Tripled"):
+        _own(_Tripled()).vanilla_export()
+
+
+def test_who_certifies_a_layer_of_their_own_is_told_to_export_it():
+    model = _own(parametrizations.Spectral())
+    with pytest.raises(ValueError, match=r"`vanilla_export\(\)`"):
+        lipschitz_bound(model)
+    assert lipschitz_bound(model.vanilla_export()) <= 1 + 1e-5

@@ -33,9 +33,10 @@ _in_use = _KernelsInUse()
 class ConstrainedKernel(LipschitzLayer, Condensable):
     """Mixin that makes a stock Keras layer use a constrained kernel.
 
-    It stands before the stock layer in the bases. While the stock `call` runs,
-    `self.kernel` is the constrained kernel; at all other times it is the free
-    variable that is trained and saved, which the parametrization may give
+    It stands before the stock layer in the bases, which makes one weight by
+    the name of `kernel` and has a `kernel_constraint`. While the stock `call`
+    runs, `self.kernel` is the constrained kernel; at all other times it is the
+    free variable that is trained and saved, which the parametrization may give
     another shape. Nothing else of the stock layer is touched, so matmul,
     convolution, bias and activation stay its own.
 

@@ -74,9 +74,9 @@ class Parametrization(keras.layers.Layer):
             Tensor of the shape `kernel_shape`, of norm at most one (see
             `expansion`).
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} must implement `constrain`."
-        )
+        # Keras' `Sequential` takes a NotImplementedError for a layer that does
+        # not know its output shape, and hides it.
+        raise TypeError(f"{type(self).__name__} must implement `constrain`.")
 
     def expansion(self, array):
         """Returns the norm that the constraint bounds by one.
