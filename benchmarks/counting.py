@@ -12,6 +12,7 @@ import math
 import re
 import sys
 
+import hlo
 import keras
 
 from deel.lip._backend.products import product
@@ -228,8 +229,8 @@ def _count_jax(model, step, state, iterator):
     found = {
         "branches": branches,
         "instructions": sum(map(len, functions.values())),
-        "compiled": len(re.findall(r"^ +(?:ROOT )?%?\S+ = ", compiled, re.M)),
-        "launches": _launches(compiled),
+        "compiled": hlo.instructions_of(compiled),
+        "launches": hlo.launches_of(compiled),
         "arithmetic": arithmetic,
     }
     return found, step(state, iter([data]))
@@ -293,57 +294,6 @@ _JAX_PRODUCTS = {
     "stablehlo.dot": _dot_size,
     "stablehlo.dot_general": _dot_size,
 }
-
-
-# Of these a compiled program makes nothing that runs.
-_FREE = {
-    "after-all",
-    "bitcast",
-    "constant",
-    "get-tuple-element",
-    "parameter",
-    "partition-id",
-    "replica-id",
-    "tuple",
-}
-
-_CALLED = re.compile(
-    r"(?:body|condition|true_computation|false_computation|"
-    r"branch_computations)=(?:%?([\w.-]+)|\{(.*?)\})"
-)
-
-
-def _launches(text):
-    """Instructions of a compiled program that run by themselves.
-
-    Those inside of a fusion do not. Those inside of a loop or a branch are
-    counted once.
-    """
-    computations, main = {}, None
-    for line in text.splitlines():
-        head = re.match(r"(ENTRY )?%?([\w.-]+) .*\{$", line)
-        if head:
-            lines = computations[head[2]] = []
-            main = head[2] if head[1] else main
-        elif line.startswith("  "):
-            lines.append(line)
-
-    def within(name):
-        count = 0
-        for line in computations[name]:
-            kind = re.search(r"[\])}] ([a-z][\w-]*)\(", line)
-            if kind is None or kind[1] in _FREE:
-                continue
-            if kind[1] == "call":
-                inner = re.findall(r"to_apply=%?([\w.-]+)", line)
-            else:
-                names = " ".join(a or b for a, b in _CALLED.findall(line))
-                inner = re.findall(r"[\w.-]+", names)
-                count += 1
-            count += sum(map(within, inner))
-        return count
-
-    return within(main)
 
 
 # TensorFlow.

@@ -267,7 +267,8 @@ def compiled(network, ours, width, jit_compile, models=None):
         network: A `Network`.
         ours: Boolean, the constrained network or its twin.
         width: Float, factor of the numbers of units.
-        jit_compile: Argument of `compile`.
+        jit_compile: Argument of `compile`; always True on JAX, where Keras
+            would compute each operation by itself.
         models: Module with the containers of the constrained network; None
             means those that the network names.
     """
@@ -282,5 +283,6 @@ def compiled(network, ours, width, jit_compile, models=None):
         model = network.ours(width, models or network.models)
     else:
         model = network.stock(width)
+    jit_compile = jit_compile or keras.backend.backend() == "jax"
     model.compile("adam", losses[0 if ours else 1], jit_compile=jit_compile)
     return model

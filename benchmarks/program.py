@@ -85,13 +85,9 @@ def figures_of(name, kind, steps, startup):
     keras.utils.set_random_seed(0)
     with counting.marked_products():
         start = time.perf_counter()
-        # Keras on JAX computes each operation by itself if not told to compile.
+        models = KINDS[kind]
         model = compiled(
-            network,
-            KINDS[kind] is not None,
-            network.width,
-            BACKEND == "jax",
-            KINDS[kind],
+            network, models is not None, network.width, False, models
         )
         built = time.perf_counter()
         model.fit(x, y, batch_size=len(x), verbose=0)
