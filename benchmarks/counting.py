@@ -143,8 +143,9 @@ def _count_torch(model, step, data):
     from torch.utils.flop_counter import flop_registry
 
     found = {"launches": 0, "reads": 0, "operations": 0, "arithmetic": []}
-    # On a GPU they are copied first, which is an operation.
+    # No operations. What lies on a GPU is copied first, which is one.
     unseen = {torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.__array__}
+    unseen = set() if torch.cuda.is_available() else unseen
 
     class Operations(TorchDispatchMode):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
@@ -163,12 +164,10 @@ def _count_torch(model, step, data):
 
     class Methods(TorchFunctionMode):
         def __torch_function__(self, function, types, args=(), kwargs=None):
-            found["reads"] += function in unseen and not args[0].is_cuda
+            found["reads"] += function in unseen
             return function(*args, **(kwargs or {}))
 
-    with Operations(), contextlib.ExitStack() as stack:
-        if not torch.cuda.is_available():
-            stack.enter_context(Methods())
+    with Operations(), Methods():
         result = step(data)
     return found, result
 
