@@ -58,7 +58,7 @@ def repeated(function):
 
 def wait_for(result):
     """Returns when a result is computed; JAX and GPUs compute later."""
-    for leaf in keras.tree.flatten(result):
+    for leaf in filter(keras.ops.is_tensor, keras.tree.flatten(result)):
         if hasattr(leaf, "block_until_ready"):
             leaf.block_until_ready()
         elif keras.backend.backend() == "torch" and leaf.is_cuda:
