@@ -179,17 +179,12 @@ def _is_view(function):
 
 
 def _copies_to_host(args, result):
+    """Whether an operation of PyTorch moves a tensor from a GPU."""
     before, after = (
-        {str(x.device.type) for x in keras.tree.flatten(found) if _is_tensor(x)}
-        for found in (args, result)
+        {x.device.type for x in filter(keras.ops.is_tensor, leaves)}
+        for leaves in map(keras.tree.flatten, (args, result))
     )
     return "cuda" in before and "cpu" in after
-
-
-def _is_tensor(x):
-    import torch
-
-    return isinstance(x, torch.Tensor)
 
 
 # JAX. What the compiler reads is StableHLO, what it makes is HLO.
