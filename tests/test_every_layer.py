@@ -14,7 +14,11 @@ from deel.lip import losses
 from deel.lip.layers import unconstrained
 from deel.lip.model import LossVariableModel
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    # Layers with a free factor are among them.
+    pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer"),
+]
 
 # Makes up for what the bound of a convolution takes away, so that the input
 # can be told from the output of so many layers.
