@@ -195,11 +195,7 @@ class Parametrization(keras.layers.Layer):
         Raises:
             ValueError: If another layer has it already.
         """
-        if self.wbar is not None:
-            raise ValueError(
-                "A parametrization belongs to one layer. Expected a new one. "
-                f"Received: that of variable '{self.wbar.path}'"
-            )
+        self.require_free()
         self.kernel_shape = kernel_shape
         self.dtype_policy = keras.DTypePolicy(
             keras.backend.result_type(kernel.dtype, "float32")
@@ -208,3 +204,11 @@ class Parametrization(keras.layers.Layer):
         with keras.name_scope(self.name):
             self.wbar = ConstrainedVariable(self, kernel, coefficient)
         self.built = True
+
+    def require_free(self):
+        """Raises ValueError if a layer has it already."""
+        if self.wbar is not None:
+            raise ValueError(
+                "A parametrization belongs to one layer. Expected a new one. "
+                f"Received: that of variable '{self.wbar.path}'"
+            )
