@@ -2,6 +2,8 @@
 #   make demo    train, certify, attack and export a classifier
 #   make test    the test suite (TensorFlow), but for what takes long
 #   make bench   what the constraint costs, in two minutes
+#   make bench-program   what a training step is made of, in ten; also
+#                        bench-program-jax, bench-program-torch
 #   make doc     the documentation, in doc/_build/html
 
 PYTHON ?= python3
@@ -10,7 +12,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 REQUIREMENTS := setup.py $(wildcard requirements/*.txt)
 
-.PHONY: demo test test-slow test-adversarial bench test-formats test-jax test-torch doc doc-links notebooks lint format clean
+.PHONY: demo test test-slow test-adversarial bench bench-program bench-program-jax bench-program-torch test-formats test-jax test-torch doc doc-links notebooks lint format clean
 
 $(VENV)/ready: $(REQUIREMENTS)
 	$(PYTHON) -m venv $(VENV)
@@ -67,6 +69,9 @@ bench: $(VENV)/ready
 	$(VENV)/bin/python benchmarks/training.py mnist-conv mnist-mlp mlp-512 \
 	    --steps-only --seconds 0.5
 
+bench-program: $(VENV)/ready
+	$(VENV)/bin/python benchmarks/program.py
+
 # The other backends, each in an environment without TensorFlow, with what their
 # users combine them with.
 .venv-%/ready: $(REQUIREMENTS)
@@ -93,6 +98,9 @@ SELECTED_jax = -m "not slow or processes"
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto \
 	    $(SELECTED_$*)
+
+bench-program-jax bench-program-torch: bench-program-%: .venv-%/ready
+	KERAS_BACKEND=$* .venv-$*/bin/python benchmarks/program.py
 
 lint: $(VENV)/ready
 	$(VENV)/bin/ruff check .

@@ -5,6 +5,7 @@ its own temperature. What is to be compared therefore runs in alternation, in
 one process, and the ratio is taken within each round.
 """
 
+import importlib
 import json
 import platform
 import statistics
@@ -57,7 +58,7 @@ def repeated(function):
 
 def wait_for(result):
     """Returns when a result is computed; JAX and GPUs compute later."""
-    for leaf in keras.tree.flatten(result):
+    for leaf in filter(keras.ops.is_tensor, keras.tree.flatten(result)):
         if hasattr(leaf, "block_until_ready"):
             leaf.block_until_ready()
         elif keras.backend.backend() == "torch" and leaf.is_cuda:
@@ -115,8 +116,10 @@ def ratio(times, reference):
 
 def environment():
     """What the figures belong to."""
+    backend = keras.backend.backend()
     return {
-        "backend": keras.backend.backend(),
+        "backend": backend,
+        "backend_version": importlib.import_module(backend).__version__,
         "keras": keras.__version__,
         "machine": platform.machine(),
         "python": platform.python_version(),

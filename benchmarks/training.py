@@ -19,26 +19,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import measure
-import numpy as np
 from networks import NETWORKS
 from networks import compiled
+from networks import data
 
 from deel.lip.model import vanillaModel
 
 _KINDS = ("ours", "stock")
-
-
-def data(network, batch_size):
-    """Random images and labels of one batch."""
-    rng = np.random.default_rng(0)
-    x = rng.uniform(size=(batch_size, *network.input_shape))
-    if network.outputs == 1:
-        y = rng.integers(0, 2, (batch_size, 1))
-    else:
-        y = np.eye(network.outputs)[
-            rng.integers(0, network.outputs, batch_size)
-        ]
-    return x.astype("float32"), y.astype("float32")
 
 
 def measure_network(name, args):
@@ -90,7 +77,7 @@ def measure_network(name, args):
             )
         builds = measure.in_turns(
             {
-                "ours": building_task(network.ours, width),
+                "ours": building_task(network.ours, width, network.models),
                 "stock": building_task(network.stock, width),
             },
             3,
@@ -125,11 +112,11 @@ def measure_memory(name, batch_size, args):
     }
 
 
-def building_task(build, width):
+def building_task(build, *args):
     """A task that builds a network, with its weights."""
 
     def built():
-        build(width)
+        build(*args)
         return ()
 
     return measure.repeated(built)

@@ -1,18 +1,81 @@
 """What the tests of all layers share: exact norms, gradients, small data."""
 
+import json
+
 import keras
 import numpy as np
+import pytest
 from keras import ops
 
+from deel.lip.parametrizations import AlmostOrthogonal
 from deel.lip.parametrizations import BlockConvolution
+from deel.lip.parametrizations import SpectralOperator
+
+# Parametrizations whose promise is about the operator, for images of any size.
+OF_OPERATORS = (AlmostOrthogonal, BlockConvolution, SpectralOperator)
+
+_DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5
 
 
+def to_numpy(x):
+    """An array of NumPy, of a tensor, a variable or an array."""
+    return ops.convert_to_numpy(x)
+
+
+def normal(*shape, seed=0):
+    """Float32 values of a normal distribution."""
+    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
+
+
+def built(layer, *shape):
+    """The layer, built for inputs of a shape without the batch axis."""
+    layer.build((None, *shape))
+    return layer
+
+
+def assert_close(found, expected, rtol=1e-7, atol=0.0, **options):
+    """As that of NumPy, of tensors too."""
+    np.testing.assert_allclose(
+        to_numpy(found), to_numpy(expected), rtol, atol, **options
+    )
+
+
+def assert_equal(found, expected, **options):
+    """The values are the same bit for bit, of tensors too."""
+    np.testing.assert_array_equal(
+        to_numpy(found), to_numpy(expected), **options
+    )
+
+
+def assert_all_close(found, expected, **tolerances):
+    """Two lists of arrays, such as the weights of two models."""
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other, **tolerances)
+
+
+def assert_all_equal(found, expected):
+    for one, other in zip(found, expected, strict=True):
+        assert_equal(one, other)
+
+
+def reloaded(model, folder, **options):
+    """The model, from a file that is written into the folder."""
+    path = folder / "reloaded.keras"
+    model.save(path)
+    return keras.models.load_model(path, **options)
+
+
+def assign_unguarded(variable, value):
+    """Writes a value past the guard of the kernels that inference uses."""
+    getattr(variable, "assign_proven", variable.assign)(value)
+
+
 def as_matrix(kernel):
     """Kernel as the float64 matrix that multiplies the input patches."""
-    kernel = ops.convert_to_numpy(kernel).astype("float64")
+    kernel = to_numpy(kernel).astype("float64")
     return kernel.reshape(-1, kernel.shape[-1])
 
 
@@ -46,39 +109,57 @@ def torus_values(layer, scale=1):
     """Singular values of a layer on periodic images, of its first group first.
 
     Args:
-        layer: A convolution of the `Orthogonal*` family.
-        scale: Integer, for larger images.
+        layer: A convolution.
+        scale: Integer, for larger images. Where the layer itself continues
+            images periodically, they are of the size that it was built for.
     """
-    kernel = ops.convert_to_numpy(layer.wbar).astype("float64")
-    windows = zip(layer.kernel_size, layer.strides, strict=True)
+    kernel = to_numpy(layer.wbar).astype("float64")
+    strides = getattr(layer, "strides", (1,) * len(layer.kernel_size))
+    windows = zip(layer.kernel_size, strides, strict=True)
     # Longer than the window, since shorter ones see fewer frequencies.
     lengths = [s * (k // s + scale) for k, s in windows]
+    built = layer.get_build_config()["input_shape"][1:-1]
+    if getattr(layer, "padding_mode", None) == "circular" and all(
+        n and n % s == 0 for n, s in zip(built, strides, strict=True)
+    ):
+        lengths = built
     return np.concatenate(
         [
-            singular_values(torus_matrix(block, layer.strides, lengths))
+            _torus_values(block, strides, lengths)
             for block in np.split(kernel, getattr(layer, "groups", 1), axis=-1)
         ]
     )
 
 
+def _torus_values(kernel, strides, lengths):
+    taps = zip(kernel.shape, lengths, strict=False)
+    if max(strides) > 1 or any(size > length for size, length in taps):
+        return singular_values(torus_matrix(kernel, strides, lengths))
+    # One small matrix for each frequency, instead of a large one.
+    waves = np.fft.fftn(kernel, lengths, axes=range(len(lengths)))
+    return np.sort(singular_values(waves).ravel())[::-1]
+
+
 def expansion(layer):
     """Largest expansion of the constrained kernel, divided by its promise.
 
-    The largest singular value; that of the group of channels which expands
-    most, where there are groups; where outputs are promised one by one, the
-    largest norm of a column; where the promise is about the whole operator,
-    its norm.
+    The largest singular value of the matrix that multiplies patches; that of
+    the group of channels which expands most, where there are groups; where
+    outputs are promised one by one, the largest norm of a column; where the
+    promise is about the whole operator, its norm on periodic images.
     """
-    kernel = ops.convert_to_numpy(layer.wbar)
-    if isinstance(layer.parametrization, BlockConvolution):
-        return np.max(torus_values(layer)) / layer._get_coef()
-    if getattr(layer, "disjoint_neurons", False):
+    kernel, groups = to_numpy(layer.wbar), getattr(layer, "groups", 1)
+    of_operator = isinstance(layer.parametrization, OF_OPERATORS)
+    # Orthogonal convolutions are alike at all frequencies.
+    scale = 1 if isinstance(layer.parametrization, BlockConvolution) else 3
+    if of_operator and kernel.ndim > 2:
+        norm = np.max(torus_values(layer, scale))
+    elif getattr(layer, "disjoint_neurons", False):
         norm = np.max(np.linalg.norm(as_matrix(kernel), axis=0))
-    elif isinstance(layer, keras.layers.DepthwiseConv2D):
-        channels = np.moveaxis(kernel, -2, 0)
-        norm = max(singular_values(as_matrix(x))[0] for x in channels)
     else:
-        blocks = np.split(kernel, getattr(layer, "groups", 1), axis=-1)
+        blocks = np.split(kernel, groups, axis=-1)
+        if isinstance(layer, _DEPTHWISE):
+            blocks = np.moveaxis(kernel, -2, 0)
         norm = max(singular_values(as_matrix(x))[0] for x in blocks)
     return norm / layer._get_coef()
 
@@ -97,7 +178,7 @@ def operator_matrix(layer, input_shape):
     impulses = np.eye(size, dtype="float32").reshape(size, *input_shape)
     origin = np.zeros((1, *input_shape), "float32")
     response = layer(impulses, training=False) - layer(origin, training=False)
-    return ops.convert_to_numpy(response).astype("float64").reshape(size, -1)
+    return to_numpy(response).astype("float64").reshape(size, -1)
 
 
 def operator_norm(layer, input_shape):
@@ -106,13 +187,26 @@ def operator_norm(layer, input_shape):
 
 def assert_bounded(layer):
     """The constrained kernel does not expand by more than it promises."""
-    values = ops.convert_to_numpy(layer.wbar)
+    values = to_numpy(layer.wbar)
     assert np.all(np.isfinite(values))
     assert expansion(layer) <= 1 + TOLERANCE
 
 
+def assert_contracts(matrix, *context):
+    """No singular value exceeds one, and each entry is a number."""
+    matrix = to_numpy(matrix).astype("float64")
+    assert np.all(np.isfinite(matrix)), context
+    assert singular_values(matrix)[0] <= 1 + TOLERANCE, context
+
+
 def constrained_layers(model):
     return [layer for layer in model.layers if hasattr(layer, "wbar")]
+
+
+def assert_all_bounded(model):
+    """Each constrained layer of a model keeps its promise."""
+    for layer in constrained_layers(model):
+        assert_bounded(layer)
 
 
 def gradient(function, *arrays):
@@ -136,7 +230,30 @@ def gradient(function, *arrays):
         tensors = [x.detach().requires_grad_(True) for x in tensors]
         function(*tensors).backward()
         results = [x.grad for x in tensors]
-    return [np.asarray(ops.convert_to_numpy(x)) for x in results]
+    return [np.asarray(to_numpy(x)) for x in results]
+
+
+def weighted(function, weights):
+    """A scalar function: a weighted sum of what another one returns."""
+    return lambda x: ops.sum(ops.multiply(function(x), weights))
+
+
+def assert_slopes(function, x, step=3e-3, seeds=(0, 1, 2), **tolerance):
+    """The gradient of a scalar function is that of finite differences.
+
+    Returns:
+        The gradient, an array.
+    """
+    (slope,) = gradient(function, x)
+    for seed in seeds:
+        direction = normal(*x.shape, seed=seed)
+        ahead, behind = (
+            float(function(ops.convert_to_tensor(x + move * direction)))
+            for move in (np.float32(step), np.float32(-step))
+        )
+        expected = (ahead - behind) / (2 * np.float32(step))
+        assert np.sum(slope * direction) == pytest.approx(expected, **tolerance)
+    return slope
 
 
 def update_of(layer):
@@ -171,7 +288,7 @@ def update_of(layer):
         values = [variable.value for variable in state]
         for variable, value in zip(state, updated(values), strict=True):
             # As the trainer does it: a guard would mend what is measured here.
-            getattr(variable, "assign_proven", variable.assign)(value)
+            assign_unguarded(variable, value)
 
     return update
 
@@ -185,6 +302,15 @@ def is_plain(config):
     if isinstance(config, (list, tuple)):
         return all(is_plain(v) for v in config)
     return config is None or type(config) in (bool, int, float, str)
+
+
+def rebuilt(thing):
+    """A copy made of the config, which is plain and survives JSON."""
+    config = thing.get_config()
+    assert is_plain(config)
+    copy = type(thing).from_config(json.loads(json.dumps(config)))
+    assert copy.get_config() == config
+    return copy
 
 
 def hostile_matrices(shape, count, seed=0):

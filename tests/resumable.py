@@ -15,12 +15,8 @@ import h5py
 import keras
 import numpy as np
 
-from deel.lip.activations import GroupSort2
-from deel.lip.layers import BatchCentering
-from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import SpectralDense
-from deel.lip.losses import MulticlassHKR
-from deel.lip.losses import MulticlassHKRauto
+from deel.lip import layers
+from deel.lip import losses
 from deel.lip.model import LossVariableSequential
 from deel.lip.model import Sequential
 
@@ -78,14 +74,14 @@ def compiled_model(container=LossVariableSequential):
     model = container(
         [
             keras.Input((5,)),
-            SpectralDense(8, activation=GroupSort2()),
-            BatchCentering(),
-            FrobeniusDense(3, use_bias=False),
+            layers.SpectralDense(8, activation=layers.GroupSort2()),
+            layers.BatchCentering(),
+            layers.FrobeniusDense(3, use_bias=False),
         ]
     )
-    loss = MulticlassHKR(10.0, 0.1)
+    loss = losses.MulticlassHKR(10.0, 0.1)
     if container is LossVariableSequential:
-        loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.5)
+        loss = losses.MulticlassHKRauto(10.0, 0.1, alpha_margin=0.5)
     model.compile(keras.optimizers.Adam(0.01), loss, metrics=["accuracy"])
     return model
 

@@ -1,12 +1,14 @@
 """The networks that come with the library."""
 
-import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import reloaded
+from harness import to_numpy
 
 from deel.lip import applications
 from deel.lip.certification import lipschitz_bound
-from deel.lip.initializers import DiracInitializer
 
 BUILDERS = [getattr(applications, name) for name in applications.__all__]
 SHAPE = (8, 8, 3)
@@ -35,7 +37,7 @@ def moved(request):
     rng = np.random.default_rng(0)
     for variable in model.trainable_variables:
         step = rng.standard_normal(variable.shape).astype("float32")
-        variable.assign(keras.ops.convert_to_numpy(variable) + 0.3 * step)
+        variable.assign(to_numpy(variable) + 0.3 * step)
     model.condense()
     return model
 
@@ -46,23 +48,18 @@ def test_each_score_has_the_constant(moved):
     assert moved.output_shape == (None, 2)
     bound = lipschitz_bound(moved, by_output=True)
     assert 0.01 < bound <= 3.0 * (1 + PROVEN_WITHIN)
-    kernel = keras.ops.convert_to_numpy(
-        moved.vanilla_export().layers[-1].kernel
-    )
-    np.testing.assert_allclose(np.linalg.norm(kernel, axis=0), 3.0, rtol=1e-5)
+    kernel = to_numpy(moved.vanilla_export().layers[-1].kernel)
+    assert_close(np.linalg.norm(kernel, axis=0), 3.0, rtol=1e-5)
 
 
 @pytest.mark.slow
 def test_it_is_saved_and_exported(moved, tmp_path):
     x = _images(4)
     expected = moved.predict(x, verbose=0)
-    moved.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    loaded = reloaded(moved, tmp_path)
+    assert_equal(loaded.predict(x, verbose=0), expected)
     exported = moved.vanilla_export()
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0), expected, atol=1e-5
-    )
+    assert_close(exported.predict(x, verbose=0), expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -92,23 +89,3 @@ def test_scores_depend_on_the_image(builder):
     x = 10.0 * _images(8)
     scores = builder("S", input_shape=SHAPE).predict(x, verbose=0)
     assert np.min(np.std(scores, axis=0)) > 0.01
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 4])
-@pytest.mark.parametrize(("inputs", "outputs"), [(3, 3), (2, 4), (4, 2)])
-def test_dirac_kernel_copies_its_input(size, inputs, outputs):
-    layer = keras.layers.Conv2D(
-        outputs, size, padding="same", kernel_initializer=DiracInitializer()
-    )
-    x = np.random.default_rng(0).standard_normal((2, 6, 5, inputs))
-    x = x.astype("float32")
-    shared = min(inputs, outputs)
-    y = keras.ops.convert_to_numpy(layer(x))
-    np.testing.assert_array_equal(y[..., :shared], x[..., :shared])
-    assert not np.any(y[..., shared:])
-    config = keras.initializers.serialize(DiracInitializer())
-    again = keras.initializers.deserialize(config)
-    np.testing.assert_array_equal(
-        keras.ops.convert_to_numpy(again(layer.kernel.shape)),
-        keras.ops.convert_to_numpy(layer.kernel),
-    )

@@ -5,6 +5,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+from harness import assert_all_equal
+from harness import assert_close
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import callbacks
@@ -21,8 +25,7 @@ CALLBACKS = [
 
 
 def _data():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((64, 6)).astype("float32")
+    x = normal(64, 6)
     return x, np.sign(x[:, :1])
 
 
@@ -51,8 +54,8 @@ def test_condense_reaches_kernels_of_nested_models(when):
     def distance():
         return np.max(
             np.abs(
-                ops.convert_to_numpy(ops.copy(layer.kernel))
-                - ops.convert_to_numpy(ops.copy(layer.wbar))
+                to_numpy(ops.copy(layer.kernel))
+                - to_numpy(ops.copy(layer.wbar))
             )
         )
 
@@ -92,8 +95,8 @@ def test_scheduled_parameter_acts_on_the_compiled_step(make):
     # The log is the mean of the batches so far.
     alphas = np.array([1.0, 2.0, 3.0, 4.0, 5.0, 5.0])
     expected = np.cumsum(alphas) / np.arange(1, 7)
-    np.testing.assert_allclose(values, expected, rtol=1e-5)
-    np.testing.assert_allclose(ops.convert_to_numpy(model.loss.alpha), 5.0)
+    assert_close(values, expected, rtol=1e-5)
+    assert_close(model.loss.alpha, 5.0)
     assert set(model.get_metrics_result()) == {"loss"}
 
 
@@ -103,7 +106,7 @@ def test_scheduled_parameter_is_the_one_of_the_loss_in_use():
         model.compile("sgd", losses.HKR(alpha=1.0, min_margin=2.0))
         schedule = callbacks.LossParamScheduler("alpha", [3.0], [0])
         model.fit(*_data(), callbacks=[schedule], verbose=0)
-        assert ops.convert_to_numpy(model.loss.alpha) == 3.0
+        assert to_numpy(model.loss.alpha) == 3.0
 
 
 @pytest.mark.parametrize(
@@ -131,8 +134,7 @@ def test_parameter_that_the_loss_lacks_is_refused_before_training(callback):
     before = model.get_weights()
     with pytest.raises(ValueError, match=callback.param_name):
         model.fit(*_data(), callbacks=[callback], verbose=0)
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())
 
 
 def test_log_prints_numbers_at_its_rate(capsys):
@@ -179,12 +181,7 @@ def _monitored(logdir, **arguments):
     callback = callbacks.MonitorCallback(logdir=logdir, **arguments)
     x = np.random.default_rng(0).standard_normal((8, 4, 4, 1))
     model.fit(
-        x,
-        x[:, 0, 0],
-        epochs=2,
-        batch_size=2,
-        callbacks=[callback],
-        verbose=0,
+        x, x[:, 0, 0], epochs=2, batch_size=2, callbacks=[callback], verbose=0
     )
     return model, _events(logdir)
 
@@ -201,10 +198,10 @@ def test_monitor_writes_singular_values_of_each_epoch(tmp_path, target, what):
     # Four batches for each of two epochs, plus the number of the epoch.
     assert sorted(written) == [4, 9]
     layer = model.get_layer("conv")
-    kernel = ops.convert_to_numpy(ops.copy(getattr(layer, target)))
+    kernel = to_numpy(ops.copy(getattr(layer, target)))
     expected = np.linalg.svd(kernel.reshape(9, 3), compute_uv=False)
     if what == "max":
-        np.testing.assert_allclose(written[9], expected[0], rtol=1e-2)
+        assert_close(written[9], expected[0], rtol=1e-2)
     else:
         assert np.sum(written[9][:, 2]) == 3
         assert np.min(written[9][:, 0]) <= np.min(expected) + 1e-6

@@ -8,6 +8,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from networks import linear_classifier
 
 pytestmark = pytest.mark.slow
 
@@ -51,16 +54,9 @@ def two_classes(distance):
     """A model, an image of class 0, and its distance to class 1."""
     normal = np.array([0.5, 0.5, -0.5, 0.5])
     x = np.zeros((1, 2, 2, 1), "float32")
-    model = keras.Sequential(
-        [
-            keras.Input((2, 2, 1)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(2),
-        ]
-    )
     kernel = np.stack([normal, np.zeros(4)], axis=1)
-    model.set_weights([kernel, np.array([distance, 0.0])])
-    return model, x
+    bias = np.array([distance, 0.0])
+    return linear_classifier(kernel, bias, (2, 2, 1)), x
 
 
 def test_program_succeeds_and_leaves_its_results(run):
@@ -88,8 +84,8 @@ def test_full_network_has_the_known_number_of_parameters():
 
 def test_certificate_is_half_the_lead_divided_by_the_constant():
     scores = np.array([[1.0, 5.0, 2.0], [-1.0, -4.0, -1.5]])
-    np.testing.assert_allclose(program.certificates(scores, 1.0), [1.5, 0.25])
-    np.testing.assert_allclose(program.certificates(scores, 0.5), [3.0, 0.5])
+    assert_close(program.certificates(scores, 1.0), [1.5, 0.25])
+    assert_close(program.certificates(scores, 0.5), [3.0, 0.5])
 
 
 def test_batches_drop_what_is_left_over_and_are_centred():
@@ -110,7 +106,7 @@ def test_batches_without_augmentation_are_flipped_at_most():
     y = keras.utils.to_categorical(labels, 10)
     data = program.AugmentedImages(x, y, batch_size=20, strength=0.0)
     batch, targets = data[0]
-    np.testing.assert_array_equal(targets, y[data.order])
+    assert_equal(targets, y[data.order])
     original = program.network_input(x[data.order])
     flipped = np.all(batch == original[:, :, ::-1], axis=(1, 2, 3))
     same = np.all(batch == original, axis=(1, 2, 3))
@@ -148,25 +144,18 @@ def test_first_correct_image_of_each_class_is_found():
     # Predicted 0, 1, 0, 1.
     x = np.stack([normal, -normal, 2 * normal, -3 * normal]).astype("float32")
     found, labels = program.one_of_each_class(model, x, np.array([1, 0, 0, 1]))
-    np.testing.assert_array_equal(labels, [0, 1])
-    np.testing.assert_array_equal(found, x[[2, 3]])
+    assert_equal(labels, [0, 1])
+    assert_equal(found, x[[2, 3]])
 
 
 def test_saliency_is_the_gradient_of_the_chosen_score():
     random = np.random.default_rng(0)
     kernel = random.normal(size=(12, 10)).astype("float32")
-    model = keras.Sequential(
-        [
-            keras.Input((2, 2, 3)),
-            keras.layers.Flatten(),
-            keras.layers.Dense(10, use_bias=False),
-        ]
-    )
-    model.set_weights([kernel])
+    model = linear_classifier(kernel, shape=(2, 2, 3))
     x = random.normal(size=(3, 2, 2, 3)).astype("float32")
     gradients = program.saliency(model, x, np.array([7, 0, 4]))
     expected = kernel[:, [7, 0, 4]].T.reshape(3, 2, 2, 3)
-    np.testing.assert_allclose(gradients, expected, rtol=1e-5)
+    assert_close(gradients, expected, rtol=1e-5)
 
 
 def test_attack_comes_close_to_the_boundary_and_not_before_it():
@@ -182,5 +171,5 @@ def test_attack_comes_close_to_the_boundary_and_not_before_it():
 def test_figures_show_pixels_of_the_original_range():
     x, _ = images(3)
     shown = program.as_pixels(program.network_input(x))
-    np.testing.assert_allclose(shown, x / 255.0, atol=1e-6)
+    assert_close(shown, x / 255.0, atol=1e-6)
     assert program.as_pixels(np.array([1e6, -1e6])).tolist() == [1.0, 0.0]

@@ -4,7 +4,10 @@ import harness
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import assert_all_equal
+from harness import built
+from harness import normal
+from harness import to_numpy
 
 from deel.lip import layers
 from deel.lip.compute_layer_sv import compute_layer_sv
@@ -12,14 +15,10 @@ from deel.lip.compute_layer_sv import compute_model_sv
 from deel.lip.model import Sequential
 
 
-def _normal(shape):
-    return np.random.default_rng(0).standard_normal(shape).astype("float32")
-
-
 def _built(layer, shape):
     layer.build((None, *shape))
     for variable in layer.trainable_weights:
-        variable.assign(_normal(variable.shape))
+        variable.assign(normal(*variable.shape))
     return layer
 
 
@@ -71,12 +70,11 @@ def test_constrained_layers_are_measured_and_left_unchanged(layer, shape):
     # C15
     layer.build((None, *shape))
     # A kernel set by hand: condensing would replace it.
-    layer.kernel.assign(3.0 * _normal(layer.kernel.shape))
+    layer.kernel.assign(3.0 * normal(*layer.kernel.shape))
     config, before = layer.get_config(), layer.get_weights()
     found = compute_layer_sv(layer)
     assert layer.get_config() == config
-    for a, b in zip(before, layer.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, layer.get_weights())
     exported = layer.vanilla_export()
     if isinstance(exported, keras.Sequential):
         exported = exported.layers[0]
@@ -127,8 +125,7 @@ def test_sum_of_n_inputs_counts_n(count):
 
 @pytest.mark.parametrize("scale", [True, False])
 def test_batch_normalization_scales_each_channel(scale):
-    layer = keras.layers.BatchNormalization(epsilon=0.5, scale=scale)
-    layer.build((None, 3))
+    layer = built(keras.layers.BatchNormalization(epsilon=0.5, scale=scale), 3)
     layer.moving_variance.assign([0.5, 3.5, 15.5])
     factors = np.array([1.0, 0.5, 0.25])
     if scale:
@@ -145,8 +142,7 @@ def test_further_types_are_computed_by_the_user():
         seen.append((layer, input_shape))
         return 0.25, 4.0
 
-    flatten = keras.layers.Flatten()
-    flatten.build((None, 3, 4))
+    flatten = built(keras.layers.Flatten(), 3, 4)
     table = {keras.layers.Flatten: measure}
     assert compute_layer_sv(flatten, table) == (0.25, 4.0)
     assert seen == [(flatten, (None, 3, 4))]
@@ -189,4 +185,4 @@ def test_model_is_a_list_of_its_layers_and_those_of_nested_models():
     assert values["inner"] == values["flat"] == (None, None)
     assert values["inside"] == pytest.approx((1, 1), abs=1e-4)
     assert values["sort"] == (1, 1)
-    ops.convert_to_numpy(model(_normal((1, 3, 3, 1))))
+    to_numpy(model(normal(1, 3, 3, 1)))

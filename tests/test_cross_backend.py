@@ -13,6 +13,9 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import to_numpy
 
 from deel.lip import layers
 from deel.lip.losses import MulticlassHKRauto
@@ -69,9 +72,7 @@ def _write():
         predicted=model.predict(x, verbose=0),
         exported=model.vanilla_export().predict(x, verbose=0),
         evaluated=model.evaluate(x, y, verbose=0),
-        margins=keras.ops.convert_to_numpy(
-            keras.ops.copy(model.loss.hinge_margins)
-        ),
+        margins=to_numpy(keras.ops.copy(model.loss.hinge_margins)),
     )
 
 
@@ -122,29 +123,27 @@ def test_files_of_every_backend_predict_the_same(written):
     model, golden = written
     x, _ = _samples()
     predicted = model.predict(x, verbose=0)
-    np.testing.assert_allclose(predicted, golden["predicted"], **WITHIN)
+    assert_close(predicted, golden["predicted"], **WITHIN)
     assert np.min(np.std(predicted, axis=0)) > 5e-3
     exported = model.vanilla_export().predict(x, verbose=0)
-    np.testing.assert_allclose(exported, golden["exported"], **WITHIN)
+    assert_close(exported, golden["exported"], **WITHIN)
 
 
 def test_files_of_every_backend_keep_loss_margins_and_metrics(compiled):
     model, golden = compiled
     assert type(model) is LossVariableModel
-    margins = keras.ops.convert_to_numpy(
-        keras.ops.copy(model.loss.hinge_margins)
-    )
-    np.testing.assert_array_equal(margins, golden["margins"])
+    margins = to_numpy(keras.ops.copy(model.loss.hinge_margins))
+    assert_equal(margins, golden["margins"])
     assert np.any(margins > 0.15)
     evaluated = model.evaluate(*_samples(), verbose=0)
-    np.testing.assert_allclose(evaluated, golden["evaluated"], **WITHIN)
+    assert_close(evaluated, golden["evaluated"], **WITHIN)
 
 
 def test_files_of_every_backend_train_on_in_the_same_way(compiled):
     model, golden = compiled
     losses = _train_on(model)
     assert losses[1] != losses[0]
-    np.testing.assert_allclose(losses, golden["losses"], rtol=1e-4)
+    assert_close(losses, golden["losses"], rtol=1e-4)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,11 @@ import harness
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import assert_close
+from harness import built
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
@@ -29,7 +33,7 @@ FIRST = np.array([[1.0, 0.0], [1.0, 0.0]], "float32")
 
 def _each(loss, labels, scores):
     values = type(loss).from_config({**loss.get_config(), "reduction": "none"})
-    return ops.convert_to_numpy(values(labels, scores))
+    return to_numpy(values(labels, scores))
 
 
 def test_offset_golden_values():
@@ -39,7 +43,7 @@ def test_offset_golden_values():
     scores = np.array([[1 + math.log(3) / 2, 0], [0, 0]], "float32")
     expected = [math.log(4 / 3) / 2, math.log(1 + math.exp(2)) / 2]
     loss = OffsetCategoricalCrossentropy(1.0, 0.5)
-    np.testing.assert_allclose(_each(loss, FIRST, scores), expected, rtol=1e-5)
+    assert_close(_each(loss, FIRST, scores), expected, rtol=1e-5)
     assert float(loss(FIRST, scores)) == pytest.approx(np.mean(expected))
 
 
@@ -53,7 +57,7 @@ def test_annealing_golden_values():
         math.log(1 + math.exp(2)) / 2 * missing**2,
     ]
     loss = LogitAnnealing(1.0, 0.5, 2.0)
-    np.testing.assert_allclose(_each(loss, FIRST, scores), expected, rtol=1e-5)
+    assert_close(_each(loss, FIRST, scores), expected, rtol=1e-5)
 
 
 def test_emma_golden_values():
@@ -64,7 +68,7 @@ def test_emma_golden_values():
     scores = np.array([[3, 0], [0.25, 0], [0, 1]], "float32")
     expected = [math.log(1 + math.exp(x)) for x in (-2, 0, 1.01)]
     found = _each(EMMA(0.5, 2.0), FIRST[[0, 0, 0]], scores)
-    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert_close(found, expected, rtol=1e-5)
 
 
 def test_emma_takes_the_constant_of_each_pair():
@@ -83,33 +87,29 @@ def test_share_of_emma_has_no_gradient():
     loss = EMMA(0.5, 2.0)
     scores = np.array([[0.25, 0.0]], "float32")
     (slope,) = harness.gradient(functools.partial(loss, FIRST[:1]), scores)
-    np.testing.assert_allclose(slope, [[-0.5, 0.5]], rtol=1e-5)
+    assert_close(slope, [[-0.5, 0.5]], rtol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [keras.layers.Dense, FrobeniusDense])
 def test_emma_reads_the_distances_of_the_last_layer(layer):
     # Columns (3, 0) and (0, 4), which `FrobeniusDense` makes unit vectors:
     # their distance is 5, or the root of 2.
-    last = layer(2)
-    last.build((None, 2))
+    last = built(layer(2), 2)
     last.kernel.assign([[3.0, 0.0], [0.0, 4.0]])
     last(np.zeros((1, 2), "float32"), training=True)
     distance = 5.0 if layer is keras.layers.Dense else 2**0.5
     scores = np.array([[9.0, 0.0], [0.0, 9.0]], "float32")
     loss = EMMA(0.5, last_layer=last)
     expected = math.log(1 + math.exp(-9 + 0.5 * distance))
-    found = ops.convert_to_numpy(loss(np.eye(2), scores))
+    found = to_numpy(loss(np.eye(2), scores))
     assert found == pytest.approx(expected, rel=1e-3)
     config = json.loads(json.dumps(loss.get_config()))
-    np.testing.assert_allclose(
-        config["constants"], distance * (1 - np.eye(2)), rtol=1e-6
-    )
+    assert_close(config["constants"], distance * (1 - np.eye(2)), rtol=1e-6)
     assert float(EMMA.from_config(config)(np.eye(2), scores)) == found
 
 
 def test_emma_follows_the_last_layer_while_fit_trains_it():
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((64, 6)).astype("float32")
+    x = normal(64, 6)
     y = np.eye(3, dtype="float32")[np.argmax(x[:, :3], axis=1)]
     last = FrobeniusDense(3)
     model = keras.Sequential([keras.Input((6,)), SpectralDense(8), last])
@@ -119,10 +119,10 @@ def test_emma_follows_the_last_layer_while_fit_trains_it():
     history = model.fit(x, y, epochs=8, batch_size=16, verbose=0).history
     assert history["loss"][-1] < history["loss"][0]
     assert history["accuracy"][-1] > 0.8
-    columns = ops.convert_to_numpy(last.wbar)
+    columns = to_numpy(last.wbar)
     gaps = np.linalg.norm(columns[:, :, None] - columns[:, None], axis=0)
     constants = loss.get_config()["constants"]
-    np.testing.assert_allclose(constants, gaps, atol=1e-5)
+    assert_close(constants, gaps, atol=1e-5)
     assert np.max(np.abs(np.subtract(constants, before))) > 1e-3
     # What the step computes is what the loss says of the same weights.
     value = model.evaluate(x, y, batch_size=64, verbose=0)[0]
@@ -145,8 +145,7 @@ def test_without_offset_it_is_the_cross_entropy_with_a_temperature():
 
 @by_name
 def test_sample_weights_and_reductions_are_those_of_keras(loss):
-    rng = np.random.default_rng(0)
-    scores = rng.standard_normal((4, 3)).astype("float32")
+    scores = normal(4, 3)
     labels = np.eye(3)[[0, 1, 2, 0]]
     weights = np.array([1.0, 0.0, 2.0, 0.5], "float32")
     values = _each(loss, labels, scores)
@@ -163,8 +162,7 @@ def test_config_is_plain_and_the_loss_is_loaded_with_the_model(loss, tmp_path):
     assert harness.is_plain(loss.get_config())
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
     model.compile("sgd", loss)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     assert loaded.loss.get_config() == loss.get_config()
 
 

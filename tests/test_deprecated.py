@@ -5,6 +5,10 @@ import importlib
 import keras
 import numpy as np
 import pytest
+from golden_scores import BINARY
+from golden_scores import CLASSES
+from harness import assert_close
+from harness import to_numpy
 
 import deel.lip
 from deel.lip import _deprecated
@@ -20,22 +24,6 @@ ALL = [
     for module, names in _deprecated._NAMES.items()
     for name in names
 ]
-
-Y = np.array([[1.0], [1], [1], [0], [0], [0]], "float32")
-P = np.array([[0.5], [1.5], [-0.5], [-0.5], [-1.5], [0.5]], "float32")
-
-CLASSES = np.eye(3, dtype="float32")[[0, 0, 0, 1, 1, 2]]
-SCORES = np.array(
-    [
-        [2, 0.2, -0.5],
-        [-1, -1.2, 0.3],
-        [0.8, 2, 0],
-        [0, 1, -0.5],
-        [2.4, -0.4, -1.1],
-        [-0.1, -1.7, 0.6],
-    ],
-    "float32",
-)
 
 
 def _former(module, name):
@@ -67,60 +55,48 @@ def test_unknown_names_are_still_errors(module):
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
+    ("name", "arguments", "data", "expected"),
     [
-        ("KR_loss", (), 1.0),
-        ("neg_KR_loss", (), -1.0),
+        ("KR_loss", (), BINARY, 1.0),
+        ("neg_KR_loss", (), BINARY, -1.0),
         # Full margins: those of golden values with twice the margin.
-        ("hinge_margin_loss", (0.5,), 1 / 3),
-        ("hinge_margin_loss", (), 2 / 3),
-        ("HKR_loss", (10.0, 0.5), 7 / 3),
-        ("HKR_loss", (float("inf"), 1), 2 / 3),
-        ("HKR_loss", (0.0,), -1.0),
+        ("hinge_margin_loss", (0.5,), BINARY, 1 / 3),
+        ("hinge_margin_loss", (), BINARY, 2 / 3),
+        ("HKR_loss", (10.0, 0.5), BINARY, 7 / 3),
+        ("HKR_loss", (float("inf"), 1), BINARY, 2 / 3),
+        ("HKR_loss", (0.0,), BINARY, -1.0),
+        ("KR_multiclass_loss", (), CLASSES, 0.4227778),
+        ("Hinge_multiclass_loss", (0.5,), CLASSES, 0.7277778),
+        ("Hinge_multiclass_loss", (), CLASSES, 1.1555556),
+        ("HKR_multiclass_loss", (5.0,), CLASSES, 5.355),
+        ("HKR_multiclass_loss", (), CLASSES, -0.4227778),
+        ("HKR_multiclass_loss", (float("inf"),), CLASSES, 1.1555556),
+        ("MultiMarginLoss", (), CLASSES, 0.55),
     ],
 )
-def test_former_losses_ask_for_the_full_margin(name, arguments, expected):
+def test_former_losses_ask_for_the_full_margin(name, arguments, data, expected):
     loss = _former(losses, name)(*arguments)
-    assert float(loss(Y, P)) == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("name", "arguments", "expected"),
-    [
-        ("KR_multiclass_loss", (), 0.4227778),
-        ("Hinge_multiclass_loss", (0.5,), 0.7277778),
-        ("Hinge_multiclass_loss", (), 1.1555556),
-        ("HKR_multiclass_loss", (5.0,), 5.355),
-        ("HKR_multiclass_loss", (), -0.4227778),
-        ("HKR_multiclass_loss", (float("inf"),), 1.1555556),
-        ("MultiMarginLoss", (), 0.55),
-    ],
-)
-def test_former_multiclass_losses_ask_for_the_full_margin(
-    name, arguments, expected
-):
-    loss = _former(losses, name)(*arguments)
-    assert float(loss(CLASSES, SCORES)) == pytest.approx(expected, rel=1e-6)
+    assert float(loss(*data)) == pytest.approx(expected, rel=1e-6)
 
 
 def test_former_loss_of_two_tensors_gives_its_value():
     negative = _former(losses, "negative_KR")
-    assert float(negative(Y, P)) == pytest.approx(-1.0, rel=1e-6)
+    assert float(negative(*BINARY)) == pytest.approx(-1.0, rel=1e-6)
 
 
 def test_models_train_with_former_losses():
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     loss = _former(losses, "HKR_loss")(1.0)
     model.compile("sgd", loss, metrics=[_former(losses, "KR_loss")()])
-    model.fit(np.ones((6, 2)), Y, verbose=0)
+    model.fit(np.ones((6, 2)), BINARY[0], verbose=0)
 
 
 def test_former_constraints_and_initializers_are_the_new_ones():
     w = np.diag([2.0, 1.0]).astype("float32")
     normalizer = _former(constraints, "SpectralNormalizer")()
     assert normalizer.eps_bjorck is None
-    found = keras.ops.convert_to_numpy(normalizer(w))
-    np.testing.assert_allclose(found, w / 2, atol=1e-2)
+    found = to_numpy(normalizer(w))
+    assert_close(found, w / 2, atol=1e-2)
     found = _former(constraints, "WeightClip")
     assert found is constraints.WeightClipConstraint
     found = _former(initializers, "BjorckInitializer")

@@ -13,7 +13,9 @@ import keras
 import numpy as np
 import pytest
 import split_batches
-from keras import ops
+from harness import assert_close
+from harness import assert_equal
+from harness import to_numpy
 from processes import ROOT
 from processes import TESTS
 from processes import addresses
@@ -100,7 +102,7 @@ def one_device():
         if (BACKEND, case) == ("torch", "multiclass"):
             return _with_optimizer_of_torch(case)
         model, losses = split_batches.fit(case)
-        results = split_batches.results(model, losses, ops.convert_to_numpy)
+        results = split_batches.results(model, losses, to_numpy)
         return {**results, "evaluated": split_batches.evaluate(model, case)}
 
     return found
@@ -138,12 +140,10 @@ def test_losses_and_kernels_are_those_of_one_device(
     assert len(expected["losses"]) == split_batches.STEPS
     assert np.mean(expected["losses"][-5:]) < np.mean(expected["losses"][:5])
     for process in found:
-        np.testing.assert_allclose(
-            process[f"{case}/losses"], expected["losses"], atol=1e-4
-        )
+        assert_close(process[f"{case}/losses"], expected["losses"], atol=1e-4)
     for name in expected:
         if name.startswith("state/"):
-            np.testing.assert_allclose(
+            assert_close(
                 found[0][f"{case}/{name}"][0], expected[name], atol=1e-4
             )
 
@@ -151,9 +151,7 @@ def test_losses_and_kernels_are_those_of_one_device(
 @many_devices
 def test_all_devices_hold_the_same_weights(runs, program, case):
     for copies in weights(runs(program), case):
-        np.testing.assert_array_equal(
-            copies, np.broadcast_to(copies[:1], copies.shape)
-        )
+        assert_equal(copies, np.broadcast_to(copies[:1], copies.shape))
 
 
 @many_devices
@@ -170,7 +168,7 @@ def test_replicas_evaluate_as_one_device_also_a_smaller_last_batch(
     runs, one_device, case
 ):
     (found,) = runs("mirrored")
-    np.testing.assert_allclose(
+    assert_close(
         found[f"{case}/evaluated"], one_device(case)["evaluated"], atol=1e-4
     )
 
@@ -185,9 +183,7 @@ def test_losses_of_replicas_add_up_to_that_of_the_whole_batch(runs, index):
     # The same state as in the first call.
     loss = split_batches.kr_losses()[index][0]
     (gradient,) = harness.gradient(lambda p: loss(labels, p), scores)
-    np.testing.assert_allclose(
-        found[f"losses/{index}/gradient"], gradient, atol=1e-5
-    )
+    assert_close(found[f"losses/{index}/gradient"], gradient, atol=1e-5)
 
 
 @only_on("tensorflow")
@@ -196,7 +192,7 @@ def test_replicas_recall_the_mean_of_what_all_have_seen(runs):
     x, _ = split_batches.batches("multiclass")
     mean = x.mean(axis=(0, 1, 2))
     for recalled in found["statistics/means"]:
-        np.testing.assert_allclose(recalled, mean, atol=1e-5)
+        assert_close(recalled, mean, atol=1e-5)
 
 
 @only_on("jax")

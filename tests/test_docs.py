@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import keras
-import numpy as np
+import patterns
 import pytest
 from test_surface import NAMES
 
@@ -92,16 +92,10 @@ def test_every_public_module_has_a_page_of_the_reference(module):
 def data_folder(tmp_path_factory):
     """Files of the shapes of MNIST and CIFAR-10: a pattern for each class."""
     folder = tmp_path_factory.mktemp("data")
-    random = np.random.default_rng(0)
     for name, shape in (("mnist", (28, 28)), ("cifar10", (32, 32, 3))):
-        patterns = random.integers(0, 200, (10, *shape))
-        arrays = {}
-        for part, count in (("train", 200), ("test", 100)):
-            labels = np.arange(count) % 10
-            noise = random.integers(0, 56, (count, *shape))
-            arrays[f"x_{part}"] = (patterns[labels] + noise).astype("uint8")
-            arrays[f"y_{part}"] = labels.astype("uint8")
-        np.savez(folder / f"{name}.npz", **arrays)
+        patterns.write(
+            folder / f"{name}.npz", *patterns.images(shape, 200, 100)
+        )
     return folder
 
 

@@ -5,17 +5,19 @@ import importlib.util
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import built
+from harness import to_numpy
 from keras import ops
 
-from deel.lip.activations import GroupSort2
-from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import SpectralDense
+from deel.lip import layers
 
 UNITS = 6
 CLASSES = 3
 
 
-def functional(layer=SpectralDense, activation="relu", output="softmax"):
+def functional(layer=layers.SpectralDense, activation="relu", output="softmax"):
     """A functional model on 8 features, like one of `Dense` layers."""
     inputs = keras.Input((8,))
     hidden = layer(UNITS, activation=activation)(inputs)
@@ -37,7 +39,7 @@ def samples(count=40):
 def values(model):
     """Copies of all variables, by their path."""
     return {
-        variable.path: np.array(ops.convert_to_numpy(variable))
+        variable.path: np.array(to_numpy(variable))
         for variable in model.variables
     }
 
@@ -45,26 +47,25 @@ def values(model):
 def assert_same(before, after):
     assert before.keys() == after.keys()
     for path, value in before.items():
-        np.testing.assert_array_equal(after[path], value, err_msg=path)
+        assert_equal(after[path], value, err_msg=path)
 
 
 def number_of_parameters(layer, inputs, units):
-    layer = layer(units)
-    layer.build((None, inputs))
+    layer = built(layer(units), inputs)
     return layer.count_params()
 
 
 @pytest.mark.parametrize(
     ("layer", "inputs", "units", "expected"),
     [
-        (SpectralDense, 784, 128, 200_961),
-        (SpectralDense, 128, 10, 2_581),
-        (FrobeniusDense, 128, 10, 2_570),
-        (SpectralDense, 784, 512, 803_841),
-        (SpectralDense, 512, 256, 262_657),
-        (SpectralDense, 256, 128, 65_793),
-        (SpectralDense, 128, 64, 16_513),
-        (SpectralDense, 64, 10, 1_301),
+        (layers.SpectralDense, 784, 128, 200_961),
+        (layers.SpectralDense, 128, 10, 2_581),
+        (layers.FrobeniusDense, 128, 10, 2_570),
+        (layers.SpectralDense, 784, 512, 803_841),
+        (layers.SpectralDense, 512, 256, 262_657),
+        (layers.SpectralDense, 256, 128, 65_793),
+        (layers.SpectralDense, 128, 64, 16_513),
+        (layers.SpectralDense, 64, 10, 1_301),
     ],
 )
 def test_dense_layers_have_the_known_number_of_parameters(
@@ -73,30 +74,28 @@ def test_dense_layers_have_the_known_number_of_parameters(
     assert number_of_parameters(layer, inputs, units) == expected
 
 
-@pytest.mark.parametrize("layer", [SpectralDense, FrobeniusDense])
+@pytest.mark.parametrize("layer", [layers.SpectralDense, layers.FrobeniusDense])
 @pytest.mark.parametrize("name", ["sigmoid", "relu", "softmax"])
 def test_activations_are_taken_by_name(layer, name):
     x, _ = samples()
     layer = layer(UNITS, activation=name)
     outputs = layer(x)
     expected = keras.activations.get(name)(ops.matmul(x, layer.wbar))
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(outputs), ops.convert_to_numpy(expected), atol=1e-6
-    )
+    assert_close(outputs, expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("layer", "activation", "optimizer", "loss"),
     [
-        (SpectralDense, "sigmoid", "sgd", "mse"),
-        (SpectralDense, "sort", "adam", "categorical_crossentropy"),
-        (FrobeniusDense, "relu", "rmsprop", "categorical_hinge"),
+        (layers.SpectralDense, "sigmoid", "sgd", "mse"),
+        (layers.SpectralDense, "sort", "adam", "categorical_crossentropy"),
+        (layers.FrobeniusDense, "relu", "rmsprop", "categorical_hinge"),
     ],
 )
 def test_losses_and_optimizers_of_keras_train_the_layers(
     layer, activation, optimizer, loss
 ):
-    activation = GroupSort2() if activation == "sort" else activation
+    activation = layers.GroupSort2() if activation == "sort" else activation
     model = functional(layer, activation)
     model.compile(optimizer, loss)
     history = model.fit(*samples(), epochs=10, batch_size=8, verbose=0).history
@@ -113,7 +112,7 @@ def test_compiling_again_keeps_every_variable_and_prediction():
 
     compiled(model, "categorical_crossentropy", 0.01)
     assert_same(before, values(model))
-    np.testing.assert_array_equal(model.predict(x, verbose=0), predicted)
+    assert_equal(model.predict(x, verbose=0), predicted)
 
 
 class Watch(keras.callbacks.Callback):
@@ -174,24 +173,18 @@ def test_validation_and_prediction_use_the_kernel_of_the_last_step():
         x, y, validation_split=0.2, epochs=3, batch_size=8, verbose=0
     ).history
     loss, accuracy = model.evaluate(x[kept], y[kept], verbose=0)
-    np.testing.assert_allclose(history["val_loss"][-1], loss, rtol=1e-6)
+    assert_close(history["val_loss"][-1], loss, rtol=1e-6)
     assert history["val_accuracy"][-1] == pytest.approx(accuracy)
 
     hidden, output = model.layers[1:]
     predicted = model.predict(x, verbose=0)
     features = ops.relu(ops.matmul(x, hidden.wbar) + hidden.bias)
     expected = ops.softmax(ops.matmul(features, output.wbar) + output.bias)
-    np.testing.assert_allclose(
-        predicted, ops.convert_to_numpy(expected), atol=1e-6
-    )
+    assert_close(predicted, expected, atol=1e-6)
     # On JAX the stored kernel is that of the last forward pass, one update
     # before the free one.
     if keras.backend.backend() != "jax":
-        np.testing.assert_allclose(
-            predicted,
-            ops.convert_to_numpy(model(x, training=True)),
-            atol=1e-4,
-        )
+        assert_close(predicted, model(x, training=True), atol=1e-4)
 
 
 def test_history_has_the_keys_of_keras_however_verbose():

@@ -3,11 +3,10 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import assert_all_close
+from harness import to_numpy
 
-from deel.lip.activations import GroupSort2
-from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import SpectralDense
+from deel.lip import layers
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import Sequential
 
@@ -24,8 +23,8 @@ def _model(k_coef_lip=1.0, alpha=10.0):
     model = Sequential(
         [
             keras.Input((6,)),
-            SpectralDense(8, activation=GroupSort2()),
-            FrobeniusDense(CLASSES, use_bias=False),
+            layers.SpectralDense(8, activation=layers.GroupSort2()),
+            layers.FrobeniusDense(CLASSES, use_bias=False),
         ],
         k_coef_lip=k_coef_lip,
     )
@@ -162,6 +161,5 @@ def test_every_kind_of_input_trains_to_the_same_kernels(loader):
     steps = 6 if loader is _as_generator else None
     data = loader(x, y)
     model.fit(data, epochs=2, steps_per_epoch=steps, shuffle=False, verbose=0)
-    for a, b in zip(expected.get_weights(), model.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
-    assert ops.convert_to_numpy(model.optimizer.iterations) == 12
+    assert_all_close(expected.get_weights(), model.get_weights(), atol=1e-6)
+    assert to_numpy(model.optimizer.iterations) == 12

@@ -7,7 +7,11 @@ from pathlib import Path
 
 import keras
 import numpy as np
+import patterns
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from networks import linear_classifier
 
 from deel.lip.certification import certify
 from deel.lip.layers import FrobeniusDense
@@ -29,20 +33,8 @@ mnist_multiclass = importlib.import_module("mnist_multiclass")
 @pytest.fixture(scope="module")
 def mnist_like(tmp_path_factory):
     """A file of the shapes of MNIST: one noisy pattern for each class."""
-    random = np.random.default_rng(0)
-    patterns = random.integers(0, 200, (10, 28, 28))
-
-    def samples(count):
-        labels = np.arange(count) % 10
-        noise = random.integers(0, 56, (count, 28, 28))
-        return (patterns[labels] + noise).astype("uint8"), labels
-
-    x_train, y_train = samples(200)
-    x_test, y_test = samples(50)
     path = tmp_path_factory.mktemp("data") / "mnist_like.npz"
-    np.savez(
-        path, x_train=x_train, y_train=y_train, x_test=x_test, y_test=y_test
-    )
+    patterns.write(path, *patterns.images((28, 28), 200, 50))
     return str(path)
 
 
@@ -62,27 +54,14 @@ def demo_run(tmp_path_factory):
     return demo.main(words), output
 
 
-def linear_model(kernel, bias, input_shape=(2, 2, 1)):
-    """A model of one dense layer, of which everything is known."""
-    model = keras.Sequential(
-        [
-            keras.Input(input_shape),
-            keras.layers.Flatten(),
-            keras.layers.Dense(kernel.shape[1]),
-        ]
-    )
-    model.set_weights([kernel.astype("float32"), bias.astype("float32")])
-    return model
-
-
 def test_input_gradient_is_that_of_each_image():
     random = np.random.default_rng(0)
     kernel = random.normal(size=(4, 3)).astype("float32")
-    model = linear_model(kernel, np.zeros(3))
+    model = linear_classifier(kernel, shape=(2, 2, 1))
     gradient = common.input_gradient(lambda x: keras.ops.sum(model(x), -1))
     x = random.uniform(size=(5, 2, 2, 1)).astype("float32")
     expected = np.tile(kernel.sum(-1).reshape(1, 2, 2, 1), (5, 1, 1, 1))
-    np.testing.assert_allclose(gradient(x), expected, rtol=1e-5)
+    assert_close(gradient(x), expected, rtol=1e-5)
 
 
 def test_demo_succeeds_and_leaves_its_results(demo_run):
@@ -119,7 +98,7 @@ def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
     _, (x, y) = common.load_digits()
     certificates = certify(model, common.as_images(x), y, rounding="float32")
     assert certificates.accuracy == results["accuracy"]
-    np.testing.assert_array_equal(
+    assert_equal(
         certificates.certified_accuracy(demo.RADII), results["certified"]
     )
 
@@ -153,26 +132,26 @@ def test_data_comes_from_a_local_file(mnist_like):
     assert 0.9 < x_train.max() <= 1.0
 
 
-def test_missing_data_file_is_an_error_of_the_command_line(tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        demo.parse_arguments(["--data", str(tmp_path / "absent.npz")])
-    assert "argument --data: " in capsys.readouterr().err
-
-
-def test_data_file_that_is_no_archive_is_an_error(tmp_path, capsys):
-    path = tmp_path / "text.npz"
-    path.write_text("no archive")
-    with pytest.raises(SystemExit):
-        demo.parse_arguments(["--data", str(path)])
-    assert "there is no .npz file" in capsys.readouterr().err
-
-
-def test_data_file_without_an_array_is_an_error_that_names_it(tmp_path, capsys):
-    path = tmp_path / "part.npz"
+def _part_of_the_arrays(path):
     np.savez(path, x_train=np.zeros(3), y_train=np.zeros(3), x_test=np.zeros(3))
+
+
+@pytest.mark.parametrize(
+    ("write", "message"),
+    [
+        (lambda path: None, "argument --data: "),
+        (lambda path: path.write_text("no archive"), "there is no .npz file"),
+        (_part_of_the_arrays, "lacks y_test"),
+    ],
+    ids=["missing", "no archive", "without an array"],
+)
+def test_data_file_that_cannot_be_read_is_an_error_of_the_command_line(
+    write, message, tmp_path, capsys
+):
+    write(tmp_path / "data.npz")
     with pytest.raises(SystemExit):
-        demo.parse_arguments(["--data", str(path)])
-    assert "lacks y_test" in capsys.readouterr().err
+        demo.parse_arguments(["--data", str(tmp_path / "data.npz")])
+    assert message in capsys.readouterr().err
 
 
 def test_mnist_multiclass_has_the_known_number_of_parameters(
@@ -211,7 +190,7 @@ def test_mnist_binary_losses_take_labels_of_either_rank(mnist_like):
     column, flat = evaluated(y), evaluated(y.ravel())
     assert set(column) == {"loss", "KR", "HingeMargin"}
     for name, value in column.items():
-        np.testing.assert_allclose(flat[name], value, rtol=1e-5)
+        assert_close(flat[name], value, rtol=1e-5)
 
 
 @pytest.fixture(scope="module")
@@ -270,17 +249,17 @@ def test_walkthrough_models_have_the_known_number_of_parameters(
 
 def test_walkthrough_splits_images_by_whether_the_model_is_right():
     x = np.arange(5.0).reshape(5, 1)
-    model = linear_model(np.array([[-1.0, 1.0]]), np.array([1.5, -1.5]), (1,))
+    model = linear_classifier(np.array([[-1.0, 1.0]]), np.array([1.5, -1.5]))
     # Class 1 from 1.5 on.
     y = keras.utils.to_categorical([0, 1, 1, 1, 0])
     parts = keras_walkthrough.correct_and_incorrect(model, x, y)
     x_correct, y_correct, x_wrong, y_wrong, correct, wrong = parts
-    np.testing.assert_array_equal(x_correct, [[0.0], [2.0], [3.0]])
-    np.testing.assert_array_equal(x_wrong, [[1.0], [4.0]])
-    np.testing.assert_array_equal(np.argmax(y_correct, -1), [0, 1, 1])
-    np.testing.assert_array_equal(np.argmax(correct, -1), [0, 1, 1])
-    np.testing.assert_array_equal(np.argmax(y_wrong, -1), [1, 0])
-    np.testing.assert_array_equal(np.argmax(wrong, -1), [0, 1])
+    assert_equal(x_correct, [[0.0], [2.0], [3.0]])
+    assert_equal(x_wrong, [[1.0], [4.0]])
+    assert_equal(np.argmax(y_correct, -1), [0, 1, 1])
+    assert_equal(np.argmax(correct, -1), [0, 1, 1])
+    assert_equal(np.argmax(y_wrong, -1), [1, 0])
+    assert_equal(np.argmax(wrong, -1), [0, 1])
     assert keras_walkthrough.accuracy(model, x, y) == pytest.approx(0.6)
 
 
@@ -309,11 +288,7 @@ def test_foreign_attacks_are_compared_with_certificates(
         pytest.skip("the packages attack torch modules")
     random = np.random.default_rng(0)
     model = keras.Sequential(
-        [
-            keras.Input((4, 4, 1)),
-            keras.layers.Flatten(),
-            SpectralDense(10),
-        ]
+        [keras.Input((4, 4, 1)), keras.layers.Flatten(), SpectralDense(10)]
     )
     model.save(tmp_path / "model.keras")
     x = random.uniform(size=(12, 4, 4))
@@ -344,11 +319,13 @@ def test_attack_of_art_finds_what_there_is_and_nothing_else():
         pytest.skip("the package attacks torch modules")
     # Two scores that differ by `sqrt(2)` times the distance to a plane.
     direction = np.array([1.0, -1.0, 1.0, -1.0]) / 2
-    model = linear_model(np.stack([direction, -direction], 1), np.zeros(2))
+    model = linear_classifier(
+        np.stack([direction, -direction], 1), shape=(2, 2, 1)
+    )
     module = attack_exported.channels_first(model)
     distances = np.array([-0.4, -0.1, 0.1, 0.4])
     x = 0.5 + distances[:, None] * direction
     x = x.reshape(4, 1, 2, 2).astype("float32")
     y = np.array([1, 1, 0, 0])
     kept = attack_exported.projected_gradient(module, x, y, 0.2, 10)
-    np.testing.assert_array_equal(kept, [True, False, False, True])
+    assert_equal(kept, [True, False, False, True])

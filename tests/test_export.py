@@ -7,6 +7,10 @@ import sys
 import keras
 import numpy as np
 import pytest
+from harness import assert_all_equal
+from harness import assert_close
+from harness import normal
+from harness import to_numpy
 from test_every_layer import network
 
 from deel.lip import layers
@@ -52,8 +56,7 @@ def only_on(*backends):
 
 def _trained(model):
     """The model after two steps, images, and its predictions of them."""
-    x = np.random.default_rng(0).standard_normal((10, *model.input_shape[1:]))
-    x = x.astype("float32")
+    x = normal(10, *model.input_shape[1:])
     y = np.eye(3, dtype="float32")[np.arange(len(x)) % 3]
     # Without XLA for the whole step, parts of it are compiled by XLA instead.
     loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1)
@@ -119,11 +122,9 @@ def test_saved_model_is_served_without_the_library(trained, tmp_path):
     model, x, expected = trained("tf_saved_model")
     path = tmp_path / "served"
     model.export(path, verbose=False)
-    np.testing.assert_allclose(
-        _run_saved_model(path, x, tmp_path), expected, **WITHIN
-    )
+    assert_close(_run_saved_model(path, x, tmp_path), expected, **WITHIN)
     layer = keras.layers.TFSMLayer(path, call_endpoint="serve")
-    np.testing.assert_allclose(np.array(layer(x)), expected, **WITHIN)
+    assert_close(np.array(layer(x)), expected, **WITHIN)
 
 
 @only_on("tensorflow")
@@ -156,8 +157,7 @@ def test_onnx_gives_the_same_scores(trained, tmp_path):
     pytest.importorskip(converter.get(BACKEND, "onnxscript"))
     model, x, expected = trained("onnx")
     model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
-    found = _run_onnx(tmp_path / "model.onnx", x)
-    np.testing.assert_allclose(found, expected, **WITHIN)
+    assert_close(_run_onnx(tmp_path / "model.onnx", x), expected, **WITHIN)
 
 
 @only_on("tensorflow")
@@ -169,7 +169,7 @@ def test_litert_gives_the_same_scores(trained, tmp_path):
     runner = litert.Interpreter(str(path)).get_signature_runner()
     (name,) = runner.get_input_details()
     (found,) = runner(**{name: x}).values()
-    np.testing.assert_allclose(found, expected, **WITHIN)
+    assert_close(found, expected, **WITHIN)
 
 
 @only_on("torch")
@@ -183,8 +183,7 @@ def test_torch_export_gives_the_same_scores(trained, tmp_path):
         path, format="torch", verbose=False, dynamic_shapes=({0: batch},)
     )
     program = torch.export.load(path).module()
-    found = program(torch.tensor(x)).detach().numpy()
-    np.testing.assert_allclose(found, expected, **WITHIN)
+    assert_close(program(torch.tensor(x)).detach().numpy(), expected, **WITHIN)
 
 
 def test_exported_model_infers_where_nothing_says_how_it_runs():
@@ -195,16 +194,11 @@ def test_exported_model_infers_where_nothing_says_how_it_runs():
     x = keras.layers.BatchNormalization()(x)
     x = keras.layers.Dropout(0.5)(x)
     model = Model(inputs=inputs, outputs=layers.SpectralDense(3)(x))
-    x = 3 + np.random.default_rng(0).standard_normal((10, 4)).astype("float32")
+    x = 3 + normal(10, 4)
     exported = model.vanilla_export()
     before = exported.get_weights()
-    np.testing.assert_allclose(
-        keras.ops.convert_to_numpy(exported(x)),
-        model.predict(x, verbose=0),
-        **WITHIN,
-    )
-    for a, b in zip(before, exported.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_close(exported(x), model.predict(x, verbose=0), **WITHIN)
+    assert_all_equal(before, exported.get_weights())
 
 
 @only_on("tensorflow")
@@ -215,9 +209,7 @@ def test_a_list_of_layers_is_exported_before_any_call(tmp_path):
     model.export(tmp_path / "served")
     x = np.ones((2, 4), "float32")
     served = tf.saved_model.load(tmp_path / "served")
-    np.testing.assert_allclose(
-        served.serve(x), model.predict(x, verbose=0), **WITHIN
-    )
+    assert_close(served.serve(x), model.predict(x, verbose=0), **WITHIN)
 
 
 def test_a_mode_that_the_user_chose_stays_in_the_exported_model():
@@ -226,7 +218,7 @@ def test_a_mode_that_the_user_chose_stays_in_the_exported_model():
     x = keras.layers.Dropout(0.5)(x, training=True)
     exported = vanillaModel(keras.Model(inputs, x))
     ones = np.ones((50, 4), "float32")
-    outputs = keras.ops.convert_to_numpy(exported(ones))
+    outputs = to_numpy(exported(ones))
     assert 0 < np.sum(outputs == 0) < outputs.size
 
 

@@ -5,6 +5,11 @@ import keras
 import numpy as np
 import pytest
 from harness import TOLERANCE
+from harness import assert_close
+from harness import assert_equal
+from harness import built
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -30,22 +35,20 @@ RESCALED = [
 
 @pytest.mark.parametrize(("make", "shape"), RESCALED)
 def test_operator_is_bounded_for_hostile_kernels(make, shape):
-    layer = make()
-    layer.build((None, *shape))
+    layer = built(make(), *shape)
     update = harness.update_of(layer)
     for kind, kernel in harness.hostile_matrices(tuple(layer.kernel.shape), 15):
         layer.kernel.assign(kernel)
         update()
         assert harness.operator_norm(layer, shape) <= 1 + TOLERANCE, kind
-        wbar = ops.convert_to_numpy(layer.wbar)
+        wbar = to_numpy(layer.wbar)
         assert layer.parametrization.expansion(wbar) <= 1 + TOLERANCE, kind
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1)])
 def test_rescaling_is_the_formula_of_the_paper(strides):
     # Row sums of |P^T P| in the middle of an image, where no tap is cut off.
-    rng = np.random.default_rng(0)
-    kernel = rng.standard_normal((3, 3, 2, 4)).astype("float32")
+    kernel = normal(3, 3, 2, 4)
     layer = keras.layers.Conv2D(4, 3, strides, "same", use_bias=False)
     shape = (9, 9, 2)
     layer.build((None, *shape))
@@ -53,12 +56,12 @@ def test_rescaling_is_the_formula_of_the_paper(strides):
     matrix = harness.operator_matrix(layer, shape)
     sums = np.sum(np.abs(matrix @ matrix.T), axis=1).reshape(shape)
     found = AlmostOrthogonal(strides).constrain(ops.convert_to_tensor(kernel))
-    ratio = ops.convert_to_numpy(found) / kernel
+    ratio = to_numpy(found) / kernel
     for tap in range(3):
         # "Same" padding of 9 pixels adds one on each side.
         row = 4 if strides[0] == 1 else 3 + tap % 2
         expected = sums[row, 4] ** -0.5
-        np.testing.assert_allclose(ratio[tap, 1, :, 0], expected, rtol=1e-4)
+        assert_close(ratio[tap, 1, :, 0], expected, rtol=1e-4)
 
 
 def test_weights_of_the_paper_are_scales_of_the_channels():
@@ -68,17 +71,14 @@ def test_weights_of_the_paper_are_scales_of_the_channels():
     sums = np.sum(np.abs(kernel @ kernel.T) * q / q[:, None], axis=1)
     expected = kernel / np.sqrt(sums)[:, None]
     scaled = ops.convert_to_tensor((kernel * q[:, None]).astype("float32"))
-    found = ops.convert_to_numpy(
-        AlmostOrthogonal(by_output=False).constrain(scaled)
+    assert_close(
+        AlmostOrthogonal(by_output=False).constrain(scaled), expected, rtol=1e-4
     )
-    np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_weights_from_a_file_break_no_bound():
-    layer = layers.AOLDense(6)
-    layer.build((None, 4))
-    rng = np.random.default_rng(0)
-    layer.kernel.assign(rng.standard_normal((4, 6)))
+    layer = built(layers.AOLDense(6), 4)
+    layer.kernel.assign(normal(4, 6))
     for weights in ([0, 1, -1, 1], [np.nan, np.inf, 1e-30, 1], [1e30] * 4):
         layer.parametrization.q.assign(np.array(weights, "float32"))
         layer(np.zeros((1, 4), "float32"), training=True)
@@ -87,17 +87,15 @@ def test_weights_from_a_file_break_no_bound():
 
 def test_condensed_layer_is_the_same_function_in_training_too():
     # Rescaling what is rescaled would make it smaller, but for the weights.
-    layer = layers.AOLConv2D(3, 3, strides=2, k_coef_lip=2.0)
-    layer.build((None, 5, 4, 2))
+    layer = built(layers.AOLConv2D(3, 3, strides=2, k_coef_lip=2.0), 5, 4, 2)
     rng = np.random.default_rng(0)
     layer.kernel.assign(rng.standard_normal(layer.kernel.shape))
     x = rng.standard_normal((2, 5, 4, 2)).astype("float32")
-    expected = ops.convert_to_numpy(layer(x, training=True))
+    expected = to_numpy(layer(x, training=True))
     for _ in range(3):
         layer.condense()
         for training in (True, False):
-            found = ops.convert_to_numpy(layer(x, training=training))
-            np.testing.assert_allclose(found, expected, atol=1e-5)
+            assert_close(layer(x, training=training), expected, atol=1e-5)
 
 
 def test_orthogonal_kernels_pass_unchanged():
@@ -106,9 +104,7 @@ def test_orthogonal_kernels_pass_unchanged():
     found = AlmostOrthogonal(by_output=None).constrain(
         ops.convert_to_tensor(kernel)
     )
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(found), kernel, rtol=1e-4, atol=1e-5
-    )
+    assert_close(found, kernel, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +117,7 @@ def test_block_of_the_paper_is_what_is_computed(layer, shape):
     rng = np.random.default_rng(0)
     layer.kernel.assign(rng.standard_normal(layer.kernel.shape))
     x = rng.standard_normal((3, *shape)).astype("float32")
-    found = ops.convert_to_numpy(layer(x, training=True)).reshape(3, -1)
+    found = to_numpy(layer(x, training=True)).reshape(3, -1)
     # The same convolution or product, with the kernel that is used.
     stock = (
         keras.layers.Dense(6, use_bias=False)
@@ -129,11 +125,11 @@ def test_block_of_the_paper_is_what_is_computed(layer, shape):
         else keras.layers.Conv2D(4, 3, padding="same", use_bias=False)
     )
     stock.build((None, *shape))
-    stock.kernel.assign(ops.convert_to_numpy(layer.wbar))
+    stock.kernel.assign(to_numpy(layer.wbar))
     matrix = harness.operator_matrix(stock, shape)
     flat = x.reshape(3, -1)
     expected = flat - 2 * np.maximum(flat @ matrix, 0) @ matrix.T
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_close(found, expected, atol=1e-5)
 
 
 def test_dense_block_is_the_formula_with_its_diagonal():
@@ -141,17 +137,14 @@ def test_dense_block_is_the_formula_with_its_diagonal():
     kernel, x = rng.standard_normal((4, 6)), rng.standard_normal((3, 4))
     diagonal = np.sum(np.abs(kernel.T @ kernel), axis=1)
     expected = x - 2 * (np.maximum(x @ kernel, 0) / diagonal) @ kernel.T
-    layer = layers.SLLDense(6)
-    layer.build((None, 4))
+    layer = built(layers.SLLDense(6), 4)
     layer.kernel.assign(kernel)
-    found = ops.convert_to_numpy(layer(x.astype("float32"), training=True))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_close(layer(x.astype("float32"), training=True), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("activation", unconstrained.MONOTONE)
 def test_block_expands_nothing_with_any_of_its_activations(activation):
-    layer = layers.SLLDense(8, activation=activation)
-    layer.build((None, 4))
+    layer = built(layers.SLLDense(8, activation=activation), 4)
     rng = np.random.default_rng(0)
     layer.kernel.assign(rng.standard_normal((4, 8)))
     x = 3 * rng.standard_normal((500, 4)).astype("float32")
@@ -160,7 +153,7 @@ def test_block_expands_nothing_with_any_of_its_activations(activation):
         np.linalg.norm(a - b, axis=1)
         for a, b in [
             (x, z),
-            [ops.convert_to_numpy(layer(v, training=True)) for v in (x, z)],
+            [to_numpy(layer(v, training=True)) for v in (x, z)],
         ]
     ]
     assert np.all(gaps[1] <= gaps[0] * (1 + 1e-5) + 1e-6)
@@ -209,8 +202,7 @@ def test_rescaled_convolutions_that_are_not_bounded_are_refused(
 
 
 def test_rescaled_convolution_takes_images_of_any_size():
-    layer = layers.AOLConv2D(3, 5)
-    layer.build((None, 2, 3, 2))
+    layer = built(layers.AOLConv2D(3, 5), 2, 3, 2)
     for size in (2, 9):
         assert harness.operator_norm(layer, (size, size, 2)) <= 1 + TOLERANCE
 
@@ -218,21 +210,20 @@ def test_rescaled_convolution_takes_images_of_any_size():
 def test_bound_of_a_residual_is_that_of_any_kernel():
     layer = unconstrained.ResidualDense(3, activation="linear", k_coef_lip=2.0)
     layer.build((None, 4))
-    layer.kernel.assign(np.random.default_rng(0).standard_normal((4, 3)))
+    layer.kernel.assign(normal(4, 3))
     norm = harness.operator_norm(layer, (4,))
     assert lipschitz_bound(layer) == pytest.approx(norm, rel=1e-5)
     assert lipschitz_bound(layer) >= norm * (1 - 1e-6)
 
 
 def test_shift_moves_each_quarter_of_the_channels_its_own_way():
-    x = np.random.default_rng(0).standard_normal((2, 3, 4, 9))
-    x = x.astype("float32")
-    found = ops.convert_to_numpy(layers.SpatialShift2D()(x))
+    x = normal(2, 3, 4, 9)
+    found = to_numpy(layers.SpatialShift2D()(x))
     for part, (step, axis) in enumerate([(1, 1), (-1, 1), (1, 2), (-1, 2)]):
         channels = slice(2 * part, 2 * part + 2)
         expected = np.roll(x[..., channels], step, axis)
-        np.testing.assert_array_equal(found[..., channels], expected)
-    np.testing.assert_array_equal(found[..., 8], x[..., 8])
+        assert_equal(found[..., channels], expected)
+    assert_equal(found[..., 8], x[..., 8])
     with pytest.raises(ValueError, match="channels=3"):
         layers.SpatialShift2D()(x[..., :3])
     with pytest.raises(ValueError, match=r"fraction=1\.5"):
@@ -249,9 +240,9 @@ def test_shift_and_an_orthogonal_mixing_keep_every_norm():
         ]
     )
     x = np.random.default_rng(0).standard_normal((5, 4, 4, 8))
-    y = ops.convert_to_numpy(model(x.astype("float32"))).reshape(5, -1)
+    y = to_numpy(model(x.astype("float32"))).reshape(5, -1)
     norms = np.linalg.norm(x.reshape(5, -1), axis=1)
-    np.testing.assert_allclose(np.linalg.norm(y, axis=1), norms, rtol=1e-4)
+    assert_close(np.linalg.norm(y, axis=1), norms, rtol=1e-4)
 
 
 def test_share_of_magnitudes_out_of_range_is_refused():
@@ -285,6 +276,6 @@ def test_deep_stack_of_families_is_trained_and_exported(learning_rate):
     assert lipschitz_bound(model) <= 1 + 1e-4
     exported = model.vanilla_export()
     assert lipschitz_bound(exported) <= 1 + 1e-4
-    np.testing.assert_allclose(
+    assert_close(
         exported.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )

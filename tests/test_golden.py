@@ -10,7 +10,8 @@ import pathlib
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import assert_close
+from harness import to_numpy
 
 import deel.lip  # noqa: F401
 
@@ -28,8 +29,8 @@ def test_every_layer_loads_and_predicts_the_same():
         inputs = [arrays[x.name.split(":")[0]] for x in model.inputs]
         expected = [arrays[f"y{x.name.split(':')[0]}"] for x in model.inputs]
     for found, y in zip(model(inputs, training=False), expected, strict=True):
-        found = ops.convert_to_numpy(found)
-        np.testing.assert_allclose(found, y, rtol=1e-5, atol=1e-5)
+        found = to_numpy(found)
+        assert_close(found, y, rtol=1e-5, atol=1e-5)
 
 
 def test_compiled_model_resumes():
@@ -37,14 +38,14 @@ def test_compiled_model_resumes():
     with np.load(FOLDER / "trained.npz") as arrays:
         x, y, scores = arrays["x"], arrays["y"], arrays["scores"]
     found = model.predict(x, verbose=0)
-    np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5)
+    assert_close(found, scores, rtol=1e-5, atol=1e-5)
     loss = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     model.fit(x, y, epochs=1, verbose=0)
     trained = model.evaluate(x, y, verbose=0, return_dict=True)["loss"]
     assert trained < loss
     model.load_weights(FOLDER / "trained.weights.h5")
     found = model.predict(x, verbose=0)
-    np.testing.assert_allclose(found, scores, rtol=1e-5, atol=1e-5)
+    assert_close(found, scores, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("name", "saved"), list(_objects()))

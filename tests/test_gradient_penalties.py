@@ -3,6 +3,9 @@
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -69,11 +72,7 @@ def _on_jax(model, x, variable):
     return [np.asarray(way(values)[place]) for way in (eager, jax.jit(eager))]
 
 
-_WAYS = {
-    "tensorflow": _on_tensorflow,
-    "torch": _on_torch,
-    "jax": _on_jax,
-}
+_WAYS = {"tensorflow": _on_tensorflow, "torch": _on_torch, "jax": _on_jax}
 
 
 class PlainSort(keras.layers.Layer):
@@ -98,7 +97,7 @@ def test_sorts_and_norms_have_the_second_derivatives_of_their_formulas(
     large, monkeypatch
 ):
     monkeypatch.setattr(_compilation, "_LARGE", large)
-    x = np.random.default_rng(0).standard_normal((3, 4, 4, 2)).astype("float32")
+    x = normal(3, 4, 4, 2)
     found = []
     for sort, norms in (
         (GroupSort2(), layers.ScaledL2NormPooling2D()),
@@ -120,7 +119,7 @@ def test_sorts_and_norms_have_the_second_derivatives_of_their_formulas(
     expected = plain[0]
     assert np.max(np.abs(expected)) > 1
     for gradient in ours:
-        np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-4)
+        assert_close(gradient, expected, rtol=1e-4, atol=1e-4)
 
 
 # Gradients of kernels are made in one of two ways; the size of a batch decides.
@@ -130,15 +129,14 @@ def test_penalties_move_kernels_along_the_orthogonal_matrices(
     shape, batch_size
 ):
     rows, columns = shape
-    x = np.random.default_rng(0).standard_normal((batch_size, rows))
-    x = x.astype("float32")
+    x = normal(batch_size, rows)
     inputs = keras.Input((rows,))
     hidden = layers.SpectralDense(columns, activation=GroupSort2())(inputs)
     model = keras.Model(inputs, layers.FrobeniusDense(1)(hidden))
     stock = vanillaModel(model)
     kernel = stock.layers[1].kernel
     free = gradients_of_penalty(stock, x, kernel)[0].astype("float64")
-    q = ops.convert_to_numpy(kernel).astype("float64")
+    q = to_numpy(kernel).astype("float64")
     # What is symmetric would change the singular values.
     if rows >= columns:
         change = q.T @ free
@@ -148,6 +146,6 @@ def test_penalties_move_kernels_along_the_orthogonal_matrices(
         expected = free - (change + change.T) @ q / 2
     assert np.max(np.abs(expected)) > 0.1
     for gradient in gradients_of_penalty(model, x, model.layers[1].kernel):
-        np.testing.assert_allclose(
+        assert_close(
             gradient, expected, rtol=1e-4, atol=1e-5 * np.max(np.abs(expected))
         )

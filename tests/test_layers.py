@@ -7,6 +7,12 @@ import keras
 import numpy as np
 import pytest
 import registry
+from harness import assert_all_equal
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 from keras import ops
 
 from deel.lip.parametrizations import BlockReflector
@@ -14,8 +20,7 @@ from deel.lip.parametrizations import Skew
 
 
 def _data(row, count=3):
-    rng = np.random.default_rng(0)
-    return rng.standard_normal((count, *row.input_shape)).astype("float32")
+    return normal(count, *row.input_shape)
 
 
 def _model(row):
@@ -34,8 +39,7 @@ def test_output_shape_is_the_same_symbolic_and_computed(row):
 
 @registry.rows(registry.CONSTRAINED, registry.OTHERS)
 def test_parameters_are_counted_as_documented(row):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = row.built()
     trainable = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
     assert (trainable, layer.count_params() - trainable) == row.parameters
     names = [v.name for v in layer.weights]
@@ -68,8 +72,7 @@ def test_map_expands_by_no_more_than_its_constant(row):
     )
     z = (x + step).astype("float32")
     apart = [
-        ops.convert_to_numpy(layer(a)).astype("float64").reshape(200, -1)
-        for a in (x, z)
+        to_numpy(layer(a)).astype("float64").reshape(200, -1) for a in (x, z)
     ]
     moved = np.linalg.norm(apart[0] - apart[1], axis=1)
     gap = (x - z).astype("float64").reshape(200, -1)
@@ -83,13 +86,9 @@ def test_saved_model_predicts_the_same_bit_for_bit(row, tmp_path):
     model = _model(row)
     model(_data(row), training=True)
     expected = model.predict(_data(row), verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(
-        loaded.predict(_data(row), verbose=0), expected
-    )
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    loaded = reloaded(model, tmp_path)
+    assert_equal(loaded.predict(_data(row), verbose=0), expected)
+    assert_all_equal(model.get_weights(), loaded.get_weights())
 
 
 @registry.rows(registry.CONSTRAINED, registry.OTHERS, slow=True)
@@ -98,26 +97,22 @@ def test_inference_changes_no_variable(row):
     before = model.get_weights()
     model.predict(_data(row), verbose=0)
     model(_data(row), training=False)
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    assert_all_equal(before, model.get_weights())
 
 
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_export_is_the_stock_layer_with_the_same_output(row):
     layer = row.make()
     x = _data(row)
-    expected = ops.convert_to_numpy(layer(x, training=False))
+    expected = to_numpy(layer(x, training=False))
     exported = layer.vanilla_export()
     assert type(exported) is row.stock
     assert exported.name == layer.name
     bias = 0 if layer.bias is None else int(np.prod(layer.bias.shape))
     assert exported.count_params() == int(np.prod(layer.wbar.shape)) + bias
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(exported(x)), expected, atol=1e-5
-    )
+    assert_close(exported(x), expected, atol=1e-5)
     exported.kernel.assign(np.zeros(exported.kernel.shape))
-    after = ops.convert_to_numpy(layer(x, training=False))
-    np.testing.assert_array_equal(after, expected)
+    assert_equal(layer(x, training=False), expected)
 
 
 @registry.rows(registry.CONSTRAINED)
@@ -131,34 +126,26 @@ def test_export_of_a_layer_that_is_not_built_is_refused(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_condense_writes_the_constrained_kernel_once_and_for_all(row):
     # C3
-    layer = row.make()
-    layer.build((None, *row.input_shape))
-    layer.kernel.assign(
-        np.random.default_rng(0).standard_normal(layer.kernel.shape)
-    )
+    layer = row.built()
+    layer.kernel.assign(normal(*layer.kernel.shape))
     layer.condense()
-    kernel = ops.convert_to_numpy(layer.kernel)
+    kernel = to_numpy(layer.kernel)
     if not row.is_free:
-        np.testing.assert_array_equal(kernel, ops.convert_to_numpy(layer.wbar))
-    expected = ops.convert_to_numpy(layer(_data(row), training=False))
+        assert_equal(kernel, layer.wbar)
+    expected = to_numpy(layer(_data(row), training=False))
     layer.condense()
     if layer._get_coef() == 1.0:
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(layer.kernel), kernel, atol=1e-5
-        )
-    after = ops.convert_to_numpy(layer(_data(row), training=False))
-    np.testing.assert_allclose(after, expected, atol=2e-5)
+        assert_close(layer.kernel, kernel, atol=1e-5)
+    assert_close(layer(_data(row), training=False), expected, atol=2e-5)
 
 
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_new_constant_is_followed_at_once(row):
     # C3
-    layer = row.make()
-    layer.build((None, *row.input_shape))
-    before = ops.convert_to_numpy(layer.wbar)
+    layer = row.built()
+    before = to_numpy(layer.wbar)
     layer.set_klip_factor(2 * layer.k_coef_lip)
-    after = ops.convert_to_numpy(layer.wbar)
-    np.testing.assert_allclose(after, 2 * before, rtol=1e-5)
+    assert_close(layer.wbar, 2 * before, rtol=1e-5)
     harness.assert_bounded(layer)
     layer(_data(row), training=True)
     harness.assert_bounded(layer)
@@ -167,15 +154,14 @@ def test_new_constant_is_followed_at_once(row):
 @registry.rows(registry.CONSTRAINED, slow=True)
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_weights_that_are_not_finite_are_reported(row, value):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = row.built()
     kernel = np.ones(layer.kernel.shape)
     kernel.flat[0] = value
     layer.kernel.assign(kernel)
-    before = ops.convert_to_numpy(layer.wbar)
+    before = to_numpy(layer.wbar)
     with pytest.raises(ValueError, match=layer.name):
         layer.condense()
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer.wbar), before)
+    assert_equal(layer.wbar, before)
     layer(_data(row), training=True)
     with pytest.raises(ValueError, match="finite"):
         layer.vanilla_export()
@@ -184,23 +170,22 @@ def test_weights_that_are_not_finite_are_reported(row, value):
 @registry.rows(registry.CONSTRAINED, slow=True)
 def test_zero_kernel_gives_the_bias_and_finite_gradients(row):
     # C2
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = row.built()
     layer.activation = keras.activations.linear
     zero = np.zeros(layer.kernel.shape, "float32")
     layer.kernel.assign(zero)
-    output = ops.convert_to_numpy(layer(_data(row), training=True))
+    output = to_numpy(layer(_data(row), training=True))
     if not isinstance(layer.parametrization, Skew | BlockReflector):
         passed = layer.k_coef_lip * _data(row) if row.residual else 0
-        np.testing.assert_array_equal(output, passed + np.zeros_like(output))
-        assert np.all(ops.convert_to_numpy(layer.wbar) == 0)
+        assert_equal(output, passed + np.zeros_like(output))
+        assert np.all(to_numpy(layer.wbar) == 0)
     parametrization = layer.parametrization
     (slope,) = harness.gradient(
         lambda kernel: ops.sum(parametrization.constrain(kernel)), zero
     )
     assert np.all(np.isfinite(slope))
     if hasattr(layer, "u"):
-        assert np.any(ops.convert_to_numpy(layer.u) != 0)
+        assert np.any(to_numpy(layer.u) != 0)
 
 
 @registry.rows(registry.CONSTRAINED, registry.OTHERS)
@@ -211,8 +196,7 @@ def test_layer_is_registered_under_the_name_of_the_library(row):
 
 @registry.rows(registry.CONSTRAINED)
 def test_quantization_and_lora_are_refused(row):
-    layer = row.make()
-    layer.build((None, *row.input_shape))
+    layer = row.built()
     with pytest.raises(ValueError, match="vanilla_export"):
         layer.quantize("int8")
     with pytest.raises(ValueError, match="vanilla_export"):

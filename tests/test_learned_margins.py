@@ -3,6 +3,14 @@
 import keras
 import numpy as np
 import pytest
+from golden_scores import BINARY
+from golden_scores import CLASSES
+from harness import assert_all_close
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import losses
@@ -12,20 +20,6 @@ from deel.lip.model import LossVariableModel
 from deel.lip.model import LossVariableSequential
 from deel.lip.model import Model
 
-BINARY_LABELS = np.array([[1], [1], [1], [0], [0], [0]], "float32")
-BINARY_SCORES = np.array([[0.5], [1.5], [-0.5], [-0.5], [-1.5], [0.5]])
-CLASSES = np.eye(3, dtype="float32")[[0, 0, 0, 1, 1, 2]]
-SCORES = np.array(
-    [
-        [2, 0.2, -0.5],
-        [-1, -1.2, 0.3],
-        [0.8, 2, 0],
-        [0, 1, -0.5],
-        [2.4, -0.4, -1.1],
-        [-0.1, -1.7, 0.6],
-    ]
-)
-
 LEARNED = [
     lambda **kwargs: losses.HKRauto(10.0, **kwargs),
     losses.HingeMarginAuto,
@@ -34,40 +28,28 @@ LEARNED_MULTICLASS = [losses.MulticlassHKRauto, losses.MulticlassHingeAuto]
 
 
 @pytest.mark.parametrize(
-    ("loss", "labels", "scores", "expected"),
+    ("loss", "data", "expected"),
     [
-        (losses.HingeMarginAuto(), BINARY_LABELS, BINARY_SCORES, 0.2333333),
-        (losses.HKRauto(10.0), BINARY_LABELS, BINARY_SCORES, 1.3333333),
-        (losses.MulticlassHingeAuto(), CLASSES, SCORES, 0.6277778),
-        (
-            losses.MulticlassHingeAuto(soft_hinge_tau=20.0),
-            CLASSES,
-            SCORES,
-            1.5999961,
-        ),
-        (losses.MulticlassHKRauto(), CLASSES, SCORES, 5.8550000),
-        (
-            losses.MulticlassHKRauto(soft_hinge_tau=20.0),
-            CLASSES,
-            SCORES,
-            15.5771835,
-        ),
+        (losses.HingeMarginAuto(), BINARY, 0.2333333),
+        (losses.HKRauto(10.0), BINARY, 1.3333333),
+        (losses.MulticlassHingeAuto(), CLASSES, 0.6277778),
+        (losses.MulticlassHingeAuto(soft_hinge_tau=20.0), CLASSES, 1.5999961),
+        (losses.MulticlassHKRauto(), CLASSES, 5.8550000),
+        (losses.MulticlassHKRauto(soft_hinge_tau=20.0), CLASSES, 15.5771835),
     ],
     ids=["hinge", "hkr", "multi-hinge", "soft", "multi-hkr", "soft-hkr"],
 )
-def test_golden_values_of_fresh_losses(loss, labels, scores, expected):
-    value = ops.convert_to_numpy(loss(labels, scores.astype("float32")))
-    np.testing.assert_allclose(value, expected, atol=1e-6)
+def test_golden_values_of_fresh_losses(loss, data, expected):
+    assert_close(loss(*data), expected, atol=1e-6)
 
 
 def test_golden_value_with_margins_of_their_own():
     loss = losses.MulticlassHingeAuto()
     assert loss.margins is None
     assert loss.get_trainable_variables() == []
-    loss(CLASSES, SCORES)
+    loss(*CLASSES)
     loss.margins.assign([0.5, 1.0, 2.0])
-    value = ops.convert_to_numpy(loss(CLASSES, SCORES))
-    np.testing.assert_allclose(value, 0.6, atol=1e-6)
+    assert_close(loss(*CLASSES), 0.6, atol=1e-6)
     assert loss.get_trainable_variables() == [loss.margins]
     assert loss.margins.name == "margin_loss"
 
@@ -75,8 +57,7 @@ def test_golden_value_with_margins_of_their_own():
 def test_classes_without_sample_leave_the_margin_term_finite():
     loss = losses.MulticlassHingeAuto(min_margin=0.5, alpha_margin=1.0)
     nobody = np.zeros((2, 3), "float32")
-    value = ops.convert_to_numpy(loss(nobody, np.ones((2, 3), "float32")))
-    assert np.isfinite(value)
+    assert np.isfinite(to_numpy(loss(nobody, np.ones((2, 3), "float32"))))
 
 
 @pytest.mark.parametrize("make", LEARNED + LEARNED_MULTICLASS)
@@ -85,7 +66,7 @@ def test_config_holds_plain_values_of_the_arguments(make):
     config = loss.get_config()
     assert config["min_margin"] == 0.5
     assert config["max_margin"] == 3.0
-    np.testing.assert_allclose(config["alpha_margin"], 0.2, rtol=1e-6)
+    assert_close(config["alpha_margin"], 0.2, rtol=1e-6)
     assert type(loss).from_config(config).get_config() == config
     assert "margins" not in config
 
@@ -97,14 +78,13 @@ def test_bounds_that_exclude_each_other_are_refused():
 
 def test_margins_of_another_number_of_outputs_are_refused():
     loss = losses.MulticlassHingeAuto()
-    loss(CLASSES, SCORES)
+    loss(*CLASSES)
     with pytest.raises(ValueError, match="outputs=4"):
         loss(np.eye(4), np.eye(4))
 
 
 def _data(count=256):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((count, 8)).astype("float32")
+    x = normal(count, 8)
     return x, np.eye(3, dtype="float32")[np.argmax(x[:, :3], axis=-1)]
 
 
@@ -126,13 +106,13 @@ def _loss(**kwargs):
 
 
 def _margins(model):
-    return ops.convert_to_numpy(ops.copy(model.loss.hinge_margins))
+    return to_numpy(ops.copy(model.loss.hinge_margins))
 
 
 def _value(model, x, y):
     """The loss of the predictions, without a training step."""
     loss = model.loss(y, model.predict(x, verbose=0))
-    return float(ops.convert_to_numpy(loss))
+    return float(to_numpy(loss))
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
@@ -145,42 +125,25 @@ def test_fit_trains_the_margins_within_their_bounds(make):
     assert np.any(first > 0.05)
     assert np.all((first >= np.float32(0.05)) & (first < 0.2))
     model.fit(x, y, epochs=8, batch_size=64, verbose=0)
-    np.testing.assert_allclose(_margins(model), 0.2)
+    assert_close(_margins(model), 0.2)
 
 
 def test_step_moves_margins_by_their_gradient_and_nothing_twice():
-    # One SGD step by hand: the gradient of the loss with respect to the
-    # margins, for scores that the network does not change (learning rate of
-    # the weights is the same, so one step is compared).
+    # SGD by hand: the gradient of the loss with respect to the margins, for
+    # scores before the step. On a second step nothing of the first is left.
     x, y = _data(32)
     model = _functional()
     model.compile(keras.optimizers.SGD(0.01), _loss())
-    scores = ops.convert_to_numpy(model(x, training=True))
-    signs = 2 * y - 1
-    inside = (0.05 / 2 - signs * scores) > 0
-    weights = np.where(y > 0, 2.0, 1.0)
-    own = y.argmax(axis=-1)
-    slope = 10.0 * np.mean(weights * inside / 2, axis=-1)
-    gradient = (
-        np.array([np.sum(slope[own == c]) / len(own) for c in range(3)])
-        - 10.0 * 0.5 / 3
-    )
-    model.train_on_batch(x, y)
-    expected = np.clip(0.05 - 0.01 * gradient, 0.05, 200.0)
-    np.testing.assert_allclose(_margins(model), expected, atol=1e-6)
-    before = _margins(model)
-    # On a second step no gradient of the first is left over.
-    scores = ops.convert_to_numpy(model(x, training=True))
-    margins = y @ before
-    inside = (margins[:, None] / 2 - signs * scores) > 0
-    slope = 10.0 * np.mean(weights * inside / 2, axis=-1)
-    gradient = (
-        np.array([np.sum(slope[own == c]) / len(own) for c in range(3)])
-        - 10.0 * 0.5 / 3
-    )
-    model.train_on_batch(x, y)
-    expected = np.clip(before - 0.01 * gradient, 0.05, 200.0)
-    np.testing.assert_allclose(_margins(model), expected, atol=1e-6)
+    own, margins = y.argmax(axis=-1), np.full(3, 0.05)
+    for _ in range(2):
+        scores = to_numpy(model(x, training=True))
+        inside = (y @ margins)[:, None] / 2 - (2 * y - 1) * scores > 0
+        slope = 10.0 * np.mean(np.where(y > 0, 2.0, 1.0) * inside / 2, axis=-1)
+        gradient = np.bincount(own, slope, 3) / len(own) - 10.0 * 0.5 / 3
+        model.train_on_batch(x, y)
+        expected = np.clip(margins - 0.01 * gradient, 0.05, 200.0)
+        assert_close(_margins(model), expected, atol=1e-6)
+        margins = _margins(model)
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
@@ -196,10 +159,8 @@ def test_margins_are_no_weights_of_the_model(make):
     )
     assert len(model.weights) == 8
     exported = model.vanilla_export()
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0),
-        model.predict(x, verbose=0),
-        atol=1e-5,
+    assert_close(
+        exported.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
 
 
@@ -208,12 +169,12 @@ def test_margins_stay_without_optim_margin_and_with_stock_models():
     frozen = _functional(optim_margin=False)
     frozen.compile("adam", _loss())
     frozen.fit(x, y, verbose=0)
-    np.testing.assert_array_equal(_margins(frozen), np.float32(0.05))
+    assert_equal(_margins(frozen), np.float32(0.05))
     stock = keras.Model(frozen.input, frozen.output)
     stock.compile("adam", _loss())
     stock.fit(x, y, verbose=0)
     stock.loss(y, stock(x))
-    np.testing.assert_array_equal(_margins(stock), np.float32(0.05))
+    assert_equal(_margins(stock), np.float32(0.05))
 
 
 @pytest.mark.parametrize("make", [_functional, _sequential])
@@ -222,18 +183,16 @@ def test_margins_and_their_optimizer_state_survive_saving(make, tmp_path):
     model = make()
     model.compile(keras.optimizers.Adam(0.02), _loss(), metrics=["accuracy"])
     model.fit(x, y, epochs=2, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     assert type(loaded) is type(model)
     assert loaded.optim_margin
-    np.testing.assert_array_equal(_margins(loaded), _margins(model))
+    assert_equal(_margins(loaded), _margins(model))
     assert loaded.evaluate(x, y, verbose=0) == model.evaluate(x, y, verbose=0)
     # The next step is the same with both, so no slot was lost.
     for trained in (model, loaded):
         trained.train_on_batch(x, y)
-    np.testing.assert_allclose(_margins(loaded), _margins(model), atol=1e-6)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert_close(_margins(loaded), _margins(model), atol=1e-6)
+    assert_all_close(model.get_weights(), loaded.get_weights(), atol=1e-6)
 
 
 def test_fit_takes_all_that_keras_takes():
@@ -272,7 +231,7 @@ def test_evaluation_uses_the_margins_of_the_moment():
         model.fit(x, y, verbose=0)
         expected = _value(model, x, y)
         value = model.evaluate(x, y, batch_size=len(x), verbose=0)
-        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-5)
+        assert_close(value, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_regularization_counts_as_in_any_model():
@@ -284,7 +243,7 @@ def test_regularization_counts_as_in_any_model():
     model.compile("adam", _loss())
     value = model.test_on_batch(x, y)
     plain = _value(model, x, y)
-    np.testing.assert_allclose(value - plain, 3.0, atol=1e-3)
+    assert_close(value - plain, 3.0, atol=1e-3)
 
 
 def test_a_loss_without_variables_warns_and_trains():
@@ -314,7 +273,7 @@ def test_each_output_has_margins_of_its_own():
     assert model.loss["many"].hinge_margins.shape == (3,)
     assert model.loss["one"].hinge_margins.shape == (1,)
     model.fit(x, {"many": y, "one": y[:, :1]}, verbose=0)
-    margin = ops.convert_to_numpy(ops.copy(model.loss["one"].hinge_margins))
+    margin = to_numpy(ops.copy(model.loss["one"].hinge_margins))
     assert margin[0] > 0.05
 
 
@@ -325,3 +284,16 @@ def test_stock_functional_model_with_the_loss_of_the_seed_stays_plain():
     x, y = _data()
     model.fit(x, y, verbose=0)
     assert len(model.trainable_weights) == 2
+
+
+@pytest.mark.parametrize("found", [keras.Variable(0.0), [0.0]])
+def test_what_is_no_list_of_variables_is_refused(found):
+    class Own(keras.losses.MeanSquaredError):
+        def get_trainable_variables(self):
+            return found
+
+    x, y = _data()
+    model = _functional()
+    model.compile("adam", Own())
+    with pytest.raises(ValueError, match=r"list of `keras\.Variable`"):
+        model.fit(x, y, verbose=0)

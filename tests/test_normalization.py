@@ -1,11 +1,14 @@
 """Centering and batch layers: statistics, factors, files and export."""
 
-import json
-
 import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import built
+from harness import reloaded
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -13,33 +16,32 @@ from deel.lip.layers import BatchCentering
 from deel.lip.layers import BatchLipNorm
 from deel.lip.layers import LayerCentering
 from deel.lip.layers import ScaleBiasLayer
-from deel.lip.layers import SharedLipFactory
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 from deel.lip.model import vanillaModel
 
 RNG = np.random.default_rng(0)
+
+
 BATCHES = [
     (RNG.standard_normal((6, 4, 3)) * [1, 2, 5] + shift).astype("float32")
     for shift in (0, 3, -1)
 ]
+
+
 BATCH_LAYERS = [BatchCentering, BatchLipNorm]
 
 
-def _numpy(x):
-    return ops.convert_to_numpy(x)
-
-
-def _observe(layer, batches=BATCHES):
+def observe(layer, batches=BATCHES):
     for batch in batches:
         layer(batch, training=True)
 
 
-def _means(batches):
+def means(batches):
     return np.mean([np.mean(x, axis=(0, 1)) for x in batches], axis=0)
 
 
-def _variances(batches):
+def variances(batches):
     return np.mean([np.var(x, axis=(0, 1), ddof=1) for x in batches], axis=0)
 
 
@@ -47,20 +49,17 @@ def test_layer_centering_leaves_each_channel_of_a_sample_without_mean():
     x = BATCHES[1]
     layer = LayerCentering(k_coef_lip=2.0, bias_initializer="ones")
     expected = 2 * (x - x.mean(axis=1, keepdims=True)) + 1
-    np.testing.assert_allclose(_numpy(layer(x)), expected, atol=1e-5)
+    assert_close(layer(x), expected, atol=1e-5)
     first = LayerCentering(data_format="channels_first", use_bias=False)
-    found = _numpy(first(np.transpose(x, (0, 2, 1))))
-    np.testing.assert_allclose(
-        np.transpose(found, (0, 2, 1)), (expected - 1) / 2, atol=1e-5
-    )
+    found = to_numpy(first(np.transpose(x, (0, 2, 1))))
+    assert_close(np.transpose(found, (0, 2, 1)), (expected - 1) / 2, atol=1e-5)
 
 
 def test_layer_centering_is_a_projection():
-    layer = LayerCentering()
-    layer.build((None, 3, 4, 2))
+    layer = built(LayerCentering(), 3, 4, 2)
     matrix = harness.operator_matrix(layer, (3, 4, 2))
-    np.testing.assert_allclose(matrix @ matrix, matrix, atol=1e-6)
-    np.testing.assert_allclose(matrix, matrix.T, atol=1e-6)
+    assert_close(matrix @ matrix, matrix, atol=1e-6)
+    assert_close(matrix, matrix.T, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -90,37 +89,31 @@ def test_channels_must_be_an_axis_other_than_the_batch(
 def test_batch_centering_uses_the_batch_and_then_the_mean_of_the_batches():
     layer = BatchCentering()
     for index, x in enumerate(BATCHES):
-        trained = _numpy(layer(x, training=True))
-        np.testing.assert_allclose(trained, x - _means([x]), atol=1e-5)
-        inferred = _numpy(layer(x, training=False))
-        expected = x - _means(BATCHES[: index + 1])
-        np.testing.assert_allclose(inferred, expected, atol=1e-5)
+        trained = to_numpy(layer(x, training=True))
+        assert_close(trained, x - means([x]), atol=1e-5)
+        inferred = to_numpy(layer(x, training=False))
+        expected = x - means(BATCHES[: index + 1])
+        assert_close(inferred, expected, atol=1e-5)
 
 
 def test_axis_names_the_channels():
     moved = np.moveaxis(BATCHES[0], -1, 1)
     for layer_class in BATCH_LAYERS:
         last, first = layer_class(), layer_class(axis=1)
-        expected = _numpy(last(BATCHES[0], training=True))
-        found = _numpy(first(moved, training=True))
-        np.testing.assert_allclose(
-            np.moveaxis(found, 1, -1), expected, atol=1e-6
-        )
+        expected = to_numpy(last(BATCHES[0], training=True))
+        found = to_numpy(first(moved, training=True))
+        assert_close(np.moveaxis(found, 1, -1), expected, atol=1e-6)
 
 
 def test_batch_lip_norm_divides_by_the_largest_unbiased_deviation():
     layer = BatchLipNorm()
     x = BATCHES[0]
-    factor = 1 / np.sqrt(np.max(_variances([x])))
-    np.testing.assert_allclose(
-        _numpy(layer(x, training=True)), (x - _means([x])) * factor, atol=1e-5
-    )
-    _observe(layer, BATCHES[1:])
-    factor = 1 / np.sqrt(np.max(_variances(BATCHES)))
-    np.testing.assert_allclose(
-        _numpy(layer(x, training=False)),
-        (x - _means(BATCHES)) * factor,
-        atol=1e-5,
+    factor = 1 / np.sqrt(np.max(variances([x])))
+    assert_close(layer(x, training=True), (x - means([x])) * factor, atol=1e-5)
+    observe(layer, BATCHES[1:])
+    factor = 1 / np.sqrt(np.max(variances(BATCHES)))
+    assert_close(
+        layer(x, training=False), (x - means(BATCHES)) * factor, atol=1e-5
     )
     norm = harness.operator_norm(layer, (4, 3))
     assert norm == pytest.approx(float(layer.scaling_factor()), rel=1e-5)
@@ -135,22 +128,17 @@ def test_batch_lip_norm_divides_by_the_largest_unbiased_deviation():
             {"centering": False, "normalize": False, "use_bias": False},
             lambda x, mean, s: x,
         ),
-        (
-            {"bias_initializer": "ones"},
-            lambda x, mean, s: (x - mean) * s + 1,
-        ),
+        ({"bias_initializer": "ones"}, lambda x, mean, s: (x - mean) * s + 1),
     ],
 )
 def test_parts_of_batch_lip_norm_can_be_left_out(arguments, expected):
     layer = BatchLipNorm(**arguments)
-    _observe(layer)
+    observe(layer)
     x = BATCHES[0]
-    factor = 1 / np.sqrt(np.max(_variances(BATCHES)))
-    np.testing.assert_allclose(
-        _numpy(layer(x)), expected(x, _means(BATCHES), factor), atol=1e-5
-    )
+    factor = 1 / np.sqrt(np.max(variances(BATCHES)))
+    assert_close(layer(x), expected(x, means(BATCHES), factor), atol=1e-5)
     export = layer.vanilla_export()
-    np.testing.assert_allclose(_numpy(export(x)), _numpy(layer(x)), atol=1e-5)
+    assert_close(export(x), layer(x), atol=1e-5)
 
 
 def test_variances_below_eps_count_as_one():
@@ -168,21 +156,20 @@ def test_variances_below_eps_count_as_one():
 def test_batch_of_one_value_gives_no_nan():
     for layer_class in BATCH_LAYERS:
         layer = layer_class()
-        found = _numpy(layer(np.full((1, 2), 3.0), training=True))
-        np.testing.assert_array_equal(found, np.zeros((1, 2)))
-        assert np.all(np.isfinite(_numpy(layer(np.ones((1, 2))))))
+        found = to_numpy(layer(np.full((1, 2), 3.0), training=True))
+        assert_equal(found, np.zeros((1, 2)))
+        assert np.all(np.isfinite(to_numpy(layer(np.ones((1, 2))))))
 
 
 def test_gradient_goes_through_the_statistics_of_the_batch():
     # Shifting or, without bias, scaling the batch changes nothing.
-    layer = BatchLipNorm()
-    layer.build((None, 3))
+    layer = built(BatchLipNorm(), 3)
     x = RNG.standard_normal((5, 3)).astype("float32")
     weights = RNG.standard_normal((5, 3)).astype("float32")
     (slope,) = harness.gradient(
         lambda z: ops.sum(ops.multiply(layer(z, training=True), weights)), x
     )
-    np.testing.assert_allclose(slope.sum(axis=0), 0, atol=1e-5)
+    assert_close(slope.sum(axis=0), 0, atol=1e-5)
     assert float(np.sum(slope * x)) == pytest.approx(0, abs=1e-5)
     assert np.max(np.abs(slope)) > 0.1
 
@@ -191,15 +178,11 @@ def test_gradient_goes_through_the_statistics_of_the_batch():
 def test_reset_begins_a_new_mean_and_keeps_the_former_until_then(layer_class):
     layer = layer_class(window=None)
     layer.reset_statistics()
-    _observe(layer, BATCHES[:1])
+    observe(layer, BATCHES[:1])
     layer.reset_statistics()
-    np.testing.assert_allclose(
-        _numpy(layer.mean), _means(BATCHES[:1]), atol=1e-5
-    )
-    _observe(layer, BATCHES[1:])
-    np.testing.assert_allclose(
-        _numpy(layer.mean), _means(BATCHES[1:]), atol=1e-5
-    )
+    assert_close(layer.mean, means(BATCHES[:1]), atol=1e-5)
+    observe(layer, BATCHES[1:])
+    assert_close(layer.mean, means(BATCHES[1:]), atol=1e-5)
 
 
 def test_window_is_where_the_mean_begins_to_forget():
@@ -208,7 +191,7 @@ def test_window_is_where_the_mean_begins_to_forget():
     found = []
     for value in values:
         layer(np.full((2, 1), value), training=True)
-        found.append(float(_numpy(layer.mean)[0]))
+        found.append(float(to_numpy(layer.mean)[0]))
     # 1, (1+3)/2, then half of the way to each new value.
     assert found == [1.0, 2.0, 4.0, 6.0]
     with pytest.raises(ValueError, match="Received: window=0"):
@@ -238,17 +221,16 @@ def test_fit_records_the_batches_of_the_last_epoch(layer_class, jit, tmp_path):
         callbacks=[reset],
         verbose=0,
     )
-    assert float(_numpy(layer.count)) == 3
-    np.testing.assert_allclose(_numpy(layer.mean), _means(BATCHES), atol=1e-5)
+    assert float(to_numpy(layer.count)) == 3
+    assert_close(layer.mean, means(BATCHES), atol=1e-5)
     # Without the reset, the mean goes on over a second fit.
     model.fit(x[:6], y[:6], batch_size=6, verbose=0)
-    assert float(_numpy(layer.count)) == 4
+    assert float(to_numpy(layer.count)) == 4
     four = [*BATCHES, BATCHES[0]]
-    np.testing.assert_allclose(_numpy(layer.mean), _means(four), atol=1e-5)
+    assert_close(layer.mean, means(four), atol=1e-5)
     expected = model.predict(x, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
+    loaded = reloaded(model, tmp_path)
+    assert_equal(loaded.predict(x, verbose=0), expected)
 
 
 def test_training_outside_of_fit_is_safe_when_compiled_by_the_user():
@@ -256,14 +238,13 @@ def test_training_outside_of_fit_is_safe_when_compiled_by_the_user():
         pytest.skip("JAX alone has functions without state.")
     import jax
 
-    layer = BatchLipNorm()
-    layer.build((None, 4, 3))
+    layer = built(BatchLipNorm(), 4, 3)
     initial = layer.get_weights()
     expected = layer(BATCHES[0], training=True)
     layer.set_weights(initial)
     found = jax.jit(lambda x: layer(x, training=True))(BATCHES[0])
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_array_equal(_numpy(layer.mean), np.zeros(3))
+    assert_close(found, expected, atol=1e-5)
+    assert_equal(layer.mean, np.zeros(3))
     # Keras' own stateless call returns the new state instead.
     _, state = layer.stateless_call(
         [v.value for v in layer.trainable_variables],
@@ -271,7 +252,7 @@ def test_training_outside_of_fit_is_safe_when_compiled_by_the_user():
         BATCHES[0],
         training=True,
     )
-    np.testing.assert_allclose(state[0], _means(BATCHES[:1]), atol=1e-5)
+    assert_close(state[0], means(BATCHES[:1]), atol=1e-5)
 
 
 @pytest.mark.parametrize("layer_class", BATCH_LAYERS)
@@ -279,14 +260,13 @@ def test_export_is_a_scale_and_a_bias_with_the_same_output(layer_class):
     layer = layer_class(bias_initializer="ones", name="norm")
     with pytest.raises(ValueError, match=r"Received: unbuilt .* 'norm'"):
         layer.vanilla_export()
-    _observe(layer)
+    observe(layer)
     exported = layer.vanilla_export()
     assert type(exported) is ScaleBiasLayer
     assert exported.name == layer.name
     assert exported.count_params() == 3
-    expected = _numpy(layer(BATCHES[2], training=False))
-    found = _numpy(exported(BATCHES[2], training=True))
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    expected = to_numpy(layer(BATCHES[2], training=False))
+    assert_close(exported(BATCHES[2], training=True), expected, atol=1e-5)
 
 
 def test_model_with_batch_layers_is_exported_and_condensed():
@@ -301,9 +281,7 @@ def test_model_with_batch_layers_is_exported_and_condensed():
     model.condense()
     expected = model.predict(x, verbose=0)
     exported = model.vanilla_export()
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0), expected, atol=1e-5
-    )
+    assert_close(exported.predict(x, verbose=0), expected, atol=1e-5)
     kinds = [type(layer).__name__ for layer in exported.layers[1:]]
     assert kinds == ["Dense", "ScaleBiasLayer", "ScaleBiasLayer"]
 
@@ -339,83 +317,6 @@ def test_small_scales_are_accepted():
     assert model._get_coef() == 1.0
 
 
-def _shared(factory):
-    """Two layers with one factory, one of them nested, and one without."""
-    inputs = keras.Input((4, 3))
-    nested = keras.Sequential([BatchLipNorm(factory=factory)])
-    x = nested(BatchLipNorm(factory=factory)(inputs))
-    other = BatchLipNorm(factory=SharedLipFactory(), eps=1000.0)
-    return keras.Model(inputs, [x, other(inputs)])
-
-
-def _sharing(model):
-    first, nested, other = model.layers[1:]
-    return first, nested.layers[0], other
-
-
-def test_product_of_the_factory_is_the_constant_of_the_layers():
-    factory = SharedLipFactory()
-    assert float(factory.get_current_product_value()) == 1.0
-    model = _shared(factory)
-    assert float(factory.get_current_product_value(training=True)) == 1.0
-    for batch in BATCHES:
-        model(batch, training=True)
-    first, second, other = _sharing(model)
-    # Unlike what it was trained on, so that its factor matters.
-    second.variance.assign([0.25, 0.5, 0.1])
-    chain = keras.Sequential([keras.Input((4, 3)), first, second])
-    norm = harness.operator_norm(chain, (4, 3))
-    product = float(factory.get_current_product_value(training=False))
-    assert product == pytest.approx(norm, rel=1e-4)
-    assert float(other.scaling_factor()) == 1.0
-    # A second registration counts once.
-    factory.register(first)
-    assert float(factory.get_current_product_value()) == product
-
-
-def test_training_product_is_that_of_the_last_batch():
-    factory = SharedLipFactory()
-    layer = BatchLipNorm(factory=factory)
-    _observe(layer)
-    expected = 1 / np.sqrt(np.max(_variances(BATCHES[-1:])))
-    found = float(factory.get_current_product_value(training=True))
-    assert found == pytest.approx(expected, rel=1e-5)
-    stored = float(factory.get_current_product_value(training=False))
-    assert stored != pytest.approx(expected, rel=1e-3)
-
-
-def test_layers_that_share_a_factory_share_one_after_loading(tmp_path):
-    factory = SharedLipFactory()
-    model = _shared(factory)
-    for batch in BATCHES:
-        model(batch, training=True)
-    model.save(tmp_path / "model.keras")
-    for _ in range(2):
-        loaded = keras.models.load_model(tmp_path / "model.keras")
-        first, second, other = _sharing(loaded)
-        assert first.factory is second.factory
-        assert first.factory is not factory
-        assert other.factory is not first.factory
-        for training in (True, False):
-            assert float(
-                first.factory.get_current_product_value(training)
-            ) == float(factory.get_current_product_value(training))
-
-
-def test_config_of_a_layer_with_a_factory_is_plain():
-    layer = BatchLipNorm(factory=SharedLipFactory())
-    config = layer.get_config()
-    assert harness.is_plain(config)
-    rebuilt = BatchLipNorm.from_config(json.loads(json.dumps(config)))
-    assert isinstance(rebuilt.factory, SharedLipFactory)
-    assert rebuilt.factory is not layer.factory
-    for value in ("factory", 3):
-        with pytest.raises(ValueError, match=f"Received: factory={value}"):
-            BatchLipNorm(factory=value)
-    with pytest.raises(ValueError, match="Received: eps=0"):
-        BatchLipNorm(eps=0)
-
-
 @pytest.mark.parametrize("layer_class", [*BATCH_LAYERS, LayerCentering])
 def test_half_precision_keeps_the_statistics_in_single(layer_class):
     layer = layer_class(dtype="mixed_float16")
@@ -423,8 +324,8 @@ def test_half_precision_keeps_the_statistics_in_single(layer_class):
     x = (300 * BATCHES[0]).astype("float16")
     found = layer(x, training=True)
     assert keras.backend.standardize_dtype(found.dtype) == "float16"
-    expected = _numpy(layer_class()(x.astype("float32"), training=True))
-    np.testing.assert_allclose(_numpy(found), expected, rtol=2e-3, atol=2e-3)
+    expected = to_numpy(layer_class()(x.astype("float32"), training=True))
+    assert_close(found, expected, rtol=2e-3, atol=2e-3)
     assert all(v.dtype == "float32" for v in layer.variables)
 
 
@@ -440,13 +341,11 @@ def test_exported_means_keep_the_digits_of_the_difference(
     model(x, training=True)
     if layer_class is BatchCentering:
         layer.set_klip_factor(0.3)
-    expected = _numpy(layer(x, training=False))
+    expected = to_numpy(layer(x, training=False))
     exported = vanillaModel(model)
     exported.save(tmp_path / "model.keras")
     for found in (exported, keras.models.load_model(tmp_path / "model.keras")):
-        np.testing.assert_allclose(
-            _numpy(found(x)), expected, rtol=1e-5, atol=1e-5
-        )
+        assert_close(found(x), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_scale_and_bias_without_a_mean_are_read_from_old_files():
@@ -454,11 +353,11 @@ def test_scale_and_bias_without_a_mean_are_read_from_old_files():
     config = layer.get_config()
     assert config.pop("mean") is None
     found = ScaleBiasLayer.from_config(config)(np.full((1, 2), 4.0))
-    np.testing.assert_array_equal(_numpy(found), np.full((1, 2), 3.0))
+    assert_equal(found, np.full((1, 2), 3.0))
     with pytest.raises(ValueError, match="Received: mean="):
         ScaleBiasLayer(mean=[1.0]).build((None, 2))
     with_mean = ScaleBiasLayer(0.5, mean=[1.0, 2.0], use_bias=False)
     config = with_mean.get_config()
     assert harness.is_plain(config)
     found = ScaleBiasLayer.from_config(config)(np.full((1, 2), 4.0))
-    np.testing.assert_array_equal(_numpy(found), [[1.5, 1.0]])
+    assert_equal(found, [[1.5, 1.0]])

@@ -5,6 +5,10 @@ import keras
 import numpy as np
 import pytest
 from harness import TOLERANCE
+from harness import assert_close
+from harness import built
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip._numerics.convolution_norm import ConvolutionNorm
@@ -33,8 +37,7 @@ CASES = [
 
 @pytest.mark.parametrize(("arguments", "shape"), CASES)
 def test_operator_is_bounded_for_hostile_kernels(arguments, shape):
-    layer = SpectralConv2D(bound="operator", **arguments)
-    layer.build((None, *shape))
+    layer = built(SpectralConv2D(bound="operator", **arguments), *shape)
     update = harness.update_of(layer)
     kernels = harness.hostile_matrices(tuple(layer.kernel.shape), 15)
     for kind, kernel in kernels:
@@ -43,9 +46,7 @@ def test_operator_is_bounded_for_hostile_kernels(arguments, shape):
         norm = harness.operator_norm(layer, shape)
         assert norm <= 1 + TOLERANCE, kind
         # What a file brings passes if and only if it is bounded.
-        found = layer.parametrization.expansion(
-            ops.convert_to_numpy(layer.wbar)
-        )
+        found = layer.parametrization.expansion(to_numpy(layer.wbar))
         assert norm <= found * (1 + TOLERANCE) + 1e-30, kind
         assert found <= 1 + TOLERANCE, kind
         assert kind == "zero" or norm > 0.2, kind
@@ -57,8 +58,7 @@ def test_amplitude_is_what_the_coverage_gives_away():
     norms = {}
     for bound in ("coverage", "operator"):
         keras.utils.set_random_seed(0)
-        layer = SpectralConv2D(8, 3, bound=bound)
-        layer.build((None, 10, 10, 8))
+        layer = built(SpectralConv2D(8, 3, bound=bound), 10, 10, 8)
         norms[bound] = harness.operator_norm(layer, (10, 10, 8))
     assert norms["coverage"] < 0.65
     assert 0.9 < norms["operator"] <= 1 + TOLERANCE
@@ -66,8 +66,7 @@ def test_amplitude_is_what_the_coverage_gives_away():
 
 def test_it_is_never_worse_than_the_coverage():
     # Sixteen filters for nine values of a patch: the coverage is exact.
-    layer = SpectralConv2D(16, 3, bound="operator")
-    layer.build((None, 6, 6, 1))
+    layer = built(SpectralConv2D(16, 3, bound="operator"), 6, 6, 1)
     norm = harness.operator_norm(layer, (6, 6, 1))
     assert norm == pytest.approx(1.0, abs=1e-5)
 
@@ -85,15 +84,12 @@ def test_circular_padding_of_a_small_image_is_exact():
 
 def test_stride_that_divides_a_circle_holds_for_this_length_alone():
     arguments = {"padding_mode": "circular", "bound": "operator"}
-    layer = SpectralConv1D(2, 3, strides=2, **arguments)
-    layer.build((None, 40, 2))
-    norm = harness.operator_norm(layer, (40, 2))
-    assert 0.9 < norm <= 1 + TOLERANCE
+    layer = built(SpectralConv1D(2, 3, strides=2, **arguments), 40, 2)
+    assert 0.9 < harness.operator_norm(layer, (40, 2)) <= 1 + TOLERANCE
     with pytest.raises(ValueError, match="incompatible"):
         layer(np.ones((1, 41, 2), "float32"))
     # Where it does not divide it, the layer without a stride is bounded.
-    layer = SpectralConv1D(2, 3, strides=2, **arguments)
-    layer.build((None, 41, 2))
+    layer = built(SpectralConv1D(2, 3, strides=2, **arguments), 41, 2)
     assert harness.operator_norm(layer, (41, 2)) <= 1 + TOLERANCE
 
 
@@ -121,33 +117,22 @@ def test_few_frequencies_bound_all_of_them(taps):
 @pytest.mark.parametrize("eps_bjorck", [1e-3, None])
 def test_gradient_is_that_of_the_constrained_kernel(eps_bjorck):
     rng = np.random.default_rng(0)
-    layer = SpectralConv1D(3, 3, eps_bjorck=eps_bjorck, bound="operator")
-    layer.build((None, 8, 3))
-    parametrization = layer.parametrization
-    weights = rng.standard_normal(layer.kernel.shape).astype("float32")
+    layer = built(
+        SpectralConv1D(3, 3, eps_bjorck=eps_bjorck, bound="operator"), 8, 3
+    )
+    value = harness.weighted(
+        layer.parametrization.constrain, normal(*layer.kernel.shape)
+    )
     # Orthogonal, where the tangent projection is the exact derivative.
     start = np.linalg.qr(rng.standard_normal((9, 3)))[0].reshape(3, 3, 3)
-    start = start.astype("float32")
-
-    def value(kernel):
-        return ops.sum(ops.multiply(parametrization.constrain(kernel), weights))
-
-    (slope,) = harness.gradient(value, start)
-    step = rng.standard_normal(start.shape).astype("float32")
-    ends = [
-        float(
-            ops.convert_to_numpy(value(ops.convert_to_tensor(start + t * step)))
-        )
-        for t in (1e-2, -1e-2)
-    ]
-    measured = (ends[0] - ends[1]) / 2e-2
-    assert np.sum(slope * step) == pytest.approx(measured, rel=0.05, abs=0.02)
+    harness.assert_slopes(
+        value, start.astype("float32"), 1e-2, [0], rel=0.05, abs=0.02
+    )
 
 
 def test_training_step_uses_the_same_gradient_as_the_pure_function():
     rng = np.random.default_rng(0)
-    layer = SpectralConv1D(3, 3, bound="operator", use_bias=False)
-    layer.build((None, 8, 3))
+    layer = built(SpectralConv1D(3, 3, bound="operator", use_bias=False), 8, 3)
     # Three taps that are nearly equal: one frequency stands out.
     taps = np.tile(np.eye(3), (3, 1)) + 0.1 * rng.standard_normal((9, 3))
     kernel = np.linalg.qr(taps)[0].reshape(3, 3, 3)
@@ -157,12 +142,11 @@ def test_training_step_uses_the_same_gradient_as_the_pure_function():
     parametrization = layer.parametrization
     slopes = [
         harness.gradient(
-            lambda x, f=function: ops.sum(ops.multiply(f(x), weights)),
-            kernel.astype("float32"),
+            harness.weighted(function, weights), kernel.astype("float32")
         )[0]
         for function in (parametrization.constrain, parametrization.update)
     ]
-    np.testing.assert_allclose(*slopes, rtol=1e-3, atol=1e-4)
+    assert_close(*slopes, rtol=1e-3, atol=1e-4)
 
 
 def test_kernel_that_an_optimizer_has_moved_needs_no_second_normalisation():
@@ -181,17 +165,14 @@ def test_kernel_that_an_optimizer_has_moved_needs_no_second_normalisation():
         other = ops.full_like(matrices[0], factor)
         assert not bool(is_current(other, matrices[1]))
     # The scale is that of the kernel which the optimizer has left.
-    lengths = [
-        np.linalg.norm(ops.convert_to_numpy(x)) for x in (moved, retracted)
-    ]
+    lengths = [np.linalg.norm(to_numpy(x)) for x in (moved, retracted)]
     assert lengths[0] == pytest.approx(lengths[1], rel=0.05)
 
 
 def test_config_of_older_files_means_the_coverage():
     config = SpectralConv2D(4, 3).get_config()
     assert config.pop("bound") == "coverage"
-    layer = SpectralConv2D.from_config(config)
-    layer.build((None, 8, 8, 1))
+    layer = built(SpectralConv2D.from_config(config), 8, 8, 1)
     assert layer.coef_lip == pytest.approx(1 / 3)
 
 

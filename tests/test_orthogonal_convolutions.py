@@ -4,6 +4,11 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import built
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -12,15 +17,6 @@ from deel.lip._numerics.orthogonal_factors import convolution_bound
 from deel.lip.certification import lipschitz_bound
 
 TOLERANCE = harness.TOLERANCE
-
-
-def _array(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape).astype("float32")
-
-
-def _built(layer, *shape):
-    layer.build((None, *shape))
-    return layer
 
 
 # Dimensions, arguments, channels: square, more and fewer outputs, one channel,
@@ -56,7 +52,7 @@ LAYERS = {
 def test_all_singular_values_on_periodic_images_are_one(
     rank, arguments, channels
 ):
-    layer = _built(LAYERS[rank](**arguments), *(8,) * rank, channels)
+    layer = built(LAYERS[rank](**arguments), *(8,) * rank, channels)
     values = harness.torus_values(layer)
     assert np.max(values) <= 1 + TOLERANCE
     # Values that no window reads are lost, where it is smaller than the stride.
@@ -85,20 +81,18 @@ def test_all_singular_values_on_periodic_images_are_one(
 )
 def test_layer_with_circular_padding_is_orthogonal(arguments, shape):
     # What it does to each unit image, and no formula.
-    layer = _built(
+    layer = built(
         layers.OrthogonalConv2D(padding="circular", **arguments), *shape
     )
     matrix = harness.operator_matrix(layer, shape)
     values = harness.singular_values(matrix)
-    np.testing.assert_allclose(values, 1, atol=1e-4)
+    assert_close(values, 1, atol=1e-4)
     assert values[0] <= 1 + TOLERANCE
     if layer.groups == 1 and layer.dilation_rate == (1, 1):
         # The same as the reference by which the other tests measure.
-        kernel = ops.convert_to_numpy(layer.wbar)
+        kernel = to_numpy(layer.wbar)
         expected = harness.torus_matrix(kernel, layer.strides, shape[:2])
-        np.testing.assert_allclose(
-            values, harness.singular_values(expected), atol=1e-5
-        )
+        assert_close(values, harness.singular_values(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("padding", ["same", "VALID"])
@@ -115,7 +109,7 @@ def test_layer_with_circular_padding_is_orthogonal(arguments, shape):
 def test_padding_with_zeros_contracts(arguments, padding):
     shape = (7, 6, 4)
     layer = layers.OrthogonalConv2D(4, padding=padding, **arguments)
-    _built(layer, *shape)
+    built(layer, *shape)
     values = harness.singular_values(harness.operator_matrix(layer, shape))
     # Something passes the image without touching its border.
     assert 0.7 < values[0] <= 1 + TOLERANCE
@@ -124,7 +118,7 @@ def test_padding_with_zeros_contracts(arguments, padding):
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_transposed_layer_is_the_adjoint(strides):
-    layer = _built(
+    layer = built(
         layers.OrthogonalConv2DTranspose(3, 4, strides, padding="valid"),
         3,
         2,
@@ -135,29 +129,29 @@ def test_transposed_layer_is_the_adjoint(strides):
     height, width, _ = layer.compute_output_shape((1, 3, 2, 5))[1:]
     stock = keras.layers.Conv2D(5, 4, strides, use_bias=False)
     stock.build((None, height, width, 3))
-    stock.kernel.assign(ops.convert_to_numpy(layer.wbar))
+    stock.kernel.assign(to_numpy(layer.wbar))
     assert stock.compute_output_shape((1, height, width, 3))[1:3] == (3, 2)
     matrix_of_stock = []
     for impulse in np.eye(height * width * 3, dtype="float32"):
         response = stock(impulse.reshape(1, height, width, 3))
-        matrix_of_stock.append(ops.convert_to_numpy(response).ravel())
-    np.testing.assert_allclose(matrix, np.transpose(matrix_of_stock), atol=1e-6)
+        matrix_of_stock.append(to_numpy(response).ravel())
+    assert_close(matrix, np.transpose(matrix_of_stock), atol=1e-6)
 
 
 def test_transposed_layer_keeps_norms_where_nothing_is_cut_off():
     layer = layers.OrthogonalConv2DTranspose(2, 4, strides=2, padding="valid")
-    _built(layer, 3, 2, 7)
+    built(layer, 3, 2, 7)
     values = harness.singular_values(harness.operator_matrix(layer, (3, 2, 7)))
-    np.testing.assert_allclose(values, 1, atol=1e-4)
+    assert_close(values, 1, atol=1e-4)
 
 
 def test_many_layers_keep_distances():
     # Where each layer that divides by its coverage loses some.
-    x = _array(2, 6, 6, 6)
+    x = normal(2, 6, 6, 6)
     y = x
     for _ in range(20):
         y = layers.OrthogonalConv2D(6, 3, padding="circular")(y, training=False)
-    ratio = np.linalg.norm(ops.convert_to_numpy(y)) / np.linalg.norm(x)
+    ratio = np.linalg.norm(to_numpy(y)) / np.linalg.norm(x)
     assert ratio == pytest.approx(1, abs=1e-3)
 
 
@@ -171,15 +165,14 @@ def test_blocks_expand_nothing_if_their_factors_do_not(scale, strides):
         if part is None:
             parts.append(None)
             continue
-        u, _, v = np.linalg.svd(ops.convert_to_numpy(part), full_matrices=False)
+        u, _, v = np.linalg.svd(to_numpy(part), full_matrices=False)
         # Any singular values, up to the scale.
         values = scale * rng.uniform(0, 1, u.shape[-1])
         values[0] = scale
         parts.append(ops.convert_to_tensor((u * values @ v).astype("float32")))
-    kernel = ops.convert_to_numpy(factors.compose(parts))
+    kernel = to_numpy(factors.compose(parts))
     matrix = harness.torus_matrix(kernel, (strides, strides), (8, 8))
-    norm = harness.singular_values(matrix)[0]
-    assert norm <= scale * (1 + TOLERANCE)
+    assert harness.singular_values(matrix)[0] <= scale * (1 + TOLERANCE)
 
 
 def test_factors_are_joined_as_they_are_split():
@@ -189,47 +182,32 @@ def test_factors_are_joined_as_they_are_split():
         ((3, 2, 6), (2,), 2),
     ]:
         factors = Factors(shape, strides, groups)
-        array = _array(*factors.free_shape)
+        array = normal(*factors.free_shape)
         joined = factors.join(factors.split(ops.convert_to_tensor(array)))
-        np.testing.assert_array_equal(ops.convert_to_numpy(joined), array)
+        assert_equal(joined, array)
 
 
 def test_every_factor_changes_the_kernel():
-    layer = _built(layers.OrthogonalConv2D(17, 4, strides=2), 4, 4, 2)
+    layer = built(layers.OrthogonalConv2D(17, 4, strides=2), 4, 4, 2)
+    constrain = layer.parametrization.constrain
     (slope,) = harness.gradient(
-        lambda kernel: ops.sum(
-            ops.multiply(
-                layer.parametrization.constrain(kernel), _array(4, 4, 2, 17)
-            )
-        ),
-        ops.convert_to_numpy(layer.kernel),
+        harness.weighted(constrain, normal(4, 4, 2, 17)), to_numpy(layer.kernel)
     )
     for part in layer.parametrization.factors.split(slope):
-        matrices = ops.convert_to_numpy(part).reshape(-1, *part.shape[-2:])
+        matrices = to_numpy(part).reshape(-1, *part.shape[-2:])
         assert np.all(np.max(np.abs(matrices), axis=(1, 2)) > 1e-2)
     # And every tap of the window is used.
-    taps = ops.convert_to_numpy(layer.wbar)
+    taps = to_numpy(layer.wbar)
     assert np.all(np.max(np.abs(taps), axis=(2, 3)) > 1e-3)
 
 
 @pytest.mark.parametrize("strides", [1, 2])
 def test_gradient_is_that_of_the_composed_kernel(strides):
-    layer = _built(layers.OrthogonalConv2D(9, 3, strides), 4, 4, 2)
-    constrain = layer.parametrization.constrain
-    weights = _array(3, 3, 2, 9)
-
-    def value(kernel):
-        return ops.sum(ops.multiply(constrain(kernel), weights))
-
-    kernel = ops.convert_to_numpy(layer.kernel)
-    (slope,) = harness.gradient(value, kernel)
-    for seed in range(3):
-        direction = _array(*kernel.shape, seed=seed)
-        step = np.float32(3e-3)
-        ahead = float(value(ops.convert_to_tensor(kernel + step * direction)))
-        behind = float(value(ops.convert_to_tensor(kernel - step * direction)))
-        expected = (ahead - behind) / (2 * step)
-        assert np.sum(slope * direction) == pytest.approx(expected, abs=0.05)
+    layer = built(layers.OrthogonalConv2D(9, 3, strides), 4, 4, 2)
+    value = harness.weighted(
+        layer.parametrization.constrain, normal(3, 3, 2, 9)
+    )
+    harness.assert_slopes(value, to_numpy(layer.kernel), abs=0.05)
 
 
 @pytest.mark.parametrize("learning_rate", [1e-3, 1e-1])
@@ -238,11 +216,11 @@ def test_training_stays_orthogonal_and_learns(learning_rate):
     model = keras.Sequential([keras.Input((4, 4, 4)), layer])
     adam = keras.optimizers.Adam(learning_rate)
     model.compile(adam, "mse", jit_compile=False)
-    x = _array(64, 4, 4, 4)
+    x = normal(64, 4, 4, 4)
     target = layers.OrthogonalConv2D(
         4, 3, padding="circular", kernel_initializer="glorot_normal"
     )
-    y = ops.convert_to_numpy(target(x, training=False))
+    y = to_numpy(target(x, training=False))
     losses = model.fit(x, y, 8, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     values = harness.torus_values(layer)
@@ -253,13 +231,13 @@ def test_training_stays_orthogonal_and_learns(learning_rate):
 @pytest.mark.parametrize("kind", ["ones", "zeros", "random_normal"])
 def test_any_initializer_starts_with_nearest_factors(kind):
     layer = layers.OrthogonalConv2D(4, 3, kernel_initializer=kind)
-    _built(layer, 4, 4, 4)
+    built(layer, 4, 4, 4)
     values = harness.torus_values(layer)
     assert np.max(values) <= 1 + TOLERANCE
     if kind == "random_normal":
         assert np.min(values) >= 1 - 1e-4
         # At one, whatever the scale of what was drawn.
-        norms = np.linalg.norm(ops.convert_to_numpy(layer.kernel)[0], axis=0)
+        norms = np.linalg.norm(to_numpy(layer.kernel)[0], axis=0)
         assert np.all(norms <= 1 + TOLERANCE)
         assert np.mean(norms) == pytest.approx(1, abs=1e-3)
     assert layer.get_config()["kernel_initializer"] is not None
@@ -268,19 +246,17 @@ def test_any_initializer_starts_with_nearest_factors(kind):
 def test_valid_kernels_from_outside_are_kept_bit_for_bit():
     # Also those that the factors at hand do not give.
     one, other = (
-        _built(layers.OrthogonalConv2D(4, 5), 4, 4, 4) for _ in range(2)
+        built(layers.OrthogonalConv2D(4, 5), 4, 4, 4) for _ in range(2)
     )
-    foreign = ops.convert_to_numpy(other.wbar)
-    own = ops.convert_to_numpy(one.wbar)
+    foreign = to_numpy(other.wbar)
+    own = to_numpy(one.wbar)
     one.wbar.assign(foreign)
-    np.testing.assert_array_equal(ops.convert_to_numpy(one.wbar), foreign)
+    assert_equal(one.wbar, foreign)
     one.wbar.assign(0.5 * foreign)
-    np.testing.assert_array_equal(ops.convert_to_numpy(one.wbar), 0.5 * foreign)
+    assert_equal(one.wbar, 0.5 * foreign)
     for invalid in (foreign * 1.001, foreign * np.nan, np.ones_like(foreign)):
         one.wbar.assign(invalid)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(one.wbar), own, atol=1e-6
-        )
+        assert_close(one.wbar, own, atol=1e-6)
 
 
 @pytest.mark.parametrize("strides", [(1, 1), (2, 1), (3, 3)])
@@ -298,8 +274,8 @@ def test_bound_for_every_size_is_never_below_the_norm(strides, shape):
 def test_bound_for_every_size_is_close_for_orthogonal_kernels():
     for strides in (1, 2):
         layer = layers.OrthogonalConv2D(8, 7, strides)
-        _built(layer, 8, 8, 3)
-        kernel = ops.convert_to_numpy(layer.wbar)
+        built(layer, 8, 8, 3)
+        kernel = to_numpy(layer.wbar)
         assert 1 - 1e-4 < layer.parametrization.expansion(kernel) < 1 + 1e-5
 
 
@@ -316,14 +292,14 @@ def test_circular_padding_that_is_not_orthogonal_is_refused(
 ):
     arguments = {"kernel_size": 3, "padding": "circular", **arguments}
     with pytest.raises(ValueError, match=rf"{message}.*Received"):
-        _built(layers.OrthogonalConv2D(4, **arguments), *shape, 2)
+        built(layers.OrthogonalConv2D(4, **arguments), *shape, 2)
 
 
 def test_circular_padding_refuses_other_sizes_than_it_was_built_for():
     layer = layers.OrthogonalConv2D(4, 3, strides=2, padding="circular")
-    _built(layer, 4, 4, 2)
+    built(layer, 4, 4, 2)
     with pytest.raises(ValueError, match="axis 1"):
-        layer(_array(1, 5, 4, 2))
+        layer(normal(1, 5, 4, 2))
 
 
 @pytest.mark.parametrize("padding", ["reflect", "causal", None, 3])
@@ -346,8 +322,8 @@ def test_images_of_every_size_are_taken():
     layer = layers.OrthogonalConv2D(4, 3)
     model = keras.Model(inputs, layer(inputs))
     for size in (2, 5):
-        x = _array(2, size, size, 3)
-        y = ops.convert_to_numpy(model(x))
+        x = normal(2, size, size, 3)
+        y = to_numpy(model(x))
         assert y.shape == (2, size, size, 4)
         assert np.linalg.norm(y[0] - y[1]) <= np.linalg.norm(x[0] - x[1])
     assert lipschitz_bound(model) <= 1.01
@@ -355,16 +331,16 @@ def test_images_of_every_size_are_taken():
 
 def test_kernels_in_half_precision_keep_the_bound():
     layer = layers.OrthogonalConv2D(6, 3, dtype="bfloat16")
-    _built(layer, 4, 4, 6)
+    built(layer, 4, 4, 6)
     kernel = ops.cast(layer.vanilla_export().kernel, "float32")
-    matrix = harness.torus_matrix(ops.convert_to_numpy(kernel), (1, 1), (8, 8))
+    matrix = harness.torus_matrix(to_numpy(kernel), (1, 1), (8, 8))
     assert 0.98 <= harness.singular_values(matrix)[0] <= 1 + TOLERANCE
 
 
 def test_wide_layers_do_not_lose_digits():
     # On one frequency each, since whole operators are too large.
-    layer = _built(layers.OrthogonalConv2D(100, 3), 8, 8, 90)
-    kernel = ops.convert_to_numpy(layer.wbar).astype("complex128")
+    layer = built(layers.OrthogonalConv2D(100, 3), 8, 8, 90)
+    kernel = to_numpy(layer.wbar).astype("complex128")
     for angles in ((0.0, 0.0), (0.7, 2.1)):
         phases = np.add.outer(*(a * np.arange(3) for a in angles))
         wave = np.sum(np.exp(1j * phases)[..., None, None] * kernel, (0, 1))

@@ -4,13 +4,19 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import parametrizations
 from deel.lip._numerics.polar import project_on_tangent
+from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import ConstrainedKernel
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import SpectralDense
+from deel.lip.model import Sequential
 
 
 def _built(layer, shape):
@@ -29,14 +35,10 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
     w = _polar(rng.standard_normal(shape))
     weights = rng.standard_normal(shape)
     layer = _built(SpectralDense(shape[1]), shape)
-    (found,) = harness.gradient(
-        lambda k: ops.sum(
-            ops.multiply(
-                layer.parametrization.constrain(k), weights.astype("float32")
-            )
-        ),
-        w.astype("float32"),
+    value = harness.weighted(
+        layer.parametrization.constrain, weights.astype("float32")
     )
+    (found,) = harness.gradient(value, w.astype("float32"))
     step = 1e-5
     expected = np.zeros(shape)
     for index in np.ndindex(shape):
@@ -44,7 +46,7 @@ def test_gradient_is_that_of_the_polar_factor_on_the_manifold(shape):
         moved[index] = step
         change = _polar(w + moved) - _polar(w - moved)
         expected[index] = np.sum(change * weights) / (2 * step)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert_close(found, expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("scale", [0.3, 1.0, 5.0])
@@ -53,16 +55,10 @@ def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
     w = (scale * rng.standard_normal((6, 4))).astype("float32")
     target = _polar(rng.standard_normal((6, 4)))
     layer = _built(SpectralDense(4), (6, 4))
-    (slope,) = harness.gradient(
-        lambda k: (
-            -ops.sum(
-                ops.multiply(
-                    layer.parametrization.constrain(k), target.astype("float32")
-                )
-            )
-        ),
-        w,
+    value = harness.weighted(
+        layer.parametrization.constrain, -target.astype("float32")
     )
+    (slope,) = harness.gradient(value, w)
     before = -np.sum(_polar(w) * target)
     after = -np.sum(_polar(w - 1e-2 * scale * slope) * target)
     assert after < before
@@ -79,22 +75,10 @@ def test_gradient_decreases_the_loss_away_from_the_manifold(scale):
 )
 def test_gradient_of_a_division_by_the_norm_is_exact(layer):
     _built(layer, (6, 4))
-    rng = np.random.default_rng(2)
-    w = rng.standard_normal((6, 4)).astype("float32")
-    weights = rng.standard_normal((6, 4)).astype("float32")
-
-    def value(kernel):
-        constrained = layer.parametrization.constrain(kernel)
-        return ops.sum(ops.multiply(constrained, weights))
-
-    (found,) = harness.gradient(value, w)
-    for _ in range(5):
-        direction = rng.standard_normal(w.shape).astype("float32")
-        step = np.float32(1e-2)
-        ahead = float(value(ops.convert_to_tensor(w + step * direction)))
-        behind = float(value(ops.convert_to_tensor(w - step * direction)))
-        slope = (ahead - behind) / (2 * step)
-        assert np.sum(found * direction) == pytest.approx(slope, abs=5e-3)
+    constrain = layer.parametrization.constrain
+    value = harness.weighted(constrain, normal(6, 4, seed=3))
+    w = normal(6, 4, seed=2)
+    harness.assert_slopes(value, w, 1e-2, seeds=range(4, 9), abs=5e-3)
 
 
 @pytest.mark.parametrize(
@@ -108,26 +92,22 @@ def test_frobenius_golden_values(disjoint, expected):
     layer = _built(FrobeniusDense(2, disjoint_neurons=disjoint), (2, 2))
     layer.kernel.assign(np.array([[3.0, 0.0], [4.0, 2.0]]))
     layer.condense()
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer.wbar), expected, atol=1e-6
-    )
+    assert_close(layer.wbar, expected, atol=1e-6)
 
 
 def test_training_step_trusts_only_the_very_kernel_that_was_proven():
     layer = _built(SpectralDense(4), (6, 4))
     x = np.zeros((1, 6), "float32")
-    kernel = ops.convert_to_numpy(layer.wbar)
+    kernel = to_numpy(layer.wbar)
     layer.kernel.assign(kernel)
     layer(x, training=True)
-    np.testing.assert_array_equal(ops.convert_to_numpy(layer.wbar), kernel)
+    assert_equal(layer.wbar, kernel)
     for factor in (1 + 1e-4, -1.0, 100.0):
         layer.kernel.assign(factor * kernel)
         layer(x, training=True)
         harness.assert_bounded(layer)
         sign = np.sign(factor)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(layer.wbar), sign * kernel, atol=1e-5
-        )
+        assert_close(layer.wbar, sign * kernel, atol=1e-5)
 
 
 def test_sigma_and_vector_follow_the_free_kernel():
@@ -148,10 +128,10 @@ def test_layers_of_equal_shape_start_different_and_reproducibly():
     for _ in range(2):
         keras.utils.set_random_seed(7)
         pair = [_built(SpectralDense(5), (4, 5)) for _ in range(2)]
-        first, second = (ops.convert_to_numpy(x.kernel) for x in pair)
+        first, second = (to_numpy(x.kernel) for x in pair)
         assert np.max(np.abs(first - second)) > 1e-2
         kernels.append(first)
-    np.testing.assert_array_equal(*kernels)
+    assert_equal(*kernels)
 
 
 def test_tangent_projection_is_a_projection():
@@ -161,9 +141,7 @@ def test_tangent_projection_is_a_projection():
         g = ops.convert_to_tensor(rng.standard_normal(shape), "float32")
         once = project_on_tangent(q, g)
         twice = project_on_tangent(q, once)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(once), ops.convert_to_numpy(twice), atol=1e-5
-        )
+        assert_close(once, twice, atol=1e-5)
 
 
 def test_layers_share_no_state_after_cloning():
@@ -172,10 +150,10 @@ def test_layers_share_no_state_after_cloning():
     clone.set_weights(model.get_weights())
     x = np.random.default_rng(0).standard_normal((3, 6))
     expected = model.predict(x, verbose=0)
-    np.testing.assert_array_equal(clone.predict(x, verbose=0), expected)
+    assert_equal(clone.predict(x, verbose=0), expected)
     clone.layers[0].kernel.assign(np.ones((6, 4)))
     clone.layers[0].condense()
-    np.testing.assert_array_equal(model.predict(x, verbose=0), expected)
+    assert_equal(model.predict(x, verbose=0), expected)
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
@@ -186,9 +164,7 @@ def test_mixed_precision_does_not_round_the_kernel_first(policy):
     layer.kernel.assign(w)
     output = layer(np.ones((1, 6)), training=True)
     assert keras.backend.standardize_dtype(output.dtype) == policy[6:]
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer.wbar), _polar(w), atol=2e-5
-    )
+    assert_close(layer.wbar, _polar(w), atol=2e-5)
 
 
 def test_steps_of_a_large_learning_rate_become_shorter():
@@ -202,9 +178,9 @@ def test_steps_of_a_large_learning_rate_become_shorter():
     model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
     turned = []
     for _ in range(60):
-        before = ops.convert_to_numpy(ops.copy(layer.kernel))
+        before = to_numpy(ops.copy(layer.kernel))
         model.train_on_batch(x, y)
-        after = ops.convert_to_numpy(ops.copy(layer.kernel))
+        after = to_numpy(ops.copy(layer.kernel))
         units = [kernel / np.linalg.norm(kernel) for kernel in (before, after)]
         turned.append(np.linalg.norm(units[1] - units[0]))
     assert np.linalg.norm(after) > 2 * np.sqrt(8)
@@ -218,7 +194,7 @@ def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
     rng = np.random.default_rng(0)
     kernel = np.sign(rng.standard_normal((4, 4))).astype("float32") * scale
     retracted = layer.wbar.retract(ops.convert_to_tensor(kernel))
-    retracted = ops.convert_to_numpy(retracted)
+    retracted = to_numpy(retracted)
     assert np.all(np.isfinite(retracted))
     assert np.any(retracted != 0) == (scale > 0)
     harness.assert_bounded(layer)
@@ -252,3 +228,38 @@ def test_constrained_variable_is_the_last_of_the_saved_state():
     parent = f"{layer.name}/parametrization"
     assert names == [f"{parent}/{name}" for name in ("sn", "sigma", "wbar")]
     assert isinstance(layer.wbar, parametrizations.ConstrainedVariable)
+
+
+class _Tripled(parametrizations.Parametrization):
+    def constrain(self, kernel):
+        return 3.0 * kernel
+
+
+class _Unfinished(parametrizations.Parametrization):
+    pass
+
+
+class _OwnDense(ConstrainedKernel, keras.layers.Dense):
+    pass
+
+
+def _own(parametrization):
+    layer = _OwnDense(4, parametrization=parametrization)
+    return Sequential([keras.Input((4,)), layer])
+
+
+def test_a_sequential_says_which_parametrization_lacks_its_method():
+    with pytest.raises(TypeError, match="_Unfinished must implement"):
+        _own(_Unfinished())
+
+
+def test_export_says_which_parametrization_does_not_bound_its_kernel():
+    with pytest.raises(ValueError, match="`constrain` of _Tripled"):
+        _own(_Tripled()).vanilla_export()
+
+
+def test_who_certifies_a_layer_of_their_own_is_told_to_export_it():
+    model = _own(parametrizations.Spectral())
+    with pytest.raises(ValueError, match=r"`vanilla_export\(\)`"):
+        lipschitz_bound(model)
+    assert lipschitz_bound(model.vanilla_export()) <= 1 + 1e-5

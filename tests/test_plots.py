@@ -6,6 +6,9 @@ import sys
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from networks import linear_classifier
 
 from deel.lip import plots
 from deel.lip.activations import GroupSort2
@@ -22,39 +25,29 @@ def _closed_figures():
     pyplot.close("all")
 
 
-def linear_model(kernel, input_shape):
-    """A model of which scores and gradients are known."""
-    model = keras.Sequential(
-        [
-            keras.Input(input_shape),
-            keras.layers.Flatten(),
-            keras.layers.Dense(kernel.shape[1], use_bias=False),
-        ]
-    )
-    model.set_weights([kernel.astype("float32")])
-    return model
-
-
 def image(*shape):
     return np.random.default_rng(0).uniform(size=shape).astype("float32")
 
 
 CALLS = {
     "singular_values": lambda ax: plots.singular_values(
-        linear_model(np.eye(2), (2,)), ax=ax
+        linear_classifier(np.eye(2), shape=(2,)), ax=ax
     ),
     "accuracy_against_radius": lambda ax: plots.accuracy_against_radius(
         [0.0, 1.0], [0.8, 0.2], [0.9, 0.4], ax=ax
     ),
     "margins": lambda ax: plots.margins(np.eye(3), np.arange(3), ax=ax),
     "level_sets": lambda ax: plots.level_sets(
-        linear_model(np.ones((2, 1)), (2,)), image(4, 2), resolution=5, ax=ax
+        linear_classifier(np.ones((2, 1)), shape=(2,)),
+        image(4, 2),
+        resolution=5,
+        ax=ax,
     ),
     "saliency": lambda ax: plots.saliency(
-        linear_model(np.eye(4), (2, 2, 1)), image(2, 2, 1), ax=ax
+        linear_classifier(np.eye(4), shape=(2, 2, 1)), image(2, 2, 1), ax=ax
     ),
     "counterfactual": lambda ax: plots.counterfactual(
-        linear_model(np.eye(4), (2, 2, 1)), image(2, 2, 1), ax=ax
+        linear_classifier(np.eye(4), shape=(2, 2, 1)), image(2, 2, 1), ax=ax
     ),
 }
 
@@ -111,17 +104,15 @@ def test_singular_values_are_those_of_each_layer_with_a_known_one():
         "free",
     ]
     bars = [line.get_xdata() for line in ax.get_lines()]
-    np.testing.assert_allclose(bars[0], [1.0, 1.0], atol=1e-3)
-    np.testing.assert_allclose(bars[2], [0.5, 4.0])
+    assert_close(bars[0], [1.0, 1.0], atol=1e-3)
+    assert_close(bars[2], [0.5, 4.0])
 
 
 def test_accuracy_of_the_attack_lies_above_the_certified_one():
     ax = plots.accuracy_against_radius([0.0, 1.0], [0.8, 0.2], [0.9, 0.4])
     by_label = {line.get_label(): line.get_ydata() for line in ax.get_lines()}
-    np.testing.assert_array_equal(by_label["certified (at least)"], [0.8, 0.2])
-    np.testing.assert_array_equal(
-        by_label["under attack (at most)"], [0.9, 0.4]
-    )
+    assert_equal(by_label["certified (at least)"], [0.8, 0.2])
+    assert_equal(by_label["under attack (at most)"], [0.9, 0.4])
 
 
 def test_accuracies_of_another_length_than_the_radii_are_an_error():
@@ -155,10 +146,10 @@ def test_margins_are_leads_over_the_best_other_class():
 
 
 def test_level_sets_show_where_the_class_changes():
-    model = linear_model(np.array([[1.0], [0.0]]), (2,))
+    model = linear_classifier(np.array([[1.0], [0.0]]), shape=(2,))
     ax = plots.level_sets(model, resolution=21)
     zero = ax.collections[-1].get_paths()[0].vertices
-    np.testing.assert_allclose(zero[:, 0], 0.0, atol=1e-6)
+    assert_close(zero[:, 0], 0.0, atol=1e-6)
 
 
 def test_level_sets_accept_a_function():
@@ -168,31 +159,29 @@ def test_level_sets_accept_a_function():
 
 def test_level_sets_of_several_scores_are_an_error():
     with pytest.raises(ValueError, match="single score"):
-        plots.level_sets(linear_model(np.eye(2), (2,)), resolution=5)
+        plots.level_sets(linear_classifier(np.eye(2), shape=(2,)), resolution=5)
 
 
 def test_saliency_is_the_gradient_of_the_target_against_the_other():
     kernel = np.random.default_rng(0).normal(size=(12, 3))
-    model = linear_model(kernel, (2, 2, 3))
+    model = linear_classifier(kernel, shape=(2, 2, 3))
     ax = plots.saliency(model, image(2, 2, 3), target=2, against=0)
     expected = (kernel[:, 2] - kernel[:, 0]).reshape(2, 2, 3).sum(-1)
-    drawn = ax.get_images()[0].get_array()
-    np.testing.assert_allclose(drawn, expected, rtol=1e-4)
+    assert_close(ax.get_images()[0].get_array(), expected, rtol=1e-4)
 
 
 def test_counterfactual_moves_the_image_by_the_distance():
     kernel = np.random.default_rng(0).normal(size=(16, 1))
-    model = linear_model(kernel, (4, 4, 1))
+    model = linear_classifier(kernel, shape=(4, 4, 1))
     x = np.full((4, 4, 1), 0.5, "float32")
     ax = plots.counterfactual(model, x, distance=0.3)
     shift = np.asarray(ax.get_images()[0].get_array()).ravel() - 0.5
     expected = 0.3 * kernel.ravel() / np.linalg.norm(kernel)
-    np.testing.assert_allclose(shift, expected, atol=1e-5)
+    assert_close(shift, expected, atol=1e-5)
 
 
 def test_counterfactual_shows_pixels():
-    model = linear_model(np.zeros((4, 1)), (2, 2, 1))
+    model = linear_classifier(np.zeros((4, 1)), shape=(2, 2, 1))
     x = np.full((2, 2, 1), 100.0, "float32")
     ax = plots.counterfactual(model, x, as_pixels=lambda t: t / 200.0)
-    drawn = np.asarray(ax.get_images()[0].get_array())
-    np.testing.assert_allclose(drawn, 0.5)
+    assert_close(np.asarray(ax.get_images()[0].get_array()), 0.5)

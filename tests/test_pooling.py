@@ -4,6 +4,10 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import built
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -41,8 +45,7 @@ WINDOW = np.array([[1.0, 2.0], [3.0, 4.0]], "float32").reshape(1, 2, 2, 1)
     ],
 )
 def test_golden_values(layer, x, expected):
-    found = ops.convert_to_numpy(layer(x)).item()
-    assert found == pytest.approx(expected, abs=2e-6)
+    assert to_numpy(layer(x)).item() == pytest.approx(expected, abs=2e-6)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6])
@@ -50,8 +53,7 @@ def test_golden_values(layer, x, expected):
 @pytest.mark.parametrize("columns", [4, 5])
 def test_gradient_of_the_norm_is_right_and_finite_at_zero(epsilon, columns):
     layer = ScaledL2NormPooling2D(2, eps_grad_sqrt=epsilon)
-    x = np.random.default_rng(0).standard_normal((2, 4, columns, 3))
-    x = x.astype("float32")
+    x = normal(2, 4, columns, 3)
     x[0, :2, :2] = 0.0
     (found,) = harness.gradient(lambda z: ops.sum(layer(z)), x)
     assert np.all(found[0, :2, :2] == 0)
@@ -61,9 +63,7 @@ def test_gradient_of_the_norm_is_right_and_finite_at_zero(epsilon, columns):
     expected = np.divide(
         windows, norm, out=np.zeros_like(windows), where=norm > 0
     )
-    np.testing.assert_allclose(
-        found[:, :, :4], expected.reshape(2, 4, 4, 3), atol=1e-6
-    )
+    assert_close(found[:, :, :4], expected.reshape(2, 4, 4, 3), atol=1e-6)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1e-6])
@@ -87,7 +87,7 @@ def test_norms_are_the_same_in_training_and_inference(
         pytest.skip("TensorFlow pools channels last on a CPU")
     layer_class = getattr(layers, f"ScaledL2NormPooling{rank}D")
     layer = layer_class(size, data_format=data_format, eps_grad_sqrt=epsilon)
-    x = np.random.default_rng(0).standard_normal((2, *shape)).astype("float32")
+    x = normal(2, *shape)
     x[0] = 0.0
     if data_format == "channels_first":
         x = np.moveaxis(x, -1, 1)
@@ -102,7 +102,7 @@ def test_norms_are_the_same_in_training_and_inference(
 
         results.append((compiled(norms)[0](x), compiled(sums)[1](x)))
     for trained, inferred in zip(*results, strict=True):
-        np.testing.assert_allclose(trained, inferred, rtol=1e-6, atol=1e-6)
+        assert_close(trained, inferred, rtol=1e-6, atol=1e-6)
     assert np.all(results[0][1][0] == 0)
 
 
@@ -134,17 +134,15 @@ def test_global_average_takes_the_size_of_the_image_at_hand():
     # C14; a coefficient kept from another size would not bound this one.
     inputs = keras.Input((None, None, 1))
     model = keras.Model(inputs, ScaledGlobalAveragePooling2D()(inputs))
-    layer = ScaledGlobalAveragePooling2D()
-    layer.build((None, 8, 8, 1))
+    layer = built(ScaledGlobalAveragePooling2D(), 8, 8, 1)
     for size in (2, 3, 8):
         x = np.ones((1, size, size, 1), "float32")
         for function in (model, layer):
-            found = ops.convert_to_numpy(function(x)).item()
-            assert found == pytest.approx(size)
+            assert to_numpy(function(x)).item() == pytest.approx(size)
 
 
 def test_data_formats_agree():
-    x = np.random.default_rng(0).standard_normal((2, 4, 6, 3)).astype("float32")
+    x = normal(2, 4, 6, 3)
     first = np.transpose(x, (0, 3, 1, 2))
     for layer_class in (
         ScaledGlobalAveragePooling2D,
@@ -152,11 +150,7 @@ def test_data_formats_agree():
     ):
         last_result = layer_class()(x)
         first_result = layer_class(data_format="channels_first")(first)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(last_result),
-            ops.convert_to_numpy(first_result),
-            rtol=1e-5,
-        )
+        assert_close(last_result, first_result, rtol=1e-5)
 
 
 def _of_rank(name, rank, **arguments):
@@ -166,8 +160,7 @@ def _of_rank(name, rank, **arguments):
 @pytest.mark.parametrize("data_format", ["channels_last", "channels_first"])
 @pytest.mark.parametrize("rank", [1, 2, 3])
 def test_value_is_the_scaled_sum_or_norm_of_the_window(rank, data_format):
-    rng = np.random.default_rng(0)
-    x = rng.standard_normal((2, *[4] * rank, 3)).astype("float32")
+    x = normal(2, *[4] * rank, 3)
     # Halves of each axis, spread over axes of their own.
     windows = x.reshape(2, *[2, 2] * rank, 3)
     inner = tuple(range(2, 2 * rank + 1, 2))
@@ -183,10 +176,10 @@ def test_value_is_the_scaled_sum_or_norm_of_the_window(rank, data_format):
         norm = {"eps_grad_sqrt": 0.0} if "L2" in name else {}
         layer = _of_rank(name, rank, data_format=data_format, **norm)
         found = layer(np.moveaxis(x, -1, 1) if first else x)
-        found = ops.convert_to_numpy(found)
+        found = to_numpy(found)
         if first:
             found = np.moveaxis(found, 1, -1)
-        np.testing.assert_allclose(found, value, atol=1e-5)
+        assert_close(found, value, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [1, 3])
@@ -221,7 +214,7 @@ def test_adaptive_pooling_has_one_output_size(size):
 
 
 def test_masked_steps_count_neither_in_the_sum_nor_in_the_size():
-    x = np.random.default_rng(0).standard_normal((3, 5, 2)).astype("float32")
+    x = normal(3, 5, 2)
     mask = np.arange(5) < np.array([[5], [2], [0]])
     kept = np.where(mask[:, :, None], x, 0)
     steps = np.array([[5], [2], [1]])
@@ -230,13 +223,11 @@ def test_masked_steps_count_neither_in_the_sum_nor_in_the_size():
         ScaledGlobalL2NormPooling1D: np.sqrt(np.sum(kept**2, axis=1) + 1e-6),
     }
     for layer_class, value in expected.items():
-        found = ops.convert_to_numpy(layer_class()(x, mask=mask))
-        np.testing.assert_allclose(found, value, atol=1e-5)
+        found = to_numpy(layer_class()(x, mask=mask))
+        assert_close(found, value, atol=1e-5)
         first = layer_class(data_format="channels_first", keepdims=True)
         found = first(np.transpose(x, (0, 2, 1)), mask=mask)
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(found), value[:, :, None], atol=1e-5
-        )
+        assert_close(found, value[:, :, None], atol=1e-5)
 
 
 def test_masked_mean_does_not_expand():
@@ -267,7 +258,7 @@ def test_networks_of_other_ranks_are_trained_and_exported(rank):
     model.compile("adam", "mse", jit_compile=False)
     losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
-    np.testing.assert_allclose(
+    assert_close(
         model.vanilla_export().predict(x, verbose=0),
         model.predict(x, verbose=0),
         atol=1e-4,
@@ -297,7 +288,7 @@ def test_norms_of_huge_values_are_finite_and_do_not_expand(
         arguments = (
             {"training": training} if hasattr(layer, "pool_size") else {}
         )
-        found = ops.convert_to_numpy(layer(flat, **arguments)).astype("float64")
+        found = to_numpy(layer(flat, **arguments)).astype("float64")
         assert np.all(np.isfinite(found)), layer.name
         flat = flat.astype("float64")
         moved = np.diff(flat.reshape(len(scales), -1), axis=0)
@@ -320,4 +311,4 @@ def test_gradient_is_zero_where_a_norm_is_cut_off(columns, monkeypatch):
     x[0, :2, :2] = 1e20
     (found,) = harness.gradient(lambda z: ops.sum(layer(z, training=True)), x)
     assert np.all(found[0, :2, :2] == 0)
-    np.testing.assert_allclose(found[0, 2:, :2], 0.5, rtol=1e-5)
+    assert_close(found[0, 2:, :2], 0.5, rtol=1e-5)

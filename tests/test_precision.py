@@ -4,12 +4,14 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import built
+from harness import to_numpy
 from keras import ops
+from networks import image_classifier
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.losses import MulticlassHKR
-from deel.lip.model import Sequential
 
 POLICIES = [
     "float32",
@@ -30,25 +32,12 @@ def policy(request):
     return request.param
 
 
-def network():
-    return Sequential(
-        [
-            keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
-            layers.ScaledL2NormPooling2D(),
-            keras.layers.Flatten(),
-            layers.SpectralDense(8, activation=GroupSort2()),
-            layers.FrobeniusDense(3, disjoint_neurons=False),
-        ]
-    )
-
-
 def exact_norm(kernel):
     return harness.singular_values(harness.as_matrix(kernel))[0]
 
 
 def test_network_learns_and_its_export_keeps_the_bound(policy):
-    model = network()
+    model = image_classifier()
     optimizer = keras.optimizers.SGD(0.05)
     if policy.endswith("float16"):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
@@ -105,9 +94,7 @@ def test_norms_of_large_values_are_finite_in_float16(training):
     ):
         found = layer(x, training=training)
         assert keras.backend.standardize_dtype(found.dtype) == "float16"
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(found).astype("float32"), expected, rtol=1e-3
-        )
+        assert_close(to_numpy(found).astype("float32"), expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("policy", ["float16", "mixed_float16"])
@@ -117,8 +104,7 @@ def test_constants_that_float16_cannot_hold_are_refused(policy, k_coef_lip):
     layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip, dtype=policy)
     with pytest.raises(ValueError, match=message):
         layer.build((None, 4))
-    layer = layers.SpectralDense(3, dtype=policy)
-    layer.build((None, 4))
+    layer = built(layers.SpectralDense(3, dtype=policy), 4)
     with pytest.raises(ValueError, match=message):
         layer.set_klip_factor(k_coef_lip)
     assert layer.k_coef_lip == 1.0
@@ -127,8 +113,7 @@ def test_constants_that_float16_cannot_hold_are_refused(policy, k_coef_lip):
 
 @pytest.mark.parametrize("k_coef_lip", [1e6, 1e-9])
 def test_kernels_that_float16_cannot_hold_are_not_exported(k_coef_lip):
-    layer = layers.SpectralDense(3, k_coef_lip=k_coef_lip)
-    layer.build((None, 4))
+    layer = built(layers.SpectralDense(3, k_coef_lip=k_coef_lip), 4)
     with pytest.raises(ValueError, match=r"of dtype float16 .* Received: "):
         layer.wbar.exported("float16")
     # bfloat16 has the exponents of float32.

@@ -12,8 +12,7 @@ def test_program_on_the_first_page_runs(capsys):
     (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     names = {}
     exec(compile(program, str(README), "exec"), names)
-    history = names["model"].history.history
-    assert history["val_accuracy"][-1] > 0.85
+    assert names["model"].history.history["val_accuracy"][-1] > 0.85
     output = capsys.readouterr().out
     radii = np.array(output.split("radii: [")[1].split("]")[0].split(), float)
     assert radii.shape == (5,)

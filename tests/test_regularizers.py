@@ -6,7 +6,9 @@ import harness
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 
 from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralDense
@@ -84,8 +86,7 @@ def test_value_is_the_distance_of_the_operator_from_an_isometry(
 ):
     # On images so large that borders do not count, products of two outputs
     # are those of the operator with its transpose.
-    rng = np.random.default_rng(0)
-    w = 0.3 * rng.standard_normal((3, 3, 2, filters)).astype("float32")
+    w = 0.3 * normal(3, 3, 2, filters)
     lorth = Lorth2D(w.shape, stride)
     found = float(lorth.compute_lorth(w))
     size = 11
@@ -186,7 +187,7 @@ def test_configs_are_plain_and_rebuild_an_equal_regularizer(regularizer):
 
 
 def _penalty(model):
-    return float(ops.convert_to_numpy(model.losses[0]))
+    return float(to_numpy(model.losses[0]))
 
 
 @pytest.mark.parametrize(
@@ -216,7 +217,6 @@ def test_layers_train_with_them_and_come_back_from_files(make, tmp_path):
     # No data: the penalty alone moves the kernel.
     model.fit(x, y, epochs=20, verbose=0)
     assert _penalty(layer) < 0.9 * before
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
+    loaded = reloaded(model, tmp_path)
     assert _penalty(loaded) == pytest.approx(_penalty(layer), abs=1e-6)
-    ops.convert_to_numpy(loaded(x))
+    to_numpy(loaded(x))

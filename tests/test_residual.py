@@ -1,10 +1,18 @@
-"""Residual connections: a learned average, and blocks around a branch."""
+"""Residual blocks around a branch."""
 
 import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_all_equal
+from harness import assert_close
+from harness import assert_equal
+from harness import built
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
 from keras import ops
+from networks import stack
 
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip.activations import GroupSort2
@@ -16,7 +24,6 @@ from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import propagate
 from deel.lip.certification._walk import start
 from deel.lip.layers import FrobeniusDense
-from deel.lip.layers import LipResidual
 from deel.lip.layers import PartialResidual
 from deel.lip.layers import PrescaledResidual
 from deel.lip.layers import SpectralConv2D
@@ -24,89 +31,9 @@ from deel.lip.layers import SpectralDense
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 
-
-def _model():
-    inputs = keras.Input((8,))
-    branch = SpectralDense(8, activation=GroupSort2())(inputs)
-    outputs = LipResidual(name="join")([inputs, branch])
-    return Model(inputs=inputs, outputs=outputs)
-
-
-@pytest.mark.parametrize("alpha", [-20.0, -1.0, 0.0, 0.5, 20.0])
-def test_output_is_the_average_with_weight_sigmoid_of_alpha(alpha):
-    x, y = np.random.default_rng(0).standard_normal((2, 3, 4)).astype("float32")
-    layer = LipResidual()
-    layer([x, y])
-    assert layer.get_weights() == [0.0]
-    layer.alpha.assign(alpha)
-    weight = 1 / (1 + np.exp(-alpha))
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(layer([x, y])),
-        weight * x + (1 - weight) * y,
-        atol=1e-6,
-    )
-    assert [v.name for v in layer.trainable_variables] == ["alpha"]
-
-
-@pytest.mark.parametrize("alpha", [-3.0, 0.0, 3.0])
-def test_join_of_two_1_lipschitz_branches_is_1_lipschitz(alpha):
-    # Both branches the identity: a sum would double each distance.
-    inputs = keras.Input((4,))
-    layer = LipResidual()
-    model = keras.Model(inputs, layer([inputs, inputs]))
-    layer.alpha.assign(alpha)
-    assert harness.operator_norm(model, (4,)) == pytest.approx(1.0, abs=1e-6)
-    model = _model()
-    model.get_layer("join").alpha.assign(alpha)
-    x = np.random.default_rng(0).standard_normal((200, 8)).astype("float32")
-    y = ops.convert_to_numpy(model(x))
-    moved = np.linalg.norm(y[:100] - y[100:], axis=1)
-    gap = np.linalg.norm(x[:100] - x[100:], axis=1)
-    assert np.all(moved <= gap * (1 + 1e-5))
-
-
-def test_weight_is_trained_saved_and_exported(tmp_path):
-    model = _model()
-    layer = model.get_layer("join")
-    model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=False)
-    x = np.random.default_rng(0).standard_normal((16, 8)).astype("float32")
-    model.fit(x, x, epochs=2, verbose=0)
-    # The wanted output is that of the first branch.
-    assert layer.get_weights()[0] > 0
-    expected = model.predict(x, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras")
-    np.testing.assert_array_equal(loaded.predict(x, verbose=0), expected)
-    exported = model.vanilla_export()
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0), expected, atol=1e-5
-    )
-
-
-@pytest.mark.parametrize(
-    "shape",
-    [
-        (2, 3),
-        [(2, 3)],
-        [(2, 3), (2, 4)],
-        [(2, 3), (2, 3, 1)],
-        [(2, 3), (2, 3), (2, 3)],
-    ],
-)
-def test_other_than_two_branches_of_one_shape_is_refused(shape):
-    with pytest.raises(ValueError, match="Received: input_shape="):
-        LipResidual().build(shape)
-    with pytest.raises(ValueError, match="Received: input_shape="):
-        LipResidual().compute_output_shape(shape)
-
-
-def test_layer_is_registered_and_its_shape_known():
-    name = keras.saving.get_registered_name(LipResidual)
-    assert name == "deel-lip>LipResidual"
-    assert LipResidual().compute_output_shape([(None, 3), (2, 3)]) == (None, 3)
-
-
 BLOCKS = (PrescaledResidual, PartialResidual)
+
+
 every_block = pytest.mark.parametrize("block", BLOCKS)
 
 
@@ -115,35 +42,34 @@ def _width(block):
     return 8 if block is PartialResidual else 4
 
 
+X = [1, 2, 3, 4]
+
+
 def _exchange(factor=1.0):
     """A stock layer that exchanges two channels, of norm `factor`."""
-    layer = keras.layers.Dense(2, use_bias=False)
-    layer.build((None, 2))
+    layer = built(keras.layers.Dense(2, use_bias=False), 2)
     layer.kernel.assign(factor * np.array([[0.0, 1.0], [1.0, 0.0]]))
     return layer
 
 
 def _branch(k_coef_lip=1.0):
-    return Sequential(
-        [
-            keras.Input((4,)),
-            SpectralDense(6, activation=GroupSort2()),
-            SpectralDense(4),
-        ],
+    return stack(
+        SpectralDense(6, activation=GroupSort2()),
+        SpectralDense(4),
+        container=Sequential,
         k_coef_lip=k_coef_lip,
         name="branch",
     )
 
 
 def _deep(block):
-    return Sequential(
-        [
-            keras.Input((8,)),
-            SpectralDense(_width(block), activation=GroupSort2()),
-            block(SpectralDense(4, activation=GroupSort2()), name="first"),
-            block(_branch(0.5), name="second"),
-            SpectralDense(3),
-        ],
+    return stack(
+        SpectralDense(_width(block), activation=GroupSort2()),
+        block(SpectralDense(4, activation=GroupSort2()), name="first"),
+        block(_branch(0.5), name="second"),
+        SpectralDense(3),
+        shape=(8,),
+        container=Sequential,
         k_coef_lip=2.0,
     )
 
@@ -173,28 +99,19 @@ def _inner(model):
             [1, 2],
             [3.5, 2.5],
         ),
-        (
-            PartialResidual(_exchange(), k_branch=1.0),
-            [1, 2, 3, 4],
-            [1, 2, 4, 3],
-        ),
+        (PartialResidual(_exchange(), k_branch=1.0), X, [1, 2, 4, 3]),
         # A branch that shrinks is no reason to divide.
-        (
-            PartialResidual(_exchange(0.5), k_branch=0.5),
-            [1, 2, 3, 4],
-            [1, 2, 2, 1.5],
-        ),
+        (PartialResidual(_exchange(0.5), k_branch=0.5), X, [1, 2, 2, 1.5]),
         # 3 [1, 2, 2 * 4, 2 * 3] / 2
         (
             PartialResidual(_exchange(2.0), k_coef_lip=3.0, k_branch=2.0),
-            [1, 2, 3, 4],
+            X,
             [1.5, 3, 12, 9],
         ),
     ],
 )
 def test_block_golden_values(layer, x, expected):
-    found = ops.convert_to_numpy(layer(np.array([x], "float32")))
-    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+    assert_close(layer(np.array([x], "float32")), [expected], rtol=1e-6)
     # The constant is reached, not just kept.
     norm = harness.operator_norm(layer, (len(x),))
     assert norm == pytest.approx(layer.k_coef_lip, abs=1e-6)
@@ -240,11 +157,9 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
         found = lipschitz_bound(layer, constants=constants)
         assert found == pytest.approx(expected, rel=1e-9)
 
-    claimed = block(_exchange(3.0), k_branch=1.0)
-    claimed.build((None, _width(block) // 2))
+    claimed = built(block(_exchange(3.0), k_branch=1.0), _width(block) // 2)
     assert lipschitz_bound(claimed) == pytest.approx(of_branch(3.0))
-    unknown = block(keras.layers.LayerNormalization(), k_branch=1.0)
-    unknown.build((None, 4))
+    unknown = built(block(keras.layers.LayerNormalization(), k_branch=1.0), 4)
     with pytest.raises(ValueError, match="not bounded"):
         lipschitz_bound(unknown)
 
@@ -278,7 +193,7 @@ def test_rounding_inside_of_a_block_counts(block):
         model.add(PartialResidual(_branch()))
     many = _computed(model)
     alone = sum(_computed(layer).relative for layer in model.layers)
-    np.testing.assert_allclose(many.relative, alone, rtol=1e-4)
+    assert_close(many.relative, alone, rtol=1e-4)
 
 
 @every_block
@@ -290,76 +205,56 @@ def test_blocks_are_trained_within_their_bound_saved_and_exported(
     assert model.get_layer("first").k_coef_lip == pytest.approx(2**0.25)
     assert model.get_layer("second").layer.k_coef_lip == 0.5
     assert len(_inner(model)) == 5
-    x = np.random.default_rng(0).standard_normal((32, 8)).astype("float32")
-    before = [ops.convert_to_numpy(layer.kernel) for layer in _inner(model)]
+    x = normal(32, 8)
+    before = [to_numpy(layer.kernel) for layer in _inner(model)]
     model.compile(keras.optimizers.Adam(0.1), _growth, jit_compile=False)
     model.fit(x, x[:, :3], epochs=3, batch_size=8, verbose=0)
     for layer, kernel in zip(_inner(model), before, strict=True):
         harness.assert_bounded(layer)
-        assert np.any(ops.convert_to_numpy(layer.kernel) != kernel)
+        assert np.any(to_numpy(layer.kernel) != kernel)
     assert lipschitz_bound(model) <= 2 * (1 + 1e-4)
 
     expected = model.predict(x, verbose=0)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.models.load_model(tmp_path / "model.keras", compile=False)
-    for a, b in zip(model.get_weights(), loaded.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    loaded = reloaded(model, tmp_path, compile=False)
+    assert_all_equal(model.get_weights(), loaded.get_weights())
     # Not compiled, so JAX rounds it in another way.
-    np.testing.assert_allclose(
-        loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5
-    )
+    assert_close(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
     assert loaded.get_layer("second").layer.k_coef_lip == 0.5
     model.save_weights(tmp_path / "model.weights.h5")
     fresh = _deep(block)
     fresh.load_weights(tmp_path / "model.weights.h5")
-    np.testing.assert_allclose(
-        fresh.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5
-    )
+    assert_close(fresh.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
 
     exported = model.vanilla_export(verify=True)
     assert not _inner(exported)
-    np.testing.assert_allclose(
-        exported.predict(x, verbose=0), expected, atol=1e-5
-    )
+    assert_close(exported.predict(x, verbose=0), expected, atol=1e-5)
     # One around a layer of Keras, and one around a model.
     hidden = np.ones((2, _width(block)), "float32")
     for name in ("first", "second"):
         once = exported.get_layer(name)
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(once.vanilla_export()(hidden)),
-            ops.convert_to_numpy(once(hidden)),
-        )
-    exported.save(tmp_path / "exported.keras")
-    loaded = keras.models.load_model(tmp_path / "exported.keras")
-    np.testing.assert_allclose(
-        loaded.predict(x, verbose=0), expected, atol=1e-5
-    )
+        assert_equal(once.vanilla_export()(hidden), once(hidden))
+    loaded = reloaded(exported, tmp_path)
+    assert_close(loaded.predict(x, verbose=0), expected, atol=1e-5)
 
 
 @every_block
 def test_condensing_a_model_reaches_into_blocks_or_changes_nothing(block):
     model = _deep(block)
     for layer in _inner(model):
-        layer.kernel.assign(
-            np.random.default_rng(0).standard_normal(layer.kernel.shape)
-        )
+        layer.kernel.assign(normal(*layer.kernel.shape))
     # The last to be condensed, but for one.
     broken = model.get_layer("second").layer.layers[1].kernel
-    sound = ops.convert_to_numpy(broken)
+    sound = to_numpy(broken)
     broken.assign(np.full(broken.shape, np.nan))
     before = model.get_weights()
-    with pytest.raises(ValueError, match="must be finite"):
-        model.condense()
-    with pytest.raises(ValueError, match="must be finite"):
-        model.get_layer("second").condense()
-    for a, b in zip(before, model.get_weights(), strict=True):
-        np.testing.assert_array_equal(a, b)
+    for one in (model, model.get_layer("second")):
+        with pytest.raises(ValueError, match="must be finite"):
+            one.condense()
+    assert_all_equal(before, model.get_weights())
     broken.assign(sound)
     model.condense()
     for layer in _inner(model):
-        np.testing.assert_array_equal(
-            ops.convert_to_numpy(layer.kernel), ops.convert_to_numpy(layer.wbar)
-        )
+        assert_equal(layer.kernel, layer.wbar)
 
 
 def test_condensing_reaches_into_wrappers_of_keras():
@@ -367,11 +262,9 @@ def test_condensing_reaches_into_wrappers_of_keras():
     inputs = keras.Input((3, 4))
     outputs = keras.layers.TimeDistributed(inner)(inputs)
     model = Model(inputs=inputs, outputs=outputs)
-    inner.kernel.assign(np.random.default_rng(0).standard_normal((4, 4)))
+    inner.kernel.assign(normal(4, 4))
     model.condense()
-    np.testing.assert_array_equal(
-        ops.convert_to_numpy(inner.kernel), ops.convert_to_numpy(inner.wbar)
-    )
+    assert_equal(inner.kernel, inner.wbar)
 
 
 @every_block
@@ -379,17 +272,13 @@ def test_averaged_weights_are_used_inside_of_blocks_too(block):
     model = _deep(block)
     optimizer = keras.optimizers.Adam(0.1, use_ema=True)
     model.compile(optimizer, "mse", jit_compile=False)
-    x = np.random.default_rng(0).standard_normal((32, 8)).astype("float32")
+    x = normal(32, 8)
     model.fit(x, x[:, :3], batch_size=8, verbose=0)
     for layer in _inner(model):
         found = layer.parametrization.constrain(
             ops.convert_to_tensor(layer.kernel)
         )
-        np.testing.assert_allclose(
-            ops.convert_to_numpy(layer.wbar),
-            layer._get_coef() * ops.convert_to_numpy(found),
-            atol=1e-5,
-        )
+        assert_close(layer.wbar, layer._get_coef() * to_numpy(found), atol=1e-5)
 
 
 @every_block
@@ -401,19 +290,16 @@ def test_blocks_are_layers_of_functional_models_and_inside_of_blocks(block):
     )
     outputs = PrescaledResidual(inner, name="outer")(x)
     model = Model(inputs=inputs, outputs=outputs)
-    x = np.random.default_rng(0).standard_normal((3, 4, 4, 8))
-    x = x.astype("float32")
+    x = normal(3, 4, 4, 8)
     exported = model.vanilla_export()
     assert not _inner(exported)
-    np.testing.assert_allclose(
+    assert_close(
         exported.predict(x, verbose=0), model.predict(x, verbose=0), atol=1e-5
     )
     assert lipschitz_bound(model) <= 1 + 1e-4
     # Within the weights of the whole, and their gradients.
     trained = model(x, training=True)
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(trained), model.predict(x, verbose=0), atol=1e-4
-    )
+    assert_close(trained, model.predict(x, verbose=0), atol=1e-4)
 
 
 def test_training_is_handed_to_the_branch():
@@ -443,10 +329,7 @@ def test_training_is_handed_to_the_branch():
             r"`k_branch=None`.*Received: k_branch=2\.0",
         ),
         ({"layer": keras.layers.ReLU(), "k_branch": 0.0}, "k_branch=0.0"),
-        (
-            {"layer": SpectralDense(4), "k_coef_lip": -1.0},
-            r"k_coef_lip=-1\.0",
-        ),
+        ({"layer": SpectralDense(4), "k_coef_lip": -1.0}, r"k_coef_lip=-1\.0"),
         ({"layer": FrobeniusDense(4)}, "disjoint_neurons=True"),
         (
             {"layer": Sequential([SpectralDense(4), FrobeniusDense(4)])},
@@ -490,28 +373,19 @@ def test_block_that_is_not_built_is_neither_condensed_nor_exported(block):
             getattr(block(SpectralDense(4)), method)()
 
 
-@pytest.mark.parametrize("block", BLOCKS)
+@every_block
 def test_activation_of_the_branch_counts_with_its_constant(block):
-    branch = SpectralDense(
-        2, activation=GroupSort2(k_coef_lip=5.0), use_bias=False
-    )
-    layer = block(branch)
-    layer.build((None, 2 if block is PrescaledResidual else 4))
+    sort = GroupSort2(k_coef_lip=5.0)
+    layer = block(SpectralDense(4, activation=sort, use_bias=False))
+    layer.build((None, _width(block)))
     assert lipschitz_bound(layer) <= 1 + 1e-5
-    exported = layer.vanilla_export()
-    x = np.random.default_rng(0).standard_normal((5, 4)).astype("float32")
-    x = x[:, : 2 if block is PrescaledResidual else 4]
-    np.testing.assert_allclose(
-        ops.convert_to_numpy(exported(x)),
-        ops.convert_to_numpy(layer(x, training=False)),
-        atol=1e-5,
-    )
+    x = normal(5, _width(block))
+    assert_close(layer.vanilla_export()(x), layer(x, training=False), atol=1e-5)
 
 
 def test_block_around_a_model_that_exceeds_its_promise_keeps_its_own():
     branch = Sequential([keras.Input((2,)), SpectralDense(2)])
-    layer = PrescaledResidual(branch)
-    layer.build((None, 2))
+    layer = built(PrescaledResidual(branch), 2)
     with pytest.warns(UserWarning, match="exceed what the model promises"):
         branch.layers[0].set_klip_factor(7.0)
     assert lipschitz_bound(layer) <= 1 + 1e-5

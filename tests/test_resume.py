@@ -10,6 +10,7 @@ import keras
 import numpy as np
 import pytest
 import resumable
+from harness import assert_close
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -68,9 +69,7 @@ def train(way, folder, kills=()):
 def assert_same(found, expected):
     assert found.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(
-            found[name], value, rtol=1e-6, atol=1e-7, err_msg=name
-        )
+        assert_close(found[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
 
 
 @pytest.fixture(scope="module")

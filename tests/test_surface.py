@@ -6,191 +6,77 @@ import pytest
 
 NAMES = {
     "deel.lip": """
-        Model
-        Sequential
-        __version__
-        activations
-        applications
-        callbacks
-        certification
-        constraints
-        initializers
-        layers
-        losses
-        metrics
-        model
-        normalizers
-        parametrizations
-        regularizers
-        utils
-        vanillaModel
+        Model Sequential __version__ activations applications callbacks
+        certification constraints initializers layers losses metrics model
+        normalizers parametrizations regularizers utils vanillaModel
     """,
     "deel.lip.activations": """
-        Abs
-        FullSort
-        GroupSort
-        GroupSort2
-        Householder
-        LipschitzPReLU
-        MaxMin
+        Abs FullSort GroupSort GroupSort2 Householder LipschitzPReLU MaxMin
         PReLUlip
     """,
     "deel.lip.applications": """
-        LiResNet
-        LipNeXt
-        OrthogonalResNet
-        VGG
+        LiResNet LipNeXt OrthogonalResNet VGG
     """,
     "deel.lip.callbacks": """
-        CondenseCallback
-        LossParamLog
-        LossParamScheduler
-        MonitorCallback
+        CondenseCallback LossParamLog LossParamScheduler MonitorCallback
     """,
     "deel.lip.certification": """
-        Bound
-        Certificates
-        LayerBound
-        Step
-        attack_accuracy
-        attack_distances
-        certified_accuracy
-        certify
-        lipschitz_bound
-        register_bound
+        Bound Certificates LayerBound Step attack_accuracy attack_distances
+        certified_accuracy certify lipschitz_bound register_bound
     """,
     "deel.lip.compute_layer_sv": """
-        compute_layer_sv
-        compute_model_sv
+        compute_layer_sv compute_model_sv
     """,
     "deel.lip.constraints": """
-        AutoWeightClipConstraint
-        FrobeniusConstraint
-        SpectralConstraint
+        AutoWeightClipConstraint FrobeniusConstraint SpectralConstraint
         WeightClipConstraint
     """,
     "deel.lip.initializers": """
-        DiracInitializer
-        SpectralInitializer
+        DiracInitializer SpectralInitializer
     """,
     "deel.lip.layers": """
-        AOLConv2D
-        AOLDense
-        Abs
-        BatchCentering
-        BatchLipNorm
-        Condensable
+        AOLConv2D AOLDense Abs BatchCentering BatchLipNorm Condensable
         ConstrainedKernel
-        FrobeniusConv2D
-        FrobeniusDense
-        FullSort
-        GroupSort
-        GroupSort2
-        Householder
-        InvertibleDownSampling
-        InvertibleUpSampling
-        LayerCentering
-        LipResidual
-        LipschitzLayer
-        LipschitzPReLU
-        MaxMin
-        OrthogonalConv1D
-        OrthogonalConv2D
-        OrthogonalConv2DTranspose
-        OrthogonalConv3D
-        OrthogonalDense
-        PReLUlip
-        PartialResidual
-        PrescaledResidual
-        SLLConv2D
-        SLLDense
-        ScaleBiasLayer
-        ScaledAdaptiveAveragePooling2D
-        ScaledAdaptiveL2NormPooling2D
-        ScaledAveragePooling1D
-        ScaledAveragePooling2D
-        ScaledAveragePooling3D
-        ScaledGlobalAveragePooling1D
-        ScaledGlobalAveragePooling2D
-        ScaledGlobalAveragePooling3D
-        ScaledGlobalL2NormPooling1D
-        ScaledGlobalL2NormPooling2D
-        ScaledGlobalL2NormPooling3D
-        ScaledL2NormPooling1D
-        ScaledL2NormPooling2D
-        ScaledL2NormPooling3D
-        SharedLipFactory
-        SpatialShift2D
-        SpectralConv1D
-        SpectralConv2D
-        SpectralConv2DTranspose
-        SpectralConv3D
-        SpectralDense
-        SpectralDepthwiseConv2D
-        SpectralGroupedConv2D
-        unconstrained
+        FrobeniusConv2D FrobeniusDense FullSort GroupSort GroupSort2 Householder
+        InvertibleDownSampling InvertibleUpSampling LayerCentering LipResidual
+        LipschitzLayer LipschitzPReLU MaxMin OrthogonalConv1D OrthogonalConv2D
+        OrthogonalConv2DTranspose OrthogonalConv3D OrthogonalDense PReLUlip
+        PartialResidual PrescaledResidual SLLConv2D SLLDense ScaleBiasLayer
+        ScaledAdaptiveAveragePooling2D ScaledAdaptiveL2NormPooling2D
+        ScaledAveragePooling1D ScaledAveragePooling2D ScaledAveragePooling3D
+        ScaledGlobalAveragePooling1D ScaledGlobalAveragePooling2D
+        ScaledGlobalAveragePooling3D ScaledGlobalL2NormPooling1D
+        ScaledGlobalL2NormPooling2D ScaledGlobalL2NormPooling3D
+        ScaledL2NormPooling1D ScaledL2NormPooling2D ScaledL2NormPooling3D
+        SharedLipFactory SpatialShift2D SpectralConv1D SpectralConv2D
+        SpectralConv2DTranspose SpectralConv3D SpectralDense
+        SpectralDepthwiseConv2D SpectralGroupedConv2D unconstrained
     """,
     "deel.lip.layers.unconstrained": """
-        PadConv1D
-        PadConv2D
-        PadConv3D
-        ResidualConv2D
-        ResidualDense
+        PadConv1D PadConv2D PadConv3D ResidualConv2D ResidualDense
     """,
     "deel.lip.losses": """
-        CategoricalHinge
-        EMMA
-        HKR
-        HKRAuto
-        HKRauto
-        HingeMargin
-        HingeMarginAuto
-        KR
-        LogitAnnealing
-        MultiMargin
-        MulticlassHKR
-        MulticlassHKRAuto
-        MulticlassHKRauto
-        MulticlassHinge
-        MulticlassHingeAuto
-        MulticlassKR
-        MulticlassLseHKR
-        MulticlassSoftHKR
-        NegKR
-        OffsetCategoricalCrossentropy
-        TauBinaryCrossentropy
-        TauCategoricalCrossentropy
-        TauSparseCategoricalCrossentropy
-        hinge_margin
-        multiclass_hinge
+        CategoricalHinge EMMA HKR HKRAuto HKRauto HingeMargin HingeMarginAuto KR
+        LogitAnnealing MultiMargin MulticlassHKR MulticlassHKRAuto
+        MulticlassHKRauto MulticlassHinge MulticlassHingeAuto MulticlassKR
+        MulticlassLseHKR MulticlassSoftHKR NegKR OffsetCategoricalCrossentropy
+        TauBinaryCrossentropy TauCategoricalCrossentropy
+        TauSparseCategoricalCrossentropy hinge_margin multiclass_hinge
         multiclass_soft_hinge
     """,
     "deel.lip.metrics": """
-        BinaryProvableAvgRobustness
-        BinaryProvableRobustAccuracy
-        CategoricalProvableAvgRobustness
-        CategoricalProvableRobustAccuracy
+        BinaryProvableAvgRobustness BinaryProvableRobustAccuracy
+        CategoricalProvableAvgRobustness CategoricalProvableRobustAccuracy
     """,
     "deel.lip.model": """
-        LossVariableModel
-        LossVariableSequential
-        Model
-        Sequential
-        vanillaModel
+        LossVariableModel LossVariableSequential Model Sequential vanillaModel
     """,
     "deel.lip.normalizers": """
-        DEFAULT_BETA_BJORCK
-        DEFAULT_EPS_BJORCK
-        DEFAULT_EPS_SPECTRAL
-        DEFAULT_MAXITER_BJORCK
-        DEFAULT_MAXITER_SPECTRAL
-        STOP_GRAD_SPECTRAL
-        bjorck_normalization
-        get_conv_operators
-        reshaped_kernel_orthogonalization
-        set_stop_grad_spectral
-        spectral_normalization
-        spectral_normalization_conv
+        DEFAULT_BETA_BJORCK DEFAULT_EPS_BJORCK DEFAULT_EPS_SPECTRAL
+        DEFAULT_MAXITER_BJORCK DEFAULT_MAXITER_SPECTRAL STOP_GRAD_SPECTRAL
+        bjorck_normalization get_conv_operators
+        reshaped_kernel_orthogonalization set_stop_grad_spectral
+        spectral_normalization spectral_normalization_conv
     """,
     "deel.lip.parametrizations": """
         AlmostOrthogonal
@@ -205,23 +91,14 @@ NAMES = {
         SpectralOperator
     """,
     "deel.lip.plots": """
-        accuracy_against_radius
-        counterfactual
-        level_sets
-        margins
-        saliency
+        accuracy_against_radius counterfactual level_sets margins saliency
         singular_values
     """,
     "deel.lip.regularizers": """
-        Lorth
-        Lorth2D
-        LorthRegularizer
-        OrthDenseRegularizer
+        Lorth Lorth2D LorthRegularizer OrthDenseRegularizer
     """,
     "deel.lip.utils": """
-        evaluate_lip_const
-        evaluate_lip_const_gen
-        l2_normalize
+        evaluate_lip_const evaluate_lip_const_gen l2_normalize
         process_labels_for_multi_gpu
     """,
 }

@@ -9,6 +9,9 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import to_numpy
 
 from deel.lip.certification import certify
 
@@ -64,7 +67,7 @@ def test_interrupted_training_goes_on_and_is_certified(monkeypatch, tmp_path):
     assert type(exported) is keras.Sequential
     _, (x, y) = common.load_digits()
     again = certify(exported, common.as_images(x), y)
-    np.testing.assert_array_equal(
+    assert_equal(
         again.certified_accuracy(results["epsilons"]),
         results["certified_accuracy"],
     )
@@ -81,9 +84,7 @@ def test_each_loss_trains_with_augmentation(loss, tmp_path):
     assert results["certified_accuracy"][0] > 0.05
 
 
-def test_certificates_of_half_precision_training_are_those_of_float32(
-    tmp_path,
-):
+def test_certificates_of_half_precision_training_are_those_of_float32(tmp_path):
     arguments = [*SHORT, "--policy", "mixed_bfloat16"]
     assert program.main([*arguments, "--output", str(tmp_path)]) == 0
     exported = keras.models.load_model(tmp_path / "model.keras")
@@ -101,8 +102,6 @@ def test_each_network_fits_the_program(name):
     model = program.build(args, (32, 32, 3), 4)
     exported = model.vanilla_export()
     x = np.random.default_rng(0).random((2, 32, 32, 3), "float32")
-    scores = keras.ops.convert_to_numpy(exported(x))
+    scores = to_numpy(exported(x))
     assert scores.shape == (2, 4)
-    np.testing.assert_allclose(
-        scores, keras.ops.convert_to_numpy(model(x, training=False)), atol=1e-5
-    )
+    assert_close(scores, model(x, training=False), atol=1e-5)

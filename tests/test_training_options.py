@@ -6,10 +6,11 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import to_numpy
 from keras import ops
+from networks import image_classifier
 
-from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.callbacks import CondenseCallback
 from deel.lip.losses import MulticlassHKR
 from deel.lip.model import LossVariableSequential
@@ -19,19 +20,6 @@ BACKEND = keras.backend.backend()
 
 # XLA takes most of its time to compile: only where it is what is tested.
 FAST = {"jit_compile": False}
-
-
-def network(container=Sequential):
-    return container(
-        [
-            keras.Input((6, 6, 1)),
-            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
-            layers.ScaledL2NormPooling2D(),
-            keras.layers.Flatten(),
-            layers.SpectralDense(8, activation=GroupSort2()),
-            layers.FrobeniusDense(3, disjoint_neurons=False),
-        ]
-    )
 
 
 def data():
@@ -46,8 +34,7 @@ class CheckBound(keras.callbacks.Callback):
     """Checks the exact norm of every constrained kernel after each epoch."""
 
     def on_epoch_end(self, epoch, logs=None):
-        for layer in harness.constrained_layers(self.model):
-            harness.assert_bounded(layer)
+        harness.assert_all_bounded(self.model)
 
 
 def train(model, optimizer, epochs=4, **options):
@@ -61,8 +48,7 @@ def train(model, optimizer, epochs=4, **options):
     losses = history.history["loss"]
     assert np.all(np.isfinite(losses))
     assert losses[-1] < losses[0]
-    for layer in harness.constrained_layers(model):
-        harness.assert_bounded(layer)
+    harness.assert_all_bounded(model)
     return model
 
 
@@ -81,7 +67,7 @@ def test_bound_holds_however_the_step_is_compiled(mode):
         pytest.skip("torch.compile needs a C++ toolchain of its own")
     if BACKEND == "torch" and "steps_per_execution" in mode:
         pytest.skip("Keras has no steps_per_execution on torch")
-    train(network(), keras.optimizers.Adam(0.02), **mode)
+    train(image_classifier(), keras.optimizers.Adam(0.02), **mode)
 
 
 OPTIMIZERS = {
@@ -106,11 +92,11 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_bound_holds_whatever_the_optimizer_does_to_gradients(name):
-    train(network(), OPTIMIZERS[name](), epochs=6)
+    train(image_classifier(), OPTIMIZERS[name](), epochs=6)
 
 
 def _averaged(container, callbacks=(), wrapper=lambda optimizer: optimizer):
-    model = network(container)
+    model = image_classifier(container)
     # The averages lag far behind the weights that were trained last.
     optimizer = wrapper(
         keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.99)
@@ -126,11 +112,10 @@ def _averaged(container, callbacks=(), wrapper=lambda optimizer: optimizer):
 def _assert_uses_its_kernels(model):
     for layer in harness.constrained_layers(model):
         harness.assert_bounded(layer)
-        expected = layer._get_coef() * ops.convert_to_numpy(
+        expected = layer._get_coef() * to_numpy(
             layer.parametrization.constrain(ops.convert_to_tensor(layer.kernel))
         )
-        found = ops.convert_to_numpy(layer.wbar)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        assert_close(layer.wbar, expected, atol=1e-4)
 
 
 @pytest.mark.filterwarnings("ignore:LossVariableSequential trains")

@@ -4,6 +4,10 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import assert_equal
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
@@ -22,15 +26,6 @@ DIFFERENTIATES = keras.backend.backend() != "numpy"
 ROUNDING = 1e-4 if DIFFERENTIATES else 1e-2
 
 
-def _array(x):
-    return ops.convert_to_numpy(x)
-
-
-def _normal(shape, seed=0):
-    rng = np.random.default_rng(seed)
-    return rng.standard_normal(shape).astype("float32")
-
-
 def _dense(matrix):
     layer = keras.layers.Dense(matrix.shape[1], use_bias=False)
     layer.build((None, matrix.shape[0]))
@@ -41,8 +36,8 @@ def _dense(matrix):
 @pytest.mark.parametrize("shape", [(7, 3), (3, 7)])
 def test_constant_of_a_matrix_is_its_spectral_norm(shape):
     # C6
-    matrix = _normal(shape)
-    found = evaluate_lip_const(_dense(matrix), _normal((5, shape[0])))
+    matrix = normal(*shape)
+    found = evaluate_lip_const(_dense(matrix), normal(5, shape[0]))
     assert type(found) is float
     expected = harness.singular_values(matrix)[0]
     assert found == pytest.approx(expected, rel=ROUNDING)
@@ -67,7 +62,7 @@ def test_constant_is_the_largest_over_the_samples(monkeypatch):
 
 def test_small_batches_give_the_same_constant(monkeypatch):
     layer = keras.layers.Conv2D(3, 3)
-    x = _normal((5, 6, 5, 2))
+    x = normal(5, 6, 5, 2)
     layer(x)
     expected = harness.operator_norm(layer, x.shape[1:])
     for limit in (1, 7, 100):
@@ -79,16 +74,16 @@ def test_small_batches_give_the_same_constant(monkeypatch):
 def test_model_runs_in_inference_mode():
     # C6
     model = keras.Sequential(
-        [keras.Input((4,)), _dense(_normal((4, 3))), keras.layers.Dropout(0.9)]
+        [keras.Input((4,)), _dense(normal(4, 3)), keras.layers.Dropout(0.9)]
     )
-    found = evaluate_lip_const(model, _normal((2, 4)))
-    expected = harness.singular_values(_normal((4, 3)))[0]
+    found = evaluate_lip_const(model, normal(2, 4))
+    expected = harness.singular_values(normal(4, 3))[0]
     assert found == pytest.approx(expected, rel=ROUNDING)
     batch_norm = keras.layers.BatchNormalization(epsilon=3.0)
     assert evaluate_lip_const(
-        keras.Sequential([keras.Input((4,)), batch_norm]), _normal((8, 4))
+        keras.Sequential([keras.Input((4,)), batch_norm]), normal(8, 4)
     ) == pytest.approx(0.5, rel=ROUNDING)
-    np.testing.assert_array_equal(_array(batch_norm.moving_mean), np.zeros(4))
+    assert_equal(batch_norm.moving_mean, np.zeros(4))
 
 
 def _lipschitz_model(k):
@@ -115,7 +110,7 @@ def test_constant_of_a_lipschitz_model_is_within_its_promise(
     model = _lipschitz_model(k)
     found = evaluate_lip_const(
         model,
-        _normal((4, 6, 6, 1)),
+        normal(4, 6, 6, 1),
         evaluation_type=evaluation_type,
         num_iterations=3,
         eps=1e-2,
@@ -126,7 +121,7 @@ def test_constant_of_a_lipschitz_model_is_within_its_promise(
 
 def test_types_of_evaluation_come_closer_to_the_norm():
     matrix = np.diag([3.0, 1, 1, 1, 1]).astype("float32")
-    layer, x = _dense(matrix), _normal((2, 5))
+    layer, x = _dense(matrix), normal(2, 5)
     noise, attack, double, jacobian = (
         evaluate_lip_const(
             layer, x, seed=0, num_iterations=80, step_size=0.05, **options
@@ -165,7 +160,7 @@ def test_noise_far_from_a_sample_sees_what_its_jacobian_does_not():
 @pytest.mark.parametrize("kind", ["jacobian_norm", "noise_norm", "attack"])
 def test_disjoint_neurons_are_measured_one_by_one(kind):
     layer = layers.FrobeniusDense(16)
-    x = _normal((3, 4))
+    x = normal(3, 4)
     layer(x)
     options = {"evaluation_type": kind, "step_size": 0.05, "seed": 0}
     jointly = evaluate_lip_const(layer, x, **options)
@@ -178,7 +173,7 @@ def test_samples_are_drawn_where_none_are_given():
     seen = []
 
     def function(x):
-        seen.append(_array(x) if len(seen) == 0 else None)
+        seen.append(to_numpy(x) if len(seen) == 0 else None)
         return 2 * x
 
     found = evaluate_lip_const(function, input_shape=(None, 3), seed=1)
@@ -186,7 +181,7 @@ def test_samples_are_drawn_where_none_are_given():
     for shape in ((5, 4), (None, 4)):
         one, two = (
             evaluate_lip_const(
-                _dense(_normal((4, 3))),
+                _dense(normal(4, 3)),
                 None,
                 seed=7,
                 input_shape=shape,
@@ -206,7 +201,7 @@ def test_unknown_types_of_evaluation_are_refused(wrong):
 
 
 def test_constant_above_the_expected_one_is_an_error():
-    layer, x = _dense(2 * np.eye(3, dtype="float32")), _normal((2, 3))
+    layer, x = _dense(2 * np.eye(3, dtype="float32")), normal(2, 3)
     assert evaluate_lip_const(layer, x, eps=1e-1, expected_value=2.0) > 1.99
     with pytest.raises(AssertionError, match=r"Received: expected_value=1\.9"):
         evaluate_lip_const(layer, x, expected_value=1.9)
@@ -228,11 +223,11 @@ def test_generator_gives_its_first_batch():
 
 def test_cotangents_are_pulled_back_at_each_sample():
     # C6
-    x, v = _normal((4, 3, 2)), _normal((4, 3, 2), seed=1)
+    x, v = normal(4, 3, 2), normal(4, 3, 2, seed=1)
     found = vector_jacobian(lambda x: x**2, x, v, step=1e-2)
-    np.testing.assert_allclose(found, 2 * x * v, atol=1e-3)
+    assert_close(found, 2 * x * v, atol=1e-3)
     constant = vector_jacobian(lambda x: ops.ones((4, 3, 2)), x, v)
-    np.testing.assert_array_equal(constant, 0 * x)
+    assert_equal(constant, 0 * x)
 
 
 def test_golden_value_of_the_labels_for_several_devices():
@@ -241,8 +236,8 @@ def test_golden_value_of_the_labels_for_several_devices():
     for labels in (y, 2 * y - 1, y.astype("float32"), y > 0):
         found = utils.process_labels_for_multi_gpu(labels)
         assert keras.backend.standardize_dtype(found.dtype) == "float32"
-        np.testing.assert_allclose(
-            _array(found),
+        assert_close(
+            found,
             [[3.9999995], [-1.3333334], [-1.3333334], [-1.3333334]],
             rtol=1e-7,
         )
@@ -257,47 +252,43 @@ def test_labels_are_counted_for_each_output_and_keep_their_dtype():
     found = utils.process_labels_for_multi_gpu(y)
     assert keras.backend.standardize_dtype(found.dtype) == "float16"
     expected = np.array([[4 / 3, -4 / 3], [-4, -4 / 3], [4 / 3, 4]])
-    np.testing.assert_allclose(_array(found)[:3], expected, rtol=1e-3)
+    assert_close(to_numpy(found)[:3], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("axis", [None, 0, 1, (0, 1)])
 def test_l2_normalize_divides_by_the_norm(axis):
-    x = _normal((3, 4))
+    x = normal(3, 4)
     expected = x / np.linalg.norm(x, axis=axis, keepdims=True)
-    found = _array(utils.l2_normalize(x, axis))
-    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert_close(utils.l2_normalize(x, axis), expected, rtol=1e-6)
     # The square of the norm is kept from zero by epsilon.
     small = utils.l2_normalize(1e-3 * x, axis, epsilon=100.0)
-    np.testing.assert_allclose(_array(small), 1e-4 * x, rtol=1e-6)
+    assert_close(small, 1e-4 * x, rtol=1e-6)
 
 
 @pytest.mark.parametrize("padding", [(1, 2), (0, 1), (3, 0), (3, 4), None])
 def test_circular_padding_wraps_around(padding):
-    x = _normal((2, 3, 4, 2))
+    x = normal(2, 3, 4, 2)
     p_h, p_w = padding or (0, 0)
     expected = np.pad(x, [(0, 0), (p_h, p_h), (p_w, p_w), (0, 0)], "wrap")
-    np.testing.assert_array_equal(
-        _array(_padding_circular(x, padding)), expected
-    )
+    assert_equal(_padding_circular(x, padding), expected)
 
 
 def test_circular_padding_larger_than_the_image_is_refused():
     with pytest.raises(ValueError, match="Received: length=3"):
-        _padding_circular(_normal((1, 3, 3, 1)), (4, 1))
+        _padding_circular(normal(1, 3, 3, 1), (4, 1))
 
 
 @pytest.mark.parametrize("strides", [(2, 3), (1, 2), (1, 1)])
 def test_zeros_are_inserted_after_each_pixel(strides):
-    x = _normal((2, 3, 4, 2))
-    found = _array(_zero_upscale2D(x, strides))
+    x = normal(2, 3, 4, 2)
+    found = to_numpy(_zero_upscale2D(x, strides))
     expected = np.zeros((2, 3 * strides[0], 4 * strides[1], 2), "float32")
     expected[:, :: strides[0], :: strides[1]] = x
-    np.testing.assert_array_equal(found, expected)
+    assert_equal(found, expected)
 
 
 def test_kernel_of_the_transposed_convolution_is_flipped():
-    w = _normal((3, 2, 4, 5))
+    w = normal(3, 2, 4, 5)
     assert _maybe_transpose_kernel(w) is w
-    found = _array(_maybe_transpose_kernel(w, transpose=True))
-    expected = np.swapaxes(w[::-1, ::-1], 2, 3)
-    np.testing.assert_array_equal(found, expected)
+    found = to_numpy(_maybe_transpose_kernel(w, transpose=True))
+    assert_equal(found, np.swapaxes(w[::-1, ::-1], 2, 3))

@@ -9,6 +9,7 @@ from keras import ops
 from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.retraction import retracting
 from deel.lip._backend.variables import host
+from deel.lip._export import copy_state
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import activation_constant
@@ -33,9 +34,10 @@ _in_use = _KernelsInUse()
 class ConstrainedKernel(LipschitzLayer, Condensable):
     """Mixin that makes a stock Keras layer use a constrained kernel.
 
-    It stands before the stock layer in the bases. While the stock `call` runs,
-    `self.kernel` is the constrained kernel; at all other times it is the free
-    variable that is trained and saved, which the parametrization may give
+    It stands before the stock layer in the bases, which makes one weight by
+    the name of `kernel` and has a `kernel_constraint`. While the stock `call`
+    runs, `self.kernel` is the constrained kernel; at all other times it is the
+    free variable that is trained and saved, which the parametrization may give
     another shape. Nothing else of the stock layer is touched, so matmul,
     convolution, bias and activation stay its own.
 
@@ -112,6 +114,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         )
 
     def build(self, input_shape):
+        # First: what is refused later counts as built, for Keras.
+        self.parametrization.require_free()
         super().build(input_shape)
         self._init_lip_coef(input_shape)
         self._require_representable(self._get_coef())
@@ -232,7 +236,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
                 self.activation.get_config()
             )
         _build_once(activation, linear_shape)
-        activation.set_weights(self.activation.get_weights())
+        copy_state(self.activation, activation)
         if keeps_shape:
             return exported
         return keras.Sequential(

@@ -68,8 +68,18 @@ def vanillaModel(model):
         )
         exported = _as_functional(clone, name=model.name)
     for layer, copy in copies:
-        copy.set_weights(layer.get_weights())
+        copy_state(layer, copy)
     return exported
+
+
+def copy_state(source, target):
+    """Gives a built copy of a layer the same inference as the layer."""
+    target.set_weights(source.get_weights())
+    pairs = zip(source._flatten_layers(), target._flatten_layers(), strict=True)
+    for used, copy in pairs:
+        if isinstance(copy, keras.layers.Normalization):
+            # It computes with what it has read of its weights before.
+            copy.mean, copy.variance = used.mean, used.variance
 
 
 def stock_version(layer):

@@ -35,6 +35,14 @@ def nodes_in_order(model):
                 yield node
 
 
+def nodes_of(model):
+    """The nodes of the graph of a model; none where it has no graph yet."""
+    # Keras has no public name for them, nor for the graph of a `Sequential`.
+    graph = getattr(model, "_functional", model)
+    by_depth = getattr(graph, "_nodes_by_depth", None) or {}
+    return [node for nodes in by_depth.values() for node in nodes]
+
+
 def last_layer(model):
     """The layer, also inside of nested models, that makes the only output."""
     while isinstance(model, keras.Model):

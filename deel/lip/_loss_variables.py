@@ -152,7 +152,7 @@ class TrainsLossVariables:
             variable
             for loss in keras.tree.flatten(self.loss)
             if _trains_variables(loss)
-            for variable in loss.get_trainable_variables()
+            for variable in _variables_of(loss)
         ]
 
     def _create_margins(self):
@@ -170,3 +170,15 @@ class TrainsLossVariables:
 
 def _trains_variables(loss):
     return callable(getattr(loss, "get_trainable_variables", None))
+
+
+def _variables_of(loss):
+    variables = loss.get_trainable_variables()
+    if not isinstance(variables, (list, tuple)) or not all(
+        isinstance(variable, keras.Variable) for variable in variables
+    ):
+        raise ValueError(
+            f"`get_trainable_variables` of {type(loss).__name__} returns a "
+            f"list of `keras.Variable`. Received: {variables}"
+        )
+    return variables

@@ -24,6 +24,8 @@ from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._promises import ROUNDING_OF_RULES
+from deel.lip.certification._promises import factor_of_all_outputs
+from deel.lip.certification._promises import promised_constant
 from deel.lip.certification._promises import warn_unless_promised
 from deel.lip.layers import FrobeniusDense
 
@@ -228,6 +230,17 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         self._warn_of_excess()
         return super().__call__(*args, **kwargs)
 
+    def build(self, input_shape=None):
+        super().build(input_shape)
+        # Now that shapes and statistics are known: what comes out of a file is
+        # built before it is added, and blocks divide by the constant.
+        self._expansions = {
+            id(layer): max(1.0, constant)
+            for layer in self._layers
+            if not isinstance(layer, KnownConstant)
+            and (constant := promised_constant(layer, within=self)) is not None
+        }
+
     def add(self, layer, rebuild=True):
         super().add(layer, rebuild=rebuild)
         # During construction the list is not complete yet: `rebuild` is False
@@ -304,7 +317,7 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
                 # Of unknown ones it was warned when they were added.
                 product *= layer._whole_constant() or layer.k_coef_lip
             if layer is not self._layers[-1]:
-                product *= _factor_of_all_outputs(layer)
+                product *= factor_of_all_outputs(layer)
         return product
 
     def _warn_of_excess(self):
@@ -438,14 +451,6 @@ def _unshared_factor(layer):
     return (layer._whole_constant() or layer.k_coef_lip) / layer.k_coef_lip
 
 
-def _factor_of_all_outputs(layer):
-    """Constant of all outputs, where a layer promises that of each of them."""
-    if isinstance(layer, Sequential) and layer._layers:
-        return _factor_of_all_outputs(layer._layers[-1])
-    by_output = isinstance(layer, FrobeniusDense) and layer.disjoint_neurons
-    return math.sqrt(layer.units) if by_output else 1.0
-
-
 # Of the product of the shares, in relative terms.
 _ROUNDING = 1e-9
 
@@ -487,4 +492,4 @@ def _refresh_layers(model):
     """Makes inference use the free kernels as they are now."""
     for layer in condensable_layers(model.layers):
         if isinstance(layer, ConstrainedKernel):
-            layer.parametrization.refresh(layer.kernel)
+            layer.wbar.refresh(layer.kernel)

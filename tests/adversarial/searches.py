@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 from adversarial.families import scores_of
 from adversarial.families import whole_copy
-from keras import ops
+from harness import to_numpy
 
 from deel.lip._backend.differentiation import vector_jacobian
 from deel.lip.certification import certify
@@ -105,10 +105,7 @@ class Target:
         ones = [self.model.predict_on_batch(p[None]) for p in points]
         yield np.concatenate(ones)
         yield np.concatenate(
-            [
-                ops.convert_to_numpy(self.model(p[None], training=False))
-                for p in points[:6]
-            ]
+            [to_numpy(self.model(p[None], training=False)) for p in points[:6]]
         )
 
 

@@ -10,20 +10,20 @@ import warnings
 
 import keras
 import numpy as np
+from harness import normal
 from hypothesis import HealthCheck
 from hypothesis import given
 from hypothesis import settings
 from hypothesis import strategies as st
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.certification import lipschitz_bound
 from deel.lip.model import LossVariableSequential
 from deel.lip.model import Sequential
 
 WITHIN = 1 + 1e-4
 WIDTH = 4
-X = np.random.default_rng(0).standard_normal((6, WIDTH)).astype("float32")
+X = normal(6, WIDTH)
 
 constants = st.sampled_from([0.01, 0.5, 1.0, 3.0, 100.0])
 places = st.integers(0, 9)
@@ -35,13 +35,13 @@ def _dense(activation):
 
 LAYERS = {
     "dense": lambda: _dense(None),
-    "sorted": lambda: _dense(GroupSort2()),
-    "expanding": lambda: _dense(GroupSort2(k_coef_lip=5.0)),
+    "sorted": lambda: _dense(layers.GroupSort2()),
+    "expanding": lambda: _dense(layers.GroupSort2(k_coef_lip=5.0)),
     "selu": lambda: _dense("selu"),
     "contracting": lambda: _dense("sigmoid"),
     "joint": lambda: layers.FrobeniusDense(WIDTH, disjoint_neurons=False),
     "by score": lambda: layers.FrobeniusDense(WIDTH),
-    "sort": GroupSort2,
+    "sort": layers.GroupSort2,
     "flat": keras.layers.Flatten,
     "relu": keras.layers.ReLU,
     "symmetric": lambda: layers.SLLDense(WIDTH),

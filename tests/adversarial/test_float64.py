@@ -3,11 +3,11 @@
 import keras
 import numpy as np
 import pytest
-from keras import ops
+from harness import built
+from harness import to_numpy
 from scipy import special
 
 from deel.lip import layers
-from deel.lip._numerics.activations import FACTS
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
@@ -35,10 +35,6 @@ def means(x):
     return np.mean(x, axis=1)
 
 
-def soft(x):
-    return np.logaddexp(0, x)
-
-
 def reflected(x):
     # The angle is a float32 number, near a right one.
     theta = np.float64(np.float32(np.pi / 2))
@@ -47,8 +43,6 @@ def reflected(x):
     image = x @ np.array([[cosine, sine], [sine, -cosine]])
     return np.where(side[:, None] <= 0, x, image)
 
-
-ELU = 1.67326324235437728481704299167 * 1.05070098735548049341933498530
 
 LAYERS = [
     (stock.Rescaling(0.1, 0.3), (3,), lambda x: 0.1 * x + 0.3),
@@ -64,11 +58,7 @@ LAYERS = [
         (3,),
         lambda x: np.where(x < 0, 0.1 * np.expm1(x), x),
     ),
-    (
-        stock.BatchNormalization(epsilon=0.1),
-        (3,),
-        lambda x: x / np.sqrt(1.1),
-    ),
+    (stock.BatchNormalization(epsilon=0.1), (3,), lambda x: x / np.sqrt(1.1)),
     (
         stock.Normalization(mean=[0.1] * 3, variance=[0.3] * 3),
         (3,),
@@ -110,45 +100,20 @@ LAYERS = [
         (3,),
         lambda x: 0.1 * (x - 0.1),
     ),
-    (
-        layers.LipschitzPReLU(0.1, alpha_initializer="ones"),
-        (3,),
-        negative(0.1),
-    ),
+    (layers.LipschitzPReLU(0.1, alpha_initializer="ones"), (3,), negative(0.1)),
     (layers.Householder(), (2,), reflected),
+    # Other activations are in `test_functions.py`.
+    (stock.Softmax(), (5,), lambda x: special.softmax(x, axis=-1)),
 ]
-
-FUNCTIONS = {
-    "elu": lambda x: np.where(x < 0, np.expm1(x), x),
-    "gelu": lambda x: x * special.erfc(-x / np.sqrt(2)) / 2,
-    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hard_silu": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "leaky_relu": negative(0.2),
-    "linear": lambda x: x,
-    "log_sigmoid": lambda x: -soft(-x),
-    "mish": lambda x: x * np.tanh(soft(x)),
-    "relu": lambda x: np.maximum(x, 0),
-    "relu6": lambda x: np.clip(x, 0, 6),
-    "selu": lambda x: np.where(
-        x < 0, ELU * np.expm1(x), 1.05070098735548049341933498530 * x
-    ),
-    "sigmoid": special.expit,
-    "silu": lambda x: x * special.expit(x),
-    "softmax": lambda x: special.softmax(x, axis=-1),
-    "softplus": soft,
-    "softsign": lambda x: x / (1 + np.abs(x)),
-    "tanh": np.tanh,
-}
 
 
 def worst_excess(layer, shape, formula):
     """Largest error of the copy, over what its rule allows."""
-    layer = type(layer).from_config(layer.get_config())
-    layer.build((None, *shape))
+    layer = built(type(layer).from_config(layer.get_config()), *shape)
     x = 3 * np.random.default_rng(0).standard_normal((20, *shape))
     with float64():
         found = float64_copy(layer)(as_float64(x), training=False)
-        found = np.asarray(ops.convert_to_numpy(found), "float64")
+        found = np.asarray(to_numpy(found), "float64")
     error = found - formula(x).reshape(found.shape)
     error = np.linalg.norm(error.reshape(len(x), -1), axis=1)
     allowed = layer_bound(
@@ -167,9 +132,3 @@ def test_layers_in_float64_are_as_near_to_real_numbers_as_is_claimed(
     layer, shape, formula
 ):
     assert worst_excess(layer, shape, formula) <= 1
-
-
-@pytest.mark.parametrize("name", FACTS)
-def test_activations_in_float64_are_as_near_as_is_claimed(name):
-    layer = stock.Activation(name)
-    assert worst_excess(layer, (5,), FUNCTIONS[name]) <= 1

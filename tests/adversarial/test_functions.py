@@ -5,6 +5,7 @@ import math
 import keras
 import numpy as np
 import pytest
+from harness import to_numpy
 from keras import ops
 
 from deel.lip._numerics.activations import FACTS
@@ -87,14 +88,14 @@ def claimed(name, x, arithmetic):
 
 def computed(function, x, mode):
     if mode == "eager":
-        return ops.convert_to_numpy(function(ops.convert_to_tensor(x)))
+        return to_numpy(function(ops.convert_to_tensor(x)))
     model = keras.Sequential(
         [keras.Input((1,)), keras.layers.Activation(function)]
     )
     size = 1 if mode == "one by one" else len(x)
     return np.concatenate(
         [
-            ops.convert_to_numpy(model.predict_on_batch(x[i : i + size, None]))
+            to_numpy(model.predict_on_batch(x[i : i + size, None]))
             for i in range(0, len(x), size)
         ]
     )[:, 0]
@@ -115,7 +116,7 @@ def test_functions_are_right_to_what_is_claimed_in_float64(name):
     x *= np.random.default_rng(1).uniform(0.9, 1, len(x))
     with float64():
         layer = float64_copy(keras.layers.Activation(FUNCTIONS[name]))
-        found = ops.convert_to_numpy(layer(as_float64(x)))
+        found = to_numpy(layer(as_float64(x)))
     exact = EXACT[name](x.astype("longdouble"))
     error = largest_error(found, exact)
     # Where the formula itself has no more digits than float64.
@@ -141,9 +142,7 @@ def test_softmax_is_right_to_what_is_claimed(mode, size):
             [keras.Input((size,)), keras.layers.Activation(function)]
         )
         found = model.predict_on_batch(x)
-    error = np.linalg.norm(
-        (ops.convert_to_numpy(found) - exact).astype("float64"), axis=1
-    )
+    error = np.linalg.norm((to_numpy(found) - exact).astype("float64"), axis=1)
     step = activation_bound(function, (None, size), None).rounding(FLOAT32)
     norms = np.linalg.norm(x.astype("float64"), axis=1)
     assert np.all(error <= step.relative * norms + step.absolute)

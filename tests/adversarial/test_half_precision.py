@@ -3,10 +3,10 @@
 import keras
 import numpy as np
 import pytest
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
 from deel.lip.certification import lipschitz_bound
 from deel.lip.model import Sequential
 
@@ -41,7 +41,7 @@ LINEAR = {
     "LeakyReLU": (lambda: stock.LeakyReLU(negative_slope=1.1), 3),
     "Householder": (layers.Householder, 3),
     "Householder of three folds": (lambda: layers.Householder(order=3), 3),
-    "GroupSort2": (lambda: GroupSort2(k_coef_lip=1.1), 3),
+    "GroupSort2": (lambda: layers.GroupSort2(k_coef_lip=1.1), 3),
     "SLLDense": (lambda: layers.SLLDense(4), 3),
     "PrescaledResidual": (
         lambda: layers.PrescaledResidual(layers.SpectralDense(2)),
@@ -52,7 +52,7 @@ LINEAR = {
 
 def outputs(layer, x):
     x = ops.cast(ops.convert_to_tensor(x), layer.compute_dtype)
-    y = ops.convert_to_numpy(ops.cast(layer(x, training=False), "float32"))
+    y = to_numpy(ops.cast(layer(x, training=False), "float32"))
     return y.astype("float64").reshape(len(x), -1)
 
 
@@ -87,9 +87,7 @@ def test_weights_of_a_residual_are_rounded_within_its_bound(policy):
     for alpha in np.linspace(-5, 5, 41):
         layer.alpha.assign(alpha)
         weights = [layer([one, 0 * one]), layer([0 * one, one])]
-        weights = [
-            ops.convert_to_numpy(ops.cast(w, "float32")) for w in weights
-        ]
+        weights = [to_numpy(ops.cast(w, "float32")) for w in weights]
         assert np.linalg.norm(weights) <= lipschitz_bound(layer)
 
 
@@ -99,7 +97,7 @@ def test_networks_are_bounded_and_exports_verified(policy):
     model = Sequential(
         [
             keras.Input((8, 8, 1)),
-            layers.SpectralConv2D(4, 3, activation=GroupSort2()),
+            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
             layers.BatchCentering(),
             layers.ScaledL2NormPooling2D(),
             keras.layers.Flatten(),

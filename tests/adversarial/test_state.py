@@ -3,19 +3,19 @@
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
+from harness import normal
+from harness import to_numpy
 from keras import ops
 
 from deel.lip import layers
-from deel.lip.activations import GroupSort2
-from deel.lip.activations import LipschitzPReLU
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification import register_bound
-from deel.lip.layers import SpectralDense
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 
-X = np.random.default_rng(0).standard_normal((16, 4)).astype("float32")
+X = normal(16, 4)
 
 
 def expansion(function):
@@ -27,9 +27,7 @@ def expansion(function):
 
 
 def eager(model):
-    return lambda x: ops.convert_to_numpy(
-        model(ops.convert_to_tensor(x), training=False)
-    )
+    return lambda x: to_numpy(model(ops.convert_to_tensor(x), training=False))
 
 
 @pytest.mark.skipif(
@@ -37,7 +35,7 @@ def eager(model):
 )
 @pytest.mark.parametrize("wrapped", [False, True])
 def test_bound_is_that_of_the_kernel_which_runs(wrapped):
-    dense = SpectralDense(4)
+    dense = layers.SpectralDense(4)
     layer, shape = dense, (4,)
     if wrapped:
         layer, shape = keras.layers.TimeDistributed(dense), (1, 4)
@@ -53,7 +51,7 @@ def test_bound_is_that_of_the_kernel_which_runs(wrapped):
     before = certify(model, x)
     dense.wbar.value.detach().numpy()[...] *= 0.01
     assert lipschitz_bound(dense) == pytest.approx(1.0, abs=1e-5)
-    np.testing.assert_allclose(certify(model, x).radius, before.radius)
+    assert_close(certify(model, x).radius, before.radius)
 
 
 class FirstStepOnly(keras.layers.Layer):
@@ -111,7 +109,7 @@ def functional(layer):
 @pytest.mark.parametrize("make", [functional, lambda x: Sequential([x])])
 @pytest.mark.filterwarnings("ignore:The constants of the layers")
 def test_steps_of_a_model_follow_the_constants_of_its_layers(make):
-    dense = SpectralDense(4, use_bias=False)
+    dense = layers.SpectralDense(4, use_bias=False)
     model = make(dense)
     model.compile(keras.optimizers.SGD(1e-3), "mse")
     model.fit(X, X, epochs=1, verbose=0)
@@ -124,7 +122,7 @@ def test_steps_of_a_model_follow_the_constants_of_its_layers(make):
 
 
 def test_predictions_follow_the_constant_of_an_activation():
-    sort = GroupSort2(k_coef_lip=10.0)
+    sort = layers.GroupSort2(k_coef_lip=10.0)
     model = functional(sort)
     assert expansion(lambda x: model.predict(x, verbose=0)) > 1
     sort.set_klip_factor(0.1)
@@ -132,7 +130,7 @@ def test_predictions_follow_the_constant_of_an_activation():
 
 
 def test_constant_of_a_branch_counts_after_predictions():
-    branch = SpectralDense(4, use_bias=False)
+    branch = layers.SpectralDense(4, use_bias=False)
     model = functional(layers.PrescaledResidual(branch))
     model.predict(X, verbose=0)
     branch.set_klip_factor(5.0)
@@ -141,7 +139,9 @@ def test_constant_of_a_branch_counts_after_predictions():
 
 @pytest.mark.parametrize("when", ["on_epoch_begin", "on_epoch_end"])
 def test_constants_may_be_set_while_a_model_trains(when):
-    model = Sequential([keras.Input((4,)), SpectralDense(4, use_bias=False)])
+    model = Sequential(
+        [keras.Input((4,)), layers.SpectralDense(4, use_bias=False)]
+    )
     model.compile(keras.optimizers.SGD(1e-3), "mse")
     callback = keras.callbacks.LambdaCallback(
         **{
@@ -156,15 +156,15 @@ def test_constants_may_be_set_while_a_model_trains(when):
 
 
 def test_slopes_that_are_let_loose_later_are_warned_of():
-    prelu = LipschitzPReLU()
-    model = Sequential([keras.Input((4,)), SpectralDense(4), prelu])
+    prelu = layers.LipschitzPReLU()
+    model = Sequential([keras.Input((4,)), layers.SpectralDense(4), prelu])
     with pytest.warns(UserWarning, match="exceed what the model promises"):
         prelu.k_coef_lip = 5.0
     assert lipschitz_bound(model) <= 5 * (1 + 1e-4)
 
 
 def test_predictions_of_a_model_that_exceeds_its_promise_warn():
-    model = Sequential([keras.Input((4,)), SpectralDense(4)])
+    model = Sequential([keras.Input((4,)), layers.SpectralDense(4)])
     model.layers[0].activation = keras.activations.selu
     with pytest.warns(UserWarning, match="exceed what the model promises"):
         model.predict(X, verbose=0)

@@ -6,6 +6,7 @@ import warnings
 
 import keras
 
+from deel.lip._graph import nodes_of
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import warn_of_activation
@@ -15,7 +16,7 @@ from deel.lip.certification._walk import Walk
 ROUNDING_OF_RULES = 1e-5
 
 
-def promised_constant(layer):
+def promised_constant(layer, within=None):
     """Constant of a layer that keeps it while it is trained.
 
     Layers that know a constant of their own count with it, also inside of
@@ -23,16 +24,18 @@ def promised_constant(layer):
 
     Args:
         layer: A layer or model, built or not.
+        within: The model that holds it, whose calls count; None for a call
+            that is still to come, of which the shapes are not known.
 
     Returns:
         Float, an upper bound; None if there is none, or none is known.
     """
     is_chain = isinstance(layer, keras.Sequential)
     if is_chain and not layer.built and not isinstance(layer, KnownConstant):
-        constants = [promised_constant(inner) for inner in layer.layers]
+        constants = [promised_constant(x) for x in layer.layers]
         return None if None in constants else math.prod(constants)
     known = {
-        inner: inner._whole_constant()
+        inner: constant_of_all_outputs(inner)
         for inner in layer._flatten_layers()
         if isinstance(inner, KnownConstant)
     }
@@ -42,24 +45,69 @@ def promised_constant(layer):
     is_trained = any(id(weight) not in kept for weight in layer.weights)
     if is_trained or None in known.values():
         return None
-    for shapes in _shapes(layer):
-        try:
-            return Walk(known).bound_inside(layer, shapes).value
-        except (AttributeError, LookupError, TypeError, ValueError):
-            # No rule; weights that are still to be made; or another rank.
-            continue
-    return None
+    if layer._inbound_nodes:
+        # At each of its places: what is cut off at a border may count.
+        constants = [
+            _bound(layer, shapes, known)
+            for shapes in _known_shapes(layer, within)
+        ]
+        return None if None in constants else max(constants)
+    constants = (_bound(layer, x, known) for x in _possible_shapes(layer))
+    return next((x for x in constants if x is not None), None)
 
 
-def _shapes(layer):
-    """Yields lists of the shapes that the inputs of a layer have, or may have.
+def constant_of_all_outputs(layer):
+    """`_whole_constant` of the vector of outputs, also where it is by output.
+
+    Args:
+        layer: A `KnownConstant`.
+    """
+    constant = layer._whole_constant()
+    return None if constant is None else constant * factor_of_all_outputs(layer)
+
+
+def factor_of_all_outputs(layer):
+    """Constant of all outputs, where a layer promises that of each of them."""
+    is_chain = isinstance(layer, keras.Sequential)
+    if is_chain and isinstance(layer, KnownConstant) and layer._layers:
+        return factor_of_all_outputs(layer._layers[-1])
+    by_output = getattr(layer, "disjoint_neurons", False)
+    return math.sqrt(layer.units) if by_output else 1.0
+
+
+def _bound(layer, shapes, known):
+    try:
+        return Walk(known).bound_inside(layer, shapes).value
+    except (
+        AttributeError,
+        LookupError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ):
+        # No rule; weights that are still to be made; or another rank.
+        return None
+
+
+def _known_shapes(layer, within):
+    """Lists of the shapes of the inputs of a layer, one for each call."""
+    calls = [
+        [tuple(x.shape) for x in node.input_tensors]
+        for node in layer._inbound_nodes
+        if within is not None and node in nodes_of(within)
+    ]
+    if calls or isinstance(layer, keras.Model):
+        return calls or [[tuple(x.shape) for x in layer.inputs]]
+    # Where it was called is somewhere else.
+    tensors = layer._inbound_nodes[-1].input_tensors
+    return [[(None,) * len(x.shape) for x in tensors]]
+
+
+def _possible_shapes(layer):
+    """Yields lists of shapes that the inputs of a layer may have.
 
     A layer that was never called may take any rank.
     """
-    if layer._inbound_nodes:
-        tensors = layer._inbound_nodes[-1].input_tensors
-        yield [tuple(x.shape) for x in tensors]
-        return
     if isinstance(layer, keras.Model) and layer.built:
         yield [tuple(x.shape) for x in layer.inputs]
         return
@@ -80,7 +128,7 @@ def warn_unless_promised(model, layers, stacklevel):
             continue
         if isinstance(layer, keras.layers.InputLayer):
             continue
-        constant = promised_constant(layer)
+        constant = promised_constant(layer, model)
         if constant is not None:
             known[id(layer)] = max(1.0, constant)
             if constant <= 1 + ROUNDING_OF_RULES:

@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from deel.lip._backend.variables import host
+from deel.lip._constrained import ConstrainedKernel
 from deel.lip.certification._rounding import Step
 
 
@@ -309,10 +310,14 @@ def _unknown(layer):
     for known, text in _NO_CONSTANT.items():
         if type(layer) is known:
             reason = f"is not bounded: it {text}"
+    advice = ""
+    if isinstance(layer, ConstrainedKernel):
+        advice = "Certify what `vanilla_export()` of the model returns. "
     return (
         f"The Lipschitz constant of layer '{layer.name}' of type {name} "
-        f"{reason}. If you can prove one, pass `constants={{'{layer.name}': "
-        "value}`, or register a function for the class with "
+        f"{reason}. {advice}If you can prove one, pass "
+        f"`constants={{'{layer.name}': value}}`, or register a function for "
+        "the class with "
         f"`deel.lip.certification.register_bound({name}, function)`. "
         f"Received: {layer}"
     )

@@ -273,6 +273,8 @@ class Walk:
         self.entering = {}
         self._constants = dict(constants or {})
         self._known = {}
+        # The layers whose constants were given by name.
+        self._named = {}
 
     def run(self, layer, inputs, prefix=""):
         """Returns the flows of the outputs of a layer or model.
@@ -296,10 +298,16 @@ class Walk:
     def given(self, layer):
         """The constant that the user gave for a layer, or None."""
         keys = (layer, layer.name, type(layer))
-        return next(
-            (self._constants[key] for key in keys if key in self._constants),
-            None,
-        )
+        key = next((key for key in keys if key in self._constants), None)
+        if key is None:
+            return None
+        if isinstance(key, str) and self._named.setdefault(key, layer) != layer:
+            raise ValueError(
+                "A name in `constants` must be that of one layer. Expected the "
+                f"layer itself as a key. Received: '{key}', the name of "
+                f"{self._named[key]} and of {layer}"
+            )
+        return self._constants[key]
 
     def bound_inside(self, layer, input_shapes, prefix=""):
         """`Bound` of a layer or model that stands inside of a layer."""

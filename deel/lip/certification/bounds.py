@@ -61,7 +61,8 @@ def lipschitz_bound(
         p: The norm. Must be 2.
         constants: Dictionary from layers, their names or their classes, to
             constants that you know, instead of those found here. Layers that
-            stand inside of others count as well.
+            stand inside of others count as well, so a name must be that of one
+            layer only.
         by_output: Boolean. True for the constant of the output that changes
             fastest by itself, instead of that of the vector of all outputs:
             what `FrobeniusDense` with disjoint neurons promises. It differs for

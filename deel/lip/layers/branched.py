@@ -12,6 +12,7 @@ import keras
 from keras import ops
 
 from deel.lip._export import condensable_layers
+from deel.lip._export import copy_state
 from deel.lip._export import stock_version
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
@@ -136,7 +137,7 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
         )
         exported.build(self._build_shapes_dict["input_shape"])
         if is_copy:
-            branch.set_weights(self.layer.get_weights())
+            copy_state(self.layer, branch)
         return exported
 
     def get_config(self):

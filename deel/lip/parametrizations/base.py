@@ -74,9 +74,9 @@ class Parametrization(keras.layers.Layer):
             Tensor of the shape `kernel_shape`, of norm at most one (see
             `expansion`).
         """
-        raise NotImplementedError(
-            f"{type(self).__name__} must implement `constrain`."
-        )
+        # Keras' `Sequential` takes a NotImplementedError for a layer that does
+        # not know its output shape, and hides it.
+        raise TypeError(f"{type(self).__name__} must implement `constrain`.")
 
     def expansion(self, array):
         """Returns the norm that the constraint bounds by one.
@@ -195,11 +195,7 @@ class Parametrization(keras.layers.Layer):
         Raises:
             ValueError: If another layer has it already.
         """
-        if self.wbar is not None:
-            raise ValueError(
-                "A parametrization belongs to one layer. Expected a new one. "
-                f"Received: that of variable '{self.wbar.path}'"
-            )
+        self.require_free()
         self.kernel_shape = kernel_shape
         self.dtype_policy = keras.DTypePolicy(
             keras.backend.result_type(kernel.dtype, "float32")
@@ -209,11 +205,10 @@ class Parametrization(keras.layers.Layer):
             self.wbar = ConstrainedVariable(self, kernel, coefficient)
         self.built = True
 
-    # What models and certificates ask, of `wbar`.
-    def refresh(self, kernel):
-        """Holds the constrained version of a kernel, and returns it."""
-        return self.wbar.refresh(kernel)
-
-    def require_sound(self, name):
-        """See `ConstrainedVariable.require_sound`."""
-        self.wbar.require_sound(name)
+    def require_free(self):
+        """Raises ValueError if a layer has it already."""
+        if self.wbar is not None:
+            raise ValueError(
+                "A parametrization belongs to one layer. Expected a new one. "
+                f"Received: that of variable '{self.wbar.path}'"
+            )

@@ -206,8 +206,10 @@ class ConstrainedVariable(GuardedVariable):
         if not self._is_admitted(value):
             raise ValueError(
                 f"The constrained kernel `wbar` of layer '{name}' exceeds its "
-                "promise: it was written to in a way that is not checked. Call "
-                "`condense()` to make it anew. Expected a norm of at most "
+                "promise: it was written to in a way that is not checked (call "
+                "`condense()` to make it anew), or `constrain` of "
+                f"{type(self._parametrization).__name__} does not bound it. "
+                "Expected a norm of at most "
                 f"{self.coefficient}. Received: "
                 f"norm={self._parametrization.expansion(value)}"
             )

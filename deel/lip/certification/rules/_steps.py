@@ -95,7 +95,7 @@ def magnitude(layer, value):
 def inference_kernel(layer):
     """The kernel of inference, in float64: `wbar` where there is one."""
     if isinstance(layer, ConstrainedKernel):
-        layer.parametrization.require_sound(layer.name)
+        layer.wbar.require_sound(layer.name)
         # What runs, where a write to the variable was not seen.
         return as_used(layer, layer.wbar.proven())
     return as_used(layer, layer.kernel)

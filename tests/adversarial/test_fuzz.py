@@ -1,0 +1,19 @@
+"""Random layers, networks and certificates keep their bounds."""
+
+import pytest
+from adversarial import fuzz
+
+
+def test_fuzzed_layers_stay_within_their_bounds():
+    assert fuzz.fuzz_layers(24) == []
+
+
+def test_fuzzed_models_stay_within_their_bounds():
+    assert fuzz.fuzz_models(3) == []
+
+
+@pytest.mark.parametrize("rounding", ["float32", "exact"])
+def test_fuzzed_certificates_are_not_broken_by_rounding(rounding):
+    count, failures = fuzz.fuzz_rounding(3, rounding)
+    assert count >= 3
+    assert failures == []

@@ -1,0 +1,177 @@
+"""The benchmark of training steps counts what they are made of."""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from deel.lip._backend import products
+from deel.lip._backend.compilation import traced_once
+from deel.lip.layers import SpectralDense
+
+# The benchmarks import each other by their bare names, as scripts do.
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+counting = importlib.import_module("counting")
+hlo = importlib.import_module("hlo")
+program = importlib.import_module("program")
+
+BACKEND = keras.backend.backend()
+
+# What stops a GPU: PyTorch asks it for a value, the others have a branch.
+STOPS = "reads" if BACKEND == "torch" else "branches"
+
+
+class Applies(keras.layers.Dense):
+    """A layer of six units, with a function of its inputs that adds nothing."""
+
+    def __init__(self, function):
+        super().__init__(6, use_bias=False)
+        self.function = function
+
+    def call(self, inputs):
+        found = self.function(ops.stop_gradient(inputs))
+        return super().call(inputs) + 0 * ops.sum(ops.stop_gradient(found))
+
+
+def counts(layer, batch_size=counting.IMAGES):
+    """Counts of a training step of one layer with four inputs."""
+    with counting.marked_products():
+        model = keras.Sequential([keras.Input((4,)), layer])
+        # On PyTorch, SGD of Keras reads its learning rate.
+        model.compile("adam", "mse", jit_compile=BACKEND == "jax")
+        x = np.ones((counting.IMAGES, 4), "float32")
+        y = np.ones((counting.IMAGES, layer.units), "float32")
+        return counting.step_counts(model, x, y, batch_size)
+
+
+def looped(x):
+    return ops.while_loop(
+        lambda i, x: i < 3, lambda i, x: (i + 1, x * 2), (ops.sum(x * 0), x)
+    )[1]
+
+
+@traced_once
+def chosen(x):
+    return ops.cond(ops.sum(x) > 0, lambda: x + 1, lambda: x - 1)
+
+
+def test_a_stock_layer_stops_for_nothing_and_multiplies_twice():
+    found = counts(keras.layers.Dense(6))
+    assert found[STOPS] == 0
+    # Outputs, and the gradient of the kernel.
+    assert found["products"] == 2
+    assert found["exact_products"] == found["exact_share"] == 0
+
+
+@pytest.mark.parametrize(
+    ("function", "reads", "branches"),
+    [
+        (ops.exp, 0, 0),
+        # The condition is asked a fourth time.
+        (looped, 4, 1),
+        (chosen, 1, 1),
+        # Twice one function, which a program contains once.
+        (lambda x: chosen(chosen(x)), 2, 2),
+    ],
+)
+def test_loops_and_branches_are_counted_at_each_call(function, reads, branches):
+    expected = reads if BACKEND == "torch" else branches
+    assert counts(Applies(function))[STOPS] == expected
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="reads of PyTorch")
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.sum().item(),
+        lambda x: bool(x.sum() > 0),
+        lambda x: x.nonzero(),
+        lambda x: x.equal(x),
+        lambda x: x.cpu().numpy(),
+        lambda x: np.asarray(x),
+        lambda x: x.tolist(),
+    ],
+)
+def test_each_way_to_read_a_tensor_is_counted(read):
+    assert counts(Applies(lambda x: [read(x), x][1]))["reads"] == 1
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="operations of PyTorch")
+def test_what_only_looks_differently_at_memory_launches_nothing():
+    plain = counts(Applies(lambda x: x))
+    viewed = counts(Applies(lambda x: x.view(4, 11).t()[1:].unsqueeze(0)))
+    added = counts(Applies(lambda x: x + 1))
+    assert viewed["operations"] > plain["operations"]
+    assert viewed["launches"] == plain["launches"]
+    assert added["launches"] == plain["launches"] + 1
+
+
+def test_share_of_products_with_all_digits_is_that_of_the_whole_batch():
+    def gram(x):
+        kernel = ops.reshape(x[:6], (4, 6))
+        return products.product(ops.transpose(kernel), kernel)
+
+    found = counts(Applies(gram), batch_size=30)
+    assert (found["products"], found["exact_products"]) == (3, 1)
+    exact, others = 6 * 4 * 6, 2 * (30 * 4 * 6)
+    assert found["exact_share"] == pytest.approx(exact / (exact + others))
+
+
+def test_a_constrained_layer_multiplies_with_all_digits():
+    found = counts(SpectralDense(6))
+    assert 0 < found["exact_products"] < found["products"]
+    assert 0 < found["exact_share"] < 1
+    assert products.product.__name__ == "product"
+
+
+def test_fused_instructions_are_launched_once_and_loops_looked_into():
+    text = """HloModule step
+%fused (p: f32[2]) -> f32[2] {
+  %p = f32[2]{0} parameter(0)
+  %sine = f32[2]{0} sine(%p)
+  ROOT %cosine = f32[2]{0} cosine(%sine)
+}
+
+%body (b: (f32[2])) -> (f32[2]) {
+  %b = (f32[2]{0}) parameter(0)
+  %x = f32[2]{0} get-tuple-element(%b), index=0
+  %fusion = f32[2]{0} fusion(%x), kind=kLoop, calls=%fused
+  ROOT %t = (f32[2]{0}) tuple(%fusion)
+}
+
+%condition (c: (f32[2])) -> pred[] {
+  %c = (f32[2]{0}) parameter(0)
+  ROOT %true = pred[] constant(true)
+}
+
+ENTRY %main (a: f32[2]) -> (f32[2]) {
+  %a = f32[2]{0} parameter(0)
+  %copy = f32[2]{0} copy(%a), metadata={op_name="jit(step)/copy(x)"}
+  %u = (f32[2]{0}) tuple(%copy)
+  ROOT %w = (f32[2]{0}) while(%u), condition=%condition, body=%body
+}
+"""
+    # The copy, the loop, and the fusion within.
+    assert hlo.launches_of(text) == 3
+
+
+@pytest.mark.slow
+def test_the_command_writes_figures_of_ours_and_of_the_twin(tmp_path):
+    path = tmp_path / "program.json"
+    program.main(
+        ["--networks", "mnist-mlp", "--no-startup", "--steps", "1"]
+        + ["--json", str(path)]
+    )
+    written = json.loads(path.read_text())
+    assert written["environment"]["backend"] == BACKEND
+    found = written["results"]["mnist-mlp"]
+    assert found["stock"][STOPS] == 0
+    for kind in ("ours", "ours_in_keras"):
+        assert found[kind]["exact_products"] > 0
+        assert found["ratios"][kind]["products"] > 1
+    assert set(found["stock"]) <= set(program.FIGURES)
