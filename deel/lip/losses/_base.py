@@ -65,7 +65,7 @@ def true_score(is_true, scores, keepdims=False):
 
 def other_scores(is_true, scores):
     """Scores with that of the true class out of reach for a softmax."""
-    return ops.where(is_true, ops.full_like(scores, -1e30), scores)
+    return ops.where(is_true, -1e30, scores)
 
 
 def number_of_classes(y_pred):
