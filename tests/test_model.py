@@ -12,8 +12,8 @@ from harness import assert_equal
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
-from networks import small_model
-from networks import train
+from small_networks import small_model
+from small_networks import train
 
 import deel.lip
 from deel.lip import layers
