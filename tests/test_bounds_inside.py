@@ -111,6 +111,16 @@ def test_rules_of_ones_own_may_ask_for_what_is_inside():
     assert inside[0].startswith(f"{inside[1]}/")
 
 
+def test_a_default_of_a_rule_is_no_place_for_the_context():
+    class Scaled(keras.layers.Layer):
+        def call(self, x):
+            return 3 * x
+
+    register_bound(Scaled, lambda layer, input_shapes, constant=3.0: constant)
+    model = keras.Sequential([keras.Input((4,)), Scaled()])
+    assert lipschitz_bound(model) == 3.0
+
+
 def test_models_of_several_outputs_inside_of_layers_are_refused():
     x = keras.Input((4,))
     inner = keras.Model(x, [keras.layers.ReLU()(x), keras.layers.ReLU()(x)])

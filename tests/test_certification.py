@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
-from networks import certified_classifier
-from networks import linear_classifier
-from networks import samples
-from networks import stack
+from small_networks import certified_classifier
+from small_networks import linear_classifier
+from small_networks import samples
+from small_networks import stack
 
 from deel.lip.certification import attack_accuracy
 from deel.lip.certification import attack_distances

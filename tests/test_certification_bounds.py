@@ -6,10 +6,10 @@ import pytest
 from harness import assert_close
 from harness import built
 from harness import operator_norm
-from networks import stack
 from registry import CONSTRAINED
 from registry import OTHERS
 from registry import rows
+from small_networks import stack
 
 from deel.lip import layers
 from deel.lip.certification import Bound

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_close
-from networks import certified_classifier
-from networks import samples
-from networks import stack
+from small_networks import certified_classifier
+from small_networks import samples
+from small_networks import stack
 
 from deel.lip.certification import certify
 from deel.lip.layers import SpectralDense

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import built
-from networks import stack
+from small_networks import stack
 
 from deel.lip import layers
 from deel.lip.certification import lipschitz_bound

@@ -8,10 +8,10 @@ import pytest
 from harness import assert_close
 from harness import assert_equal
 from harness import to_numpy
-from networks import certified_classifier
-from networks import linear_classifier
-from networks import samples
-from networks import stack
+from small_networks import certified_classifier
+from small_networks import linear_classifier
+from small_networks import samples
+from small_networks import stack
 
 from deel.lip import layers
 from deel.lip._numerics.windows import Axis

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
-from networks import linear_classifier
+from small_networks import linear_classifier
 
 pytestmark = pytest.mark.slow
 

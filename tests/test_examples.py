@@ -11,7 +11,7 @@ import patterns
 import pytest
 from harness import assert_close
 from harness import assert_equal
-from networks import linear_classifier
+from small_networks import linear_classifier
 
 from deel.lip.certification import certify
 from deel.lip.layers import FrobeniusDense

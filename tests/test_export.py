@@ -43,6 +43,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
     if BACKEND == "torch"
     else pytest.mark.filterwarnings("ignore:converters"),
+    # A layer with a free factor is among them.
+    pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer"),
     # The mirror image of a kernel stays an operation of the graph.
     pytest.mark.filterwarnings("ignore:Constant folding"),
 ]
@@ -117,7 +119,6 @@ def _run_saved_model(path, x, tmp_path):
 
 @only_on("tensorflow")
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer")
 def test_saved_model_is_served_without_the_library(trained, tmp_path):
     model, x, expected = trained("tf_saved_model")
     path = tmp_path / "served"
@@ -129,7 +130,6 @@ def test_saved_model_is_served_without_the_library(trained, tmp_path):
 
 @only_on("tensorflow")
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer")
 def test_saved_model_holds_no_state_of_the_constraints(trained, tmp_path):
     import tensorflow as tf
 

@@ -8,8 +8,8 @@ from harness import assert_all_equal
 from harness import assert_close
 from harness import assert_equal
 from harness import reloaded
-from networks import small_model
-from networks import train
+from small_networks import small_model
+from small_networks import train
 
 from deel.lip import layers
 from deel.lip.model import Model

@@ -112,7 +112,7 @@ def test_it_has_a_row_in_the_registry_of_the_tests():
         # Which takes two inputs, and is tested by itself.
         lambda name, layer: layer in tested or name == "LipResidual",
         "Add a row for each interesting argument of {name} to CONSTRAINED or "
-        "OTHERS in tests/registry.py",
+        "OTHERS in tests/registry",
     )
 
 

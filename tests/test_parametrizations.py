@@ -207,7 +207,7 @@ def test_a_parametrization_is_abstract_or_final():
     for name in final:
         assert not getattr(parametrizations, name).__subclasses__(), name
     layer = parametrizations.Parametrization()
-    with pytest.raises(NotImplementedError, match="must implement `constrain`"):
+    with pytest.raises(TypeError, match="must implement `constrain`"):
         layer.constrain(np.zeros((2, 3)))
 
 

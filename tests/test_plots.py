@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
-from networks import linear_classifier
+from small_networks import linear_classifier
 
 from deel.lip import plots
 from deel.lip.activations import GroupSort2

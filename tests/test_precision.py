@@ -8,7 +8,7 @@ from harness import assert_close
 from harness import built
 from harness import to_numpy
 from keras import ops
-from networks import image_classifier
+from small_networks import image_classifier
 
 from deel.lip import layers
 from deel.lip.losses import MulticlassHKR

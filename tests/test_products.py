@@ -10,7 +10,7 @@ from harness import built
 from harness import normal
 from harness import to_numpy
 from keras import ops
-from networks import image_classifier
+from small_networks import image_classifier
 
 from deel.lip import layers
 from deel.lip._backend import products as _products

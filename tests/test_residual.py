@@ -12,7 +12,7 @@ from harness import normal
 from harness import reloaded
 from harness import to_numpy
 from keras import ops
-from networks import stack
+from small_networks import stack
 
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip.activations import GroupSort2

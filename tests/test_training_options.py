@@ -9,7 +9,7 @@ import pytest
 from harness import assert_close
 from harness import to_numpy
 from keras import ops
-from networks import image_classifier
+from small_networks import image_classifier
 
 from deel.lip.callbacks import CondenseCallback
 from deel.lip.losses import MulticlassHKR

@@ -3,12 +3,11 @@
 import keras
 
 
-def require_graph(model, purpose):
-    """Raises ValueError for models with a `call` of their own.
+def is_graph(model):
+    """Whether a model is Sequential or functional, without a `call` of its own.
 
     Args:
         model: A Keras model.
-        purpose: String, the beginning of the message.
     """
     # Keras makes a functional model of a class without a public name.
     stock = next(
@@ -17,7 +16,17 @@ def require_graph(model, purpose):
         if base in (keras.Sequential, keras.Model)
         or (base.__name__ == "Functional" and "keras" in base.__module__)
     )
-    if stock is keras.Model or type(model).call is not stock.call:
+    return stock is not keras.Model and type(model).call is stock.call
+
+
+def require_graph(model, purpose):
+    """Raises ValueError for models with a `call` of their own.
+
+    Args:
+        model: A Keras model.
+        purpose: String, the beginning of the message.
+    """
+    if not is_graph(model):
         raise ValueError(
             f"{purpose} Sequential and functional models without a `call` of "
             "their own, whose graph of layers is known. "

@@ -13,6 +13,7 @@ from deel.lip._export import condensable_layers
 from deel.lip._export import condense_layers
 from deel.lip._export import input_signature
 from deel.lip._export import vanillaModel
+from deel.lip._graph import is_graph
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import LipschitzLayer
@@ -213,6 +214,7 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
 
     # What was last warned of, so that each excess is spoken of once.
     _known_excess = None
+    _looked_at = ()
 
     def __init__(self, layers=None, name=None, k_coef_lip=1.0, **kwargs):
         self._k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
@@ -220,7 +222,6 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         self._keeps_shares = _reading_config.get()
         _reading_config.set(False)
         super().__init__(layers=layers, name=name, **kwargs)
-        self._looked_at, self._expansions = (), {}
         self._look_at_layers(stacklevel=3)
         self.set_klip_factor(k_coef_lip)
 
@@ -234,6 +235,10 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         super().build(input_shape)
         # Now that shapes and statistics are known: what comes out of a file is
         # built before it is added, and blocks divide by the constant.
+        self._note_expansions()
+
+    def _note_expansions(self):
+        """Notes what layers without a constant of their own expand by."""
         self._expansions = {
             id(layer): max(1.0, constant)
             for layer in self._layers
@@ -254,8 +259,8 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
         """Warns of new layers that the constant does not account for."""
         new = [x for x in self._layers if id(x) not in self._looked_at]
         self._looked_at = tuple(map(id, self._layers))
-        known = warn_unless_promised(self, new, stacklevel)
-        self._expansions = {**self._expansions, **known}
+        warn_unless_promised(self, new, stacklevel)
+        self._note_expansions()
 
     def pop(self, rebuild=True):
         layer = super().pop(rebuild=rebuild)
@@ -403,7 +408,7 @@ class Model(_LipschitzModel, keras.Model):
 
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
-        if hasattr(self, "operations"):
+        if is_graph(self):
             warn_unless_promised(self, self.layers, stacklevel=2)
 
 

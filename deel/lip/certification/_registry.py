@@ -138,10 +138,16 @@ def register_bound(layer_class, bound=None):
 
 def _takes_context(bound):
     try:
-        inspect.signature(bound).bind(None, None, None)
+        parameters = list(inspect.signature(bound).parameters.values())
     except (TypeError, ValueError):
         return False
-    return True
+    # One with a default holds a value of the function's own.
+    kinds = (
+        inspect.Parameter.POSITIONAL_ONLY,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+    )
+    needed = [x for x in parameters if x.kind in kinds and x.default is x.empty]
+    return len(needed) == 3
 
 
 def _without_context(bound):

@@ -111,17 +111,19 @@ def _convolved(layer, kernel, input_shapes, context):
 
 
 def _axes(layer, shape):
-    mode = getattr(layer, "_pad_mode", None)
-    return [
-        Axis(length, size, stride, dilation, mode or layer.padding)
-        for length, size, stride, dilation in zip(
-            spatial_shape(shape, layer.data_format),
-            layer.kernel_size,
-            _per_axis(layer, layer.strides),
-            _per_axis(layer, layer.dilation_rate),
-            strict=True,
-        )
-    ]
+    padding = getattr(layer, "_pad_mode", None) or layer.padding
+    return [Axis(*window, padding) for window in _windows(layer, shape)]
+
+
+def _windows(layer, shape):
+    """Length, size, stride and dilation of each axis."""
+    return zip(
+        spatial_shape(shape, layer.data_format),
+        layer.kernel_size,
+        _per_axis(layer, layer.strides),
+        _per_axis(layer, layer.dilation_rate),
+        strict=True,
+    )
 
 
 @rule(layers.SLLConv2D, unconstrained.ResidualConv2D)
@@ -150,13 +152,7 @@ def _transposed(layer, input_shapes, context):
     # part may then be cut off.
     (shape,) = input_shapes
     axes = []
-    for length, size, stride, dilation in zip(
-        spatial_shape(shape, layer.data_format),
-        layer.kernel_size,
-        _per_axis(layer, layer.strides),
-        _per_axis(layer, layer.dilation_rate),
-        strict=True,
-    ):
+    for length, size, stride, dilation in _windows(layer, shape):
         if length is not None:
             length = (length - 1) * stride + (size - 1) * dilation + 1
         axes.append(Axis(length, size, stride, dilation, "valid"))
