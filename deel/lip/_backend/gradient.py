@@ -16,7 +16,8 @@ def custom_gradient(function):
     Args:
         function: Takes tensors, and returns its value and a function that maps
             the gradient with respect to the value to the gradient with respect
-            to the input, or to a tuple of them for several inputs.
+            to the input, or to a tuple of them for several inputs, with None
+            for those that have no gradient.
     """
 
     if keras.backend.backend() == "torch":
@@ -27,7 +28,13 @@ def custom_gradient(function):
         value, pull_back = function(*tensors)
 
         def gradient(*args, upstream=None):
-            return pull_back(args[0] if upstream is None else upstream)
+            slopes = pull_back(args[0] if upstream is None else upstream)
+            if not isinstance(slopes, tuple):
+                return slopes
+            return tuple(
+                ops.zeros_like(tensor) if slope is None else slope
+                for tensor, slope in zip(tensors, slopes, strict=True)
+            )
 
         return value, gradient
 

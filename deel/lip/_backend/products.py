@@ -133,13 +133,20 @@ def _unrounded(a, b):
     """`a @ b` in the dtype of the factors."""
     if keras.backend.backend() != "torch":
         return ops.matmul(a, b)
+    return in_own_dtype(lambda: a @ b, a)
+
+
+def in_own_dtype(multiply, x):
+    """What a function of PyTorch returns, in the dtype of a tensor.
+
+    Within `torch.autocast`, products do not ask for the dtype of their factors.
+    """
     import torch
 
-    found = torch.matmul(a, b)
-    if found.dtype != a.dtype:
-        # Within `torch.autocast`, which does not ask for the dtype.
-        with torch.autocast(a.device.type, enabled=False):
-            found = torch.matmul(a, b)
+    found = multiply()
+    if found.dtype != x.dtype:
+        with torch.autocast(x.device.type, enabled=False):
+            found = multiply()
     return found
 
 

@@ -5,6 +5,8 @@ import math
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.linear_algebra import diagonal_sum
+from deel.lip._backend.linear_algebra import largest_magnitude
 from deel.lip._backend.products import digits_of_products
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
@@ -19,6 +21,7 @@ _LONG = 1024
 
 _BLOCK = 64
 
+# The smallest normal number of float32; so is its reciprocal.
 TINY = float(np.finfo(np.float32).tiny)
 
 # Squarings of the Gram iteration: the bound is within m^(1/2^(t+1)) of sigma.
@@ -38,12 +41,11 @@ def unit_scale(w, axis=None):
     a constant for differentiation, which is exact in every function that does
     not depend on the scale of its argument.
     """
-    scale = ops.stop_gradient(ops.max(abs(w), axis=axis, keepdims=True))
-    scale = one_for_zero(scale)
-    # Compilers divide by multiplying with the reciprocal, which is lost below
-    # the smallest normal number if the scale is near the largest one.
-    root = 1.0 / ops.sqrt(scale)
-    return w * root * root, scale
+    scale = largest_magnitude(ops.stop_gradient(w), axis)
+    # Compilers divide by multiplying with the reciprocal, which has to be a
+    # normal number. So the largest of what is left is four at most, not one.
+    scale = ops.clip(scale, TINY, 1.0 / TINY)
+    return w / scale, scale
 
 
 def one_for_zero(x):

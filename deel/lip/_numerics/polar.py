@@ -32,13 +32,11 @@ Note [One step]
 
 A training step has no time to ask how near it is: each question is answered by
 the host. So it takes one cubic step, and the next training step the next one,
-which squares what is missing to one while updates are small. W is divided by
-the root mean square of its singular values, and r = ||I - W^T W||_F says that
-none of them is above t = sqrt(1 + r). Where r is small, nothing else is divided
-by. Elsewhere it is the mean of one and t, which the cubic step likes as much
-from either side: it maps values near one, where most of them are, and the
-largest to the same. Then s <= 2 t / (1 + t) < 2, whatever t is: sound by the
-first note, for every finite matrix, and without a branch.
+which squares what is missing to one while updates are small. With the mean a of
+the eigenvalues of the Gram matrix G and d = ||G - a I||_F, none of them is
+above a + d. W is divided by the root of max(a, (a + d) / 2). Then s^2 <= 2,
+which the first note asks for, and keeps singular values from changing sign; and
+where d is no more than a, the scale is right for all of them: the mean.
 
 References:
     - Björck and Bowie, "An iterative algorithm for computing the best estimate
@@ -49,6 +47,8 @@ References:
       arXiv:2505.16932.
 """
 
+import functools
+
 import numpy as np
 from keras import ops
 
@@ -56,6 +56,9 @@ from deel.lip._backend.compilation import traced_once
 from deel.lip._backend.control_flow import cond
 from deel.lip._backend.control_flow import while_loop
 from deel.lip._backend.gradient import custom_gradient
+from deel.lip._backend.linear_algebra import added_product
+from deel.lip._backend.linear_algebra import diagonal_sum
+from deel.lip._backend.linear_algebra import sum_of_squares
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
 from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
@@ -149,27 +152,21 @@ def step(w):
 
     Returns:
         A tensor like `w` with singular values of at most 1, and the scale of
-        `w` as of `polar`.
+        `w`, `(..., 1, 1)`: the root mean square of its singular values.
     """
     if w.shape[-2] < w.shape[-1]:
         factor, scale = step(transposed(w))
         return transposed(factor), scale
-    axes = (-2, -1)
-    largest = ops.max(ops.abs(w), axis=axes, keepdims=True)
-    largest = ops.maximum(largest, TINY)
-    # Not a product with the reciprocal, which may be lost.
-    unit = w / largest
-    square = ops.sum(ops.square(unit), axis=axes, keepdims=True) / w.shape[-1]
-    mean = ops.sqrt(ops.maximum(square, TINY))
-    w = unit / mean
-    gram = gram_of(w)
-    identity = identity_of(gram)
-    defect = identity - gram
-    residual = ops.sqrt(ops.sum(defect * defect, axis=axes, keepdims=True))
-    top = ops.sqrt(1.0 + residual)
-    center = ops.where(residual < NEAR, 1.0, 0.5 + 0.5 * top)
-    defect = identity - gram / (center * center)
-    return _cubic_step(w / center, defect), mean * largest
+    unit, largest = unit_scale(w, (-2, -1))
+    gram = gram_of(unit)
+    total = diagonal_sum(gram)
+    mean = total / w.shape[-1]
+    # Of zeros, too, something to divide by is left.
+    square = ops.maximum(sum_of_squares(gram) - total * mean, TINY)
+    scale = ops.maximum(mean, 0.5 * (mean + ops.sqrt(square)))
+    start = unit * ops.rsqrt(scale)
+    factor = added_product(start, start, gram / scale, 1.5, -0.5)
+    return factor, ops.sqrt(mean) * largest
 
 
 def finished(w):
@@ -280,8 +277,8 @@ def _deviation(defect, residual):
     return ops.minimum(1.5 * ops.sqrt(largest), residual)
 
 
-def project_on_tangent(q, gradient):
-    """Gradient of a function of the polar factor, at an orthogonal point.
+def project_on_tangent(value, gradient, multiple=1.0):
+    """Gradient of a function of a multiple of the polar factor.
 
     For W = Q H the exact derivative is dW = Q Y + (I - Q Q^T) G H^-1 with
     H Y + Y H = Q^T G - G^T Q. At H = I it is G - Q sym(Q^T G), the projection
@@ -290,20 +287,32 @@ def project_on_tangent(q, gradient):
     Away from H = I it stays a descent direction: its inner product with the
     exact derivative is positive, H being positive definite.
 
+    It is a gradient, so its products have the digits of those of the network.
+
     Args:
-        q: Tensor of shape `(n, m)`.
-        gradient: Tensor of shape `(n, m)`, the gradient with respect to `q`.
+        value: Tensor of shape `(n, m)`, `multiple * Q`.
+        gradient: Tensor of shape `(n, m)`, the gradient with respect to
+            `value`.
+        multiple: Float, or tensor `(1, 1)`.
 
     Returns:
         Tensor of shape `(n, m)`.
     """
-    if q.shape[-2] >= q.shape[-1]:
-        mixed = ops.matmul(transposed(q), gradient)
-        symmetric = 0.5 * (mixed + transposed(mixed))
-        return gradient - ops.matmul(q, symmetric)
-    mixed = ops.matmul(gradient, transposed(q))
-    symmetric = 0.5 * (mixed + transposed(mixed))
-    return gradient - ops.matmul(symmetric, q)
+    is_tall = value.shape[-2] >= value.shape[-1]
+    factors = (transposed(value), gradient)
+    mixed = ops.matmul(*(factors if is_tall else (gradient, factors[0])))
+    twice = mixed + transposed(mixed)
+    gradient, weight = _scaled(gradient, multiple), -0.5
+    if isinstance(multiple, float):
+        weight /= multiple
+    else:
+        twice = twice / multiple
+    factors = (value, twice) if is_tall else (twice, value)
+    return added_product(gradient, *factors, 1.0, weight, all_digits=False)
+
+
+def _scaled(x, factor):
+    return x if isinstance(factor, float) and factor == 1.0 else factor * x
 
 
 # Closeness to 1 that is asked for outside of training steps: a second pass
@@ -396,7 +405,7 @@ def _nearest_of(matrix, tolerance, max_steps, groups):
     return ops.concatenate(factors, axis=1), scale
 
 
-def with_tangent_gradient(matrix, value, groups, coefficient_of=None):
+def with_tangent_gradient(matrix, value, groups, multiple_of=None):
     """`value` with its gradient sent to `matrix`, not through the steps.
 
     The derivative of Q with respect to a matrix s Q is inverse to s. That is
@@ -406,21 +415,19 @@ def with_tangent_gradient(matrix, value, groups, coefficient_of=None):
         matrix: Tensor, the free matrix.
         value: Tensor, a multiple of a (semi-)orthogonal matrix.
         groups: Integer.
-        coefficient_of: Function of `value` that returns the multiple, a number
-            or a tensor; None for one.
+        multiple_of: Function of `value` that returns the multiple, a float or a
+            tensor; None for one.
     """
 
     @custom_gradient
     def pass_on(matrix, value):
         def gradient(upstream):
-            coefficient = coefficient_of(value) if coefficient_of else 1.0
-            is_one = isinstance(coefficient, float) and coefficient == 1.0
-            factor = value if is_one else value / coefficient
-            tangent = by_group(project_on_tangent, groups, factor, upstream)
-            if not is_one:
-                tangent = coefficient * tangent
-            return tangent, ops.zeros_like(value)
+            multiple = multiple_of(value) if multiple_of else 1.0
+            projected = functools.partial(
+                project_on_tangent, multiple=multiple
+            )
+            return by_group(projected, groups, value, upstream), None
 
-        return value * 1.0, gradient
+        return value, gradient
 
     return pass_on(matrix, value)

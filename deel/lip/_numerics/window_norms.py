@@ -82,12 +82,11 @@ def _scaled_norms(inputs, shape, axes, epsilon, scale):
 def _slopes_of_norms(inputs, norms, upstream, shape, axes, scale):
     """Gradient of the norms, which at zero is zero instead of infinite."""
     size = math.prod(shape[axis] for axis in axes)
-    # Neither zero nor cut off.
+    # Neither zero nor cut off; of the others, the slope is one by infinity.
     limit = scale * math.sqrt(largest_square(inputs, size)) * (1 - _NEAR_LIMIT)
-    positive = ops.logical_and(norms > 0, norms < limit)
-    factors = scale / one_for_zero(norms)
-    factors = ops.where(positive, factors, ops.zeros_like(norms))
-    factors = factors * upstream * (scale / size)
+    regular = ops.logical_and(norms > 0, norms < limit)
+    norms = ops.where(regular, norms, float("inf"))
+    factors = upstream * (scale * scale / size) / norms
     ones = [1 if axis in axes else n for axis, n in enumerate(shape)]
     product = reshaped(inputs, shape) * reshaped(factors, ones)
     return reshaped(product, ops.shape(inputs))

@@ -40,10 +40,7 @@ def multiclass_hinge(y_true, y_pred, min_margin):
     Returns:
         Tensor `(batch_size,)`, the mean over the classes.
     """
-    y_true, y_pred = aligned(y_true, y_pred)
-    others = float(number_of_classes(y_pred) - 1)
-    hinge = _hinge(y_true, y_pred, min_margin)
-    return ops.mean(ops.where(y_true > 0, others * hinge, hinge), axis=-1)
+    return multiclass_soft_hinge(y_true, y_pred, min_margin, 0.0)
 
 
 def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
@@ -62,17 +59,19 @@ def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
     Returns:
         Tensor `(batch_size,)`.
     """
-    classical = multiclass_hinge(y_true, y_pred, min_margin)
     y_true, y_pred = aligned(y_true, y_pred)
-    is_true = y_true > 0
-    hinge = _hinge(y_true, y_pred, min_margin)
+    classes = number_of_classes(y_pred)
+    is_true, hinge = y_true > 0, _hinge(y_true, y_pred, min_margin)
+    # Not a Python branch: a callback may move the parameter away from zero.
+    is_soft = ops.convert_to_tensor(soft_hinge_tau) > 0
     weights = ops.softmax(
         other_scores(is_true, soft_hinge_tau * y_pred), axis=-1
     )
-    weights = ops.where(is_true, ops.zeros_like(weights), weights)
-    soft = true_score(is_true, hinge) + ops.sum(weights * hinge, axis=-1)
-    # Not a Python branch: a callback may move the parameter away from zero.
-    return ops.where(soft_hinge_tau > 0, soft, classical)
+    weights = ops.where(is_soft, weights, 1.0 / (classes - 1))
+    weights = ops.where(is_true, 1.0, weights)
+    # The mean over classes, where the true one counts as all the others.
+    factor = ops.where(is_soft, 1.0, (classes - 1) / classes)
+    return ops.cast(factor, hinge.dtype) * ops.sum(weights * hinge, axis=-1)
 
 
 def _hinge(y_true, y_pred, min_margin):

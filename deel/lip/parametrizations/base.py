@@ -4,6 +4,7 @@ import keras
 import numpy as np
 
 from deel.lip._backend.retraction import store
+from deel.lip._backend.variables import float32_at_least
 from deel.lip.parametrizations.constrained_variable import ConstrainedVariable
 
 
@@ -151,12 +152,14 @@ class Parametrization(keras.layers.Layer):
     def update(self, kernel):
         """Returns the scaled kernel of a training step, also held by `wbar`.
 
-        By default `wbar.refresh(kernel)`. To be overridden where it can be seen
-        that `wbar` belongs to the kernel already.
+        By default what `constrain` makes of it. To be overridden where less
+        than that will do.
 
         Args:
             kernel: The free kernel, a variable or a tensor.
         """
+        if self.wbar.is_current():
+            return self.wbar.scale(self.constrain(float32_at_least(kernel)))
         return self.wbar.refresh(kernel)
 
     def admits(self, array, bound, kernel):

@@ -1,0 +1,69 @@
+"""Operations on matrices that PyTorch, computing eagerly, has as one.
+
+There each operation that `keras.ops` is made of is a launch of its own. The
+other backends compile.
+"""
+
+import keras
+from keras import ops
+
+from deel.lip._backend.products import digits_of_products
+from deel.lip._backend.products import in_own_dtype
+from deel.lip._backend.products import product
+
+# The axes of one matrix in a stack.
+_MATRIX = (-2, -1)
+
+
+def largest_magnitude(x, axis):
+    """Largest absolute value along some axes, which are kept."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.linalg.vector_norm(x, float("inf"), axis, keepdim=True)
+    return ops.max(ops.abs(x), axis=axis, keepdims=True)
+
+
+def sum_of_squares(x):
+    """Sum of the squares of the entries of each matrix, `(..., 1, 1)`."""
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return torch.linalg.vector_norm(x, 2, _MATRIX, keepdim=True).square()
+    return ops.sum(ops.square(x), axis=_MATRIX, keepdims=True)
+
+
+def diagonal_sum(x):
+    """Sum of the diagonal of each square matrix, `(..., 1, 1)`."""
+    if keras.backend.backend() == "torch":
+        diagonal = x.diagonal(dim1=-2, dim2=-1)
+        return diagonal.sum(-1, keepdim=True)[..., None]
+    identity = ops.eye(x.shape[-1], dtype=x.dtype)
+    return ops.sum(x * identity, axis=_MATRIX, keepdims=True)
+
+
+def added_product(x, a, b, weight, product_weight, all_digits=True):
+    """`weight * x + product_weight * a @ b`.
+
+    Args:
+        x: Tensor `(..., n, m)`.
+        a: Tensor `(..., n, k)`.
+        b: Tensor `(..., k, m)`.
+        weight: Float.
+        product_weight: Float.
+        all_digits: Boolean, see `product`.
+    """
+    is_torch = keras.backend.backend() == "torch"
+    if not is_torch or (all_digits and digits_of_products(a)):
+        multiplied = (product if all_digits else ops.matmul)(a, b)
+        weighted = x if weight == 1.0 else weight * x
+        return weighted + product_weight * multiplied
+    import torch
+
+    name = "addmm" if len(x.shape) == 2 else "baddbmm"
+    return in_own_dtype(
+        lambda: getattr(torch, name)(
+            x, a, b, beta=weight, alpha=product_weight
+        ),
+        x,
+    )
