@@ -6,11 +6,14 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.drawing import normal
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_BJORCK
 from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
+from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import check_RKO_params
 from deel.lip._numerics.orthogonal_maps import whitened
+from deel.lip._numerics.polar import nearest_factor
 from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._register import register
 from deel.lip._validation import positive_float
@@ -121,18 +124,23 @@ class SpectralInitializer(keras.initializers.Initializer):
 
         Keras takes the factor Q of a normal matrix, by Householder reflections.
         The factor is unique, and for tall matrices Cholesky's method gives the
-        same in a seventh of the time, up to rounding that is mended anyway.
+        same in a seventh of the time, up to rounding that is mended anyway. On
+        JAX NumPy finds the polar factor: as random as Q is, and much sooner
+        than a decomposition is compiled.
         """
         base = self.base_initializer
         sides = math.prod(shape[:-1]), shape[-1]
         rows, columns = max(sides), min(sides)
         is_known = type(base) is keras.initializers.Orthogonal
-        if not is_known or columns < _LEAST_SIDE or rows < _TALL * columns:
+        on_host = keras.backend.backend() == "jax"
+        is_tall = columns >= _LEAST_SIDE and rows >= _TALL * columns
+        if not is_known or not (on_host or is_tall):
             return base(shape, dtype=dtype)
-        normal = keras.random.normal(
-            (rows, columns), seed=base.seed, dtype=dtype
-        )
-        factor = whitened(normal, 0.0)
+        drawn = normal((rows, columns), base.seed, dtype)
+        if on_host:
+            factor, _ = nearest_factor(drawn, 0.0, DEFAULT_MAXITER_BJORCK, 1)
+        else:
+            factor = whitened(drawn, 0.0)
         if sides[0] < sides[1]:
             factor = ops.transpose(factor)
         return base.gain * ops.reshape(factor, shape)

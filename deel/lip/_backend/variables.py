@@ -1,6 +1,7 @@
 """Reading the values of variables."""
 
 import keras
+import numpy as np
 from keras import ops
 
 
@@ -24,3 +25,18 @@ def host(variable):
     if keras.backend.standardize_dtype(tensor.dtype) == "bfloat16":
         tensor = ops.cast(tensor, "float32")
     return ops.convert_to_numpy(tensor)
+
+
+def array_where_eager_is_slow(tensor):
+    """NumPy array of a tensor that JAX computes with eagerly; else None.
+
+    JAX compiles each operation for each shape, which takes longer than small
+    computations do in NumPy. None, too, where a part is on another machine.
+    """
+    if keras.backend.backend() != "jax":
+        return None
+    import jax
+
+    if isinstance(tensor, jax.core.Tracer) or not tensor.is_fully_addressable:
+        return None
+    return np.asarray(tensor)

@@ -2,11 +2,14 @@
 
 import math
 
-import numpy as np
 from keras import ops
 
-from deel.lip._backend.linear_algebra import diagonal_sum
+from deel.lip._backend.linear_algebra import BLOCK
+from deel.lip._backend.linear_algebra import TINY
+from deel.lip._backend.linear_algebra import in_blocks
 from deel.lip._backend.linear_algebra import largest_magnitude
+from deel.lip._backend.linear_algebra import one_for_tiny
+from deel.lip._backend.linear_algebra import sum_of_rows
 from deel.lip._backend.products import digits_of_products
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
@@ -15,14 +18,9 @@ from deel.lip._backend.tensors import reshaped
 # of a float32 Gram matrix stays one order of magnitude below.
 _SLACK = 4e-6
 
-# Sums of more terms than `_LONG` are made in blocks of `_BLOCK`; see
+# Sums of more terms than `_LONG` are made in blocks of `BLOCK`; see
 # `products_of_columns`.
 _LONG = 1024
-
-_BLOCK = 64
-
-# The smallest normal number of float32; so is its reciprocal.
-TINY = float(np.finfo(np.float32).tiny)
 
 # Squarings of the Gram iteration: the bound is within m^(1/2^(t+1)) of sigma.
 _SQUARINGS = 6
@@ -37,14 +35,15 @@ def as_matrix(kernel):
 def unit_scale(w, axis=None):
     """Divides by the largest magnitude, which is returned too (0 stays 0).
 
-    Squares of the result neither overflow nor all vanish. The scale counts as
+    Squares of the result neither overflow nor all vanish, unless no entry is a
+    normal number of float32, which is left as it is. The scale counts as
     a constant for differentiation, which is exact in every function that does
     not depend on the scale of its argument.
     """
     scale = largest_magnitude(ops.stop_gradient(w), axis)
     # Compilers divide by multiplying with the reciprocal, which has to be a
     # normal number. So the largest of what is left is four at most, not one.
-    scale = ops.clip(scale, TINY, 1.0 / TINY)
+    scale = ops.minimum(one_for_tiny(scale), 1.0 / TINY)
     return w / scale, scale
 
 
@@ -200,36 +199,22 @@ def products_of_columns(w, z):
     each takes as much memory as the result.
     """
     rows, columns = w.shape[-2:]
-    size = _BLOCK if columns <= _BLOCK else _LONG
-    exact = columns > _BLOCK and digits_of_products(w) is None
+    size = BLOCK if columns <= BLOCK else _LONG
+    exact = columns > BLOCK and digits_of_products(w) is None
     if rows <= _LONG or exact:
         return product(transposed(w), z)
     first = _blocks_of_rows(w, size)
     second = first if z is w else _blocks_of_rows(z, size)
-    return accurate_sum(product(transposed(first), second))
+    return sum_of_rows(product(transposed(first), second))
 
 
 def _blocks_of_rows(w, size):
     """Splits the rows of matrices in blocks, along a new first axis."""
     if len(w.shape) == 2:
-        return _in_blocks(w, size)
+        return in_blocks(w, size)
     # What is split comes first.
-    blocks = _in_blocks(ops.moveaxis(w, -2, 0), size)
+    blocks = in_blocks(ops.moveaxis(w, -2, 0), size)
     return ops.moveaxis(blocks, 1, -2)
-
-
-def accurate_sum(x):
-    """Sum over the first axis, in blocks; see `products_of_columns`."""
-    while x.shape[0] > _BLOCK:
-        x = ops.sum(_in_blocks(x), axis=1)
-    return ops.sum(x, axis=0)
-
-
-def _in_blocks(x, size=_BLOCK):
-    """Splits the first axis in blocks, filled up with zeros."""
-    missing = -x.shape[0] % size
-    x = ops.pad(x, [[0, missing]] + [[0, 0]] * (len(x.shape) - 1))
-    return ops.reshape(x, (-1, size, *x.shape[1:]))
 
 
 def frobenius_norm(x):

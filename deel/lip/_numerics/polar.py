@@ -56,13 +56,14 @@ from deel.lip._backend.compilation import traced_once
 from deel.lip._backend.control_flow import cond
 from deel.lip._backend.control_flow import while_loop
 from deel.lip._backend.gradient import custom_gradient
+from deel.lip._backend.linear_algebra import TINY
 from deel.lip._backend.linear_algebra import added_product
 from deel.lip._backend.linear_algebra import diagonal_sum
 from deel.lip._backend.linear_algebra import sum_of_squares
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
+from deel.lip._backend.variables import array_where_eager_is_slow
 from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
-from deel.lip._numerics.norm_bounds import TINY
 from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import axes_of_one
 from deel.lip._numerics.norm_bounds import divide_by_norm
@@ -372,6 +373,13 @@ def nearest_factor(matrix, tolerance, max_steps, groups):
         A tensor like `matrix`, and the scale of `matrix`, `(1, 1)`; see
         `polar`.
     """
+    array = array_where_eager_is_slow(matrix)
+    # Fewer steps than usual were asked for, to leave it less near.
+    if array is not None and max_steps >= DEFAULT_MAXITER_BJORCK:
+        blocks = np.split(array.astype("float64"), groups, axis=-1)
+        factors, scales = zip(*map(factor_on_host, blocks), strict=True)
+        found = np.concatenate(factors, axis=-1), np.mean(scales, axis=0)
+        return tuple(ops.convert_to_tensor(x, matrix.dtype) for x in found)
     # A tensor: one graph serves each tolerance.
     tolerance = ops.convert_to_tensor(tolerance, dtype=matrix.dtype)
     return _nearest_of(matrix, tolerance, max_steps=max_steps, groups=groups)
@@ -390,6 +398,43 @@ def stepped(matrix, groups):
     # A common scale, only to be of their size: the mean cannot overflow.
     scale = ops.mean(ops.concatenate(scales), axis=0, keepdims=True)
     return ops.concatenate(factors, axis=1), scale
+
+
+# Ratio of squared singular values that float32 cannot tell from zero.
+_LEAST_RATIO = 1e-14
+
+
+def factor_on_host(w):
+    """`polar` by the eigenvalues of the Gram matrix, in NumPy.
+
+    For what computes eagerly on JAX, which compiles each operation for each
+    shape: seconds for a model, before its first step.
+
+    Args:
+        w: Array `(..., n, m)`, float64. Singular values below a ten-millionth
+            of the largest are not brought to one.
+    """
+    if w.shape[-2] < w.shape[-1]:
+        factor, scale = factor_on_host(np.swapaxes(w, -1, -2))
+        return np.swapaxes(factor, -1, -2), scale
+    largest = np.max(np.abs(w), axis=(-2, -1), keepdims=True)
+    is_zero = largest == 0
+    w = w / np.where(is_zero, 1.0, largest)
+    values, vectors = np.linalg.eigh(_gram_on_host(w))
+    mean = np.mean(values, axis=-1)[..., None, None]
+    top = np.where(is_zero, 1.0, values[..., None, -1:])
+    values = np.where(
+        values[..., None, :] > _LEAST_RATIO * top, values[..., None, :], top
+    )
+    w = w @ ((vectors * values**-0.5) @ np.swapaxes(vectors, -1, -2))
+    # What squaring the matrix has cost small singular values.
+    for _ in range(2):
+        w = 1.5 * w - 0.5 * w @ _gram_on_host(w)
+    return w, np.where(is_zero, 1.0, np.sqrt(mean) * largest)
+
+
+def _gram_on_host(w):
+    return np.swapaxes(w, -1, -2) @ w
 
 
 @traced_once
@@ -423,9 +468,7 @@ def with_tangent_gradient(matrix, value, groups, multiple_of=None):
     def pass_on(matrix, value):
         def gradient(upstream):
             multiple = multiple_of(value) if multiple_of else 1.0
-            projected = functools.partial(
-                project_on_tangent, multiple=multiple
-            )
+            projected = functools.partial(project_on_tangent, multiple=multiple)
             return by_group(projected, groups, value, upstream), None
 
         return value, gradient

@@ -45,10 +45,9 @@ class HingeKR(LipschitzLoss):
         hinge = self.hingeloss.call(y_true, y_pred)
         alpha = ops.convert_to_tensor(self.alpha)
         # An infinite alpha stands for the hinge term alone.
-        hinge_only = ops.isinf(alpha)
-        kr_weight = ops.where(hinge_only, 0.0, 1.0)
-        hinge_weight = ops.where(hinge_only, 1.0, alpha)
-        return hinge_weight * hinge - kr_weight * kr
+        is_finite = ops.isfinite(alpha)
+        hinge_weight = ops.where(is_finite, alpha, 1.0)
+        return hinge_weight * hinge - ops.cast(is_finite, kr.dtype) * kr
 
 
 @register("HKR")

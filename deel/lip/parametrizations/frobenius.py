@@ -3,9 +3,9 @@
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.linear_algebra import one_for_tiny
+from deel.lip._backend.linear_algebra import sum_of_rows
 from deel.lip._backend.tensors import reshaped
-from deel.lip._numerics.norm_bounds import TINY
-from deel.lip._numerics.norm_bounds import accurate_sum
 from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import unit_scale
 from deel.lip.parametrizations.base import Parametrization
@@ -34,8 +34,8 @@ class Frobenius(Parametrization):
         whole = self.axis is None
         columns = reshaped(kernel, (-1, 1)) if whole else as_matrix(kernel)
         unit, _ = unit_scale(columns, axis=0)
-        # Of other columns than zeros, the sum is one at least.
-        squares = ops.maximum(accurate_sum(ops.square(unit)), TINY)
+        # The largest square is one, or that of zeros.
+        squares = one_for_tiny(sum_of_rows(ops.square(unit)))
         constrained = unit * ops.rsqrt(squares)
         constrained = reshaped(constrained, kernel.shape)
         if self.axis == -2:

@@ -1,8 +1,8 @@
 """Kernels made of the (semi-)orthogonal matrix nearest to the free one."""
 
-import keras
 from keras import ops
 
+from deel.lip._backend.drawing import Normal
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
@@ -83,9 +83,8 @@ class Polar(Parametrization):
         return kernel
 
     def add_state(self, input_shape):
-        normal = keras.initializers.RandomNormal(0.0, 1.0)
         shape = (1, self.kernel_shape[-1])
-        self.sn = self.add_weight(shape, normal, name="sn")
+        self.sn = self.add_weight(shape, Normal(), name="sn")
         self.sigma = self.add_weight((1, 1), "ones", name="sigma")
 
     def constrain(self, kernel):
