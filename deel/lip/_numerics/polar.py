@@ -385,17 +385,29 @@ def nearest_factor(matrix, tolerance, max_steps, groups):
     return _nearest_of(matrix, tolerance, max_steps=max_steps, groups=groups)
 
 
-def stepped(matrix, groups):
-    """`step` of each group of columns, or of each matrix of a stack.
+def stepped(matrix, groups, steps=1):
+    """`step` of each group of columns.
+
+    Args:
+        matrix: Tensor `(n, m)`.
+        groups: Integer.
+        steps: Integer, how often.
 
     Returns:
-        A tensor like `matrix`, and the scale, `(..., 1, 1)`.
+        A tensor like `matrix`, and the scale of `matrix`, `(1, 1)`.
     """
     parts = [step(block) for block in _blocks(groups, matrix)]
-    if groups == 1:
+    for _ in range(steps - 1):
+        parts = [(step(factor)[0], scale) for factor, scale in parts]
+    return _joined(parts)
+
+
+def _joined(parts):
+    """Factors of all groups side by side, and one scale, `(1, 1)`."""
+    if len(parts) == 1:
         return parts[0]
     factors, scales = zip(*parts, strict=True)
-    # A common scale, only to be of their size: the mean cannot overflow.
+    # Only to be of their size: the mean cannot overflow.
     scale = ops.mean(ops.concatenate(scales), axis=0, keepdims=True)
     return ops.concatenate(factors, axis=1), scale
 
@@ -442,12 +454,7 @@ def _nearest_of(matrix, tolerance, max_steps, groups):
     parts = [
         polar(block, tolerance, max_steps) for block in _blocks(groups, matrix)
     ]
-    if groups == 1:
-        return parts[0]
-    factors, scales = zip(*parts, strict=True)
-    # A common scale, only to be of their size: the mean cannot overflow.
-    scale = ops.mean(ops.concatenate(scales), axis=0, keepdims=True)
-    return ops.concatenate(factors, axis=1), scale
+    return _joined(parts)
 
 
 def with_tangent_gradient(matrix, value, groups, multiple_of=None):

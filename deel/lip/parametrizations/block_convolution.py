@@ -10,7 +10,6 @@ from deel.lip._numerics.orthogonal_factors import Factors
 from deel.lip._numerics.orthogonal_factors import convolution_bound
 from deel.lip._numerics.polar import SCALES
 from deel.lip._numerics.polar import nearest_factor
-from deel.lip._numerics.polar import step
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
 from deel.lip.parametrizations.constrained_variable import SLACK
@@ -62,26 +61,14 @@ class BlockConvolution(Parametrization):
     def constrain(self, kernel):
         given = self.factors.split(kernel)
         nearest, _ = _nearest(self.factors.split(ops.stop_gradient(kernel)))
-        return self._composed(given, nearest)
-
-    def _composed(self, given, nearest):
-        """The kernel of orthogonal factors, as a function of the given ones."""
         parts = [
             None if part is None else with_tangent_gradient(part, factor, 1)
             for part, factor in zip(given, nearest, strict=True)
         ]
         return self.factors.compose(parts)
 
-    def update(self, kernel):
-        # From what was retracted, one step is enough; see `Polar`.
-        parts = self.factors.split(float32_at_least(kernel))
-        nearest, _ = _stepped(
-            None if part is None else ops.stop_gradient(part) for part in parts
-        )
-        return self.wbar.hold(self._composed(parts, nearest))
-
     def retract(self, kernel):
-        nearest, scales = _stepped(self.factors.split(kernel))
+        nearest, scales = _nearest(self.factors.split(kernel))
         parts = [
             # The scale has no effect; see `Spectral`.
             None if factor is None else ops.clip(scale, *SCALES) * factor
@@ -114,14 +101,10 @@ class BlockConvolution(Parametrization):
 
 def _nearest(parts):
     """The orthogonal factors nearest to given ones, and their scales."""
-    return _of_each(lambda x: nearest_factor(x, _EXACT, _MAX_STEPS, 1), parts)
-
-
-def _stepped(parts):
-    """Factors nearer to orthogonal ones, and the scales of those given."""
-    return _of_each(step, parts)
-
-
-def _of_each(function, parts):
-    found = [(None, None) if part is None else function(part) for part in parts]
+    found = [
+        (None, None)
+        if part is None
+        else nearest_factor(part, _EXACT, _MAX_STEPS, 1)
+        for part in parts
+    ]
     return tuple(zip(*found, strict=True))

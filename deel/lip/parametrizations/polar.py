@@ -1,7 +1,9 @@
 """Kernels made of the (semi-)orthogonal matrix nearest to the free one."""
 
+import keras
 from keras import ops
 
+from deel.lip._backend.control_flow import has_values
 from deel.lip._backend.drawing import Normal
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.variables import float32_at_least
@@ -14,10 +16,19 @@ from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import unit_scale
 from deel.lip._numerics.polar import SCALES
 from deel.lip._numerics.polar import by_group
+from deel.lip._numerics.polar import nearest_factor
 from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._numerics.polar import stepped
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
+
+# In the forward pass of a training step outside of compiled functions.
+_FORWARD = 1e-5
+
+# On PyTorch, where tensors tell who wrote them last, of kernels that no Keras
+# optimizer has retracted. So those of other optimizers, which drift from
+# orthogonal ones, are used near to them, without a question to the host.
+_STEPS_FROM_ANYWHERE = 3
 
 
 class Polar(Parametrization):
@@ -107,8 +118,7 @@ class Polar(Parametrization):
             # needs what it held.
             value = self.wbar.proven(lasting=True)
         else:
-            nearest, _ = self._stepped(known)
-            value = self.wbar.hold(self.bounded_kernel(nearest))
+            value = self.wbar.hold(self.bounded_kernel(self._nearest(known)))
             self.wbar.note_current()
         value = as_matrix(ops.stop_gradient(value))
         followed = with_tangent_gradient(
@@ -119,7 +129,8 @@ class Polar(Parametrization):
     def retract(self, kernel):
         if not self.orthogonal:
             return super().retract(kernel)
-        nearest, scale = self._stepped(as_matrix(kernel))
+        nearest, scale = stepped(as_matrix(kernel), self.groups)
+        nearest = reshaped(nearest, self.kernel_shape)
         # It has no effect, so it is kept where every dtype has its digits.
         sigma = ops.clip(scale, *SCALES)
         self.store(self.sigma, sigma)
@@ -136,10 +147,18 @@ class Polar(Parametrization):
         self._record(vector, sigma)
         return constrained
 
-    def _stepped(self, matrix):
-        """A kernel nearer to orthogonal, and the scale of the matrix."""
-        nearest, scale = stepped(matrix, self.groups)
-        return reshaped(nearest, self.kernel_shape), scale
+    def _nearest(self, matrix):
+        """What a training step uses of a kernel that others have written."""
+        if keras.backend.backend() == "torch":
+            nearest, scale = stepped(matrix, self.groups, _STEPS_FROM_ANYWHERE)
+        elif has_values(matrix):
+            nearest, scale = nearest_factor(
+                matrix, _FORWARD, self.maxiter_bjorck, self.groups
+            )
+        else:
+            nearest, scale = stepped(matrix, self.groups)
+        self.store(self.sigma, scale)
+        return reshaped(nearest, self.kernel_shape)
 
     def _record(self, vector, sigma):
         self.store(self.sn, vector)
