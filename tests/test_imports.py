@@ -26,8 +26,8 @@ FOLDERS = {
         model applications callbacks plots _deprecated
     """,
     "_backend": """
-        control_flow differentiation gradient products replicas tensors
-        variables compilation guarded_variable retraction
+        control_flow drawing differentiation gradient products linear_algebra
+        replicas tensors variables compilation guarded_variable retraction
     """,
     "_numerics": """
         activations norm_bounds padding windows sorting window_norms
@@ -74,6 +74,10 @@ BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
 EXCEPTIONS = {
+    ("_backend.control_flow", "tensorflow"),
+    ("_backend.control_flow", "jax"),
+    ("_backend.control_flow", "torch"),
+    ("_backend.linear_algebra", "torch"),
     ("_backend.products", "tensorflow"),
     ("_backend.products", "jax"),
     ("_backend.products", "torch"),
@@ -81,10 +85,12 @@ EXCEPTIONS = {
     ("_backend.compilation", "jax"),
     ("_backend.replicas", "tensorflow"),
     ("_backend.retraction", "jax"),
+    ("_backend.retraction", "torch"),
     ("_backend.guarded_variable", "tensorflow"),
     ("_backend.guarded_variable", "jax"),
     ("_backend.guarded_variable", "torch"),
     ("_backend.gradient", "torch"),
+    ("_backend.variables", "jax"),
     ("_numerics.sorting", "tensorflow"),
     ("callbacks", "tensorflow"),
     ("_backend.differentiation", "tensorflow"),

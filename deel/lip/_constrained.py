@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.retraction import AfterUpdate
+from deel.lip._backend.retraction import follow_torch_optimizers
 from deel.lip._backend.retraction import retracting
 from deel.lip._backend.variables import host
 from deel.lip._export import copy_state
@@ -123,6 +124,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             self.kernel, self._kernel_shape, input_shape, self._get_coef()
         )
         self.kernel.constraint = AfterUpdate(self._after_update)
+        follow_torch_optimizers(self)
         # All state must exist before the first step, weights of an activation
         # layer included.
         if isinstance(self.activation, keras.layers.Layer):

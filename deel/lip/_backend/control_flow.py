@@ -6,6 +6,7 @@ a second for what takes a millisecond. Where the condition is a known value,
 plain Python decides instead.
 """
 
+import keras
 from keras import ops
 
 
@@ -40,5 +41,21 @@ def value_now(predicate):
 
 
 def has_values(tensor):
-    """Whether a tensor has values by now: False while a graph is traced."""
-    return value_now(ops.any(ops.isfinite(tensor))) is not None
+    """Whether a tensor has values by now: False while a graph is traced.
+
+    Nothing is read for it, which a GPU would have to finish its work for.
+    """
+    backend = keras.backend.backend()
+    if backend == "torch":
+        import torch
+
+        return not torch.compiler.is_compiling()
+    if backend == "jax":
+        import jax
+
+        return not isinstance(tensor, jax.core.Tracer)
+    if backend == "tensorflow":
+        import tensorflow as tf
+
+        return tf.executing_eagerly()
+    return True

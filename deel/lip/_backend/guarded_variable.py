@@ -120,7 +120,7 @@ class GuardedVariable(keras.Variable):
         """
         self._settle()
         proof, current = self._proof, self._unguarded
-        if _is_compiling():
+        if is_compiling():
             current = ops.convert_to_tensor(current)
             return ops.copy(current) if lasting else current
         if proof is not None and proof.held is current:
@@ -138,7 +138,7 @@ class GuardedVariable(keras.Variable):
         """
         if isinstance(value, keras.Variable):
             value = value.value
-        if _is_compiling() or _is_synchronisation(sys._getframe(1)):
+        if is_compiling() or _is_synchronisation(sys._getframe(1)):
             return self.assign_proven(value)
         # A copy: JAX uses the memory of NumPy arrays as it is, in which their
         # owner may write other numbers later.
@@ -175,7 +175,7 @@ class GuardedVariable(keras.Variable):
             The `_Proof` of what the variable holds by now; None where nothing
             is known of it.
         """
-        if self.is_sound is None or self._value is None or _is_compiling():
+        if self.is_sound is None or self._value is None or is_compiling():
             return None
         proof = self._proof
         while proof is None or not proof.covers(self._value):
@@ -217,7 +217,7 @@ class GuardedVariable(keras.Variable):
             super()._direct_assign(value)
             self._proof = _Proof(self._value, None, self._value)
             return
-        if _is_compiling():
+        if is_compiling():
             # The mark tells, afterwards, that this was written.
             super()._direct_assign(value)
             return
@@ -265,7 +265,7 @@ def _is_synchronisation(caller):
 # What backends differ in, of which Keras knows nothing.
 
 
-def _is_compiling():
+def is_compiling():
     """Whether TorchDynamo reads this program instead of running it."""
     if keras.backend.backend() != "torch":
         return False
@@ -312,7 +312,7 @@ def mark_of(variable, writes=0):
         writes: Integer, how many writes are to be expected.
     """
     held = variable._value
-    if keras.backend.backend() != "torch" or held is None or _is_compiling():
+    if keras.backend.backend() != "torch" or held is None or is_compiling():
         return None
     version, address = _mark(held)
     return None if version is None else (version + writes, address)

@@ -98,10 +98,32 @@ def added_product(x, a, b, weight, product_weight, all_digits=True):
         return weighted + product_weight * multiplied
     import torch
 
-    name = "addmm" if len(x.shape) == 2 else "baddbmm"
+    # Stacks of more axes are a few small matrices.
+    if len(x.shape) > 3:
+        multiplied = in_own_dtype(lambda: a @ b, x)
+        return torch.add(weight * x, multiplied, alpha=product_weight)
+    add = torch.addmm if len(x.shape) == 2 else torch.baddbmm
     return in_own_dtype(
-        lambda: getattr(torch, name)(
-            x, a, b, beta=weight, alpha=product_weight
-        ),
-        x,
+        lambda: add(x, a, b, beta=weight, alpha=product_weight), x
     )
+
+
+def cholesky(x):
+    """Lower triangular factor of a positive definite matrix.
+
+    PyTorch would read the outcome on the host to raise an error.
+    """
+    if keras.backend.backend() != "torch":
+        return ops.cholesky(x)
+    import torch
+
+    return torch.linalg.cholesky_ex(x).L
+
+
+def inverse(x):
+    """Inverse of a matrix that has one; see `cholesky`."""
+    if keras.backend.backend() != "torch":
+        return ops.inv(x)
+    import torch
+
+    return torch.linalg.inv_ex(x).inverse

@@ -3,10 +3,26 @@
 On TensorFlow and PyTorch that is an assignment. On JAX an optimizer is a
 function of the trained variables alone, which drops all other state: there it
 is gathered, by `train_step`, and handed on with the results of the step.
+
+Note [who moves a kernel]
+
+A training step that knows that its kernels have been retracted has nothing to
+ask them. It is known without a look at any value:
+
+* PyTorch: tensors count what is written to them. Optimizers of Keras call the
+  constraint of a variable; those of PyTorch have a hook, which is used here.
+* TensorFlow and JAX: a step is traced before it is run, by `keras.Model`, whose
+  optimizer is one of Keras. In programs of others nothing is known.
+
+It only decides what is computed, never whether it is valid. So a kernel that
+somebody writes to between steps is used one step late.
 """
 
 import contextlib
+import functools
+import sys
 import threading
+import weakref
 
 import keras
 from keras import ops
@@ -34,13 +50,11 @@ class _Retractions(threading.local):
     Attributes:
         stored: Dictionary to add to; None where nobody asks for it.
         before: Dictionary of what other variables held before the step.
-        trained: Ids of the variables that the step at hand trains.
         running: Whether an optimizer has just moved the kernel at hand.
     """
 
     stored = None
     before = None
-    trained = frozenset()
     running = False
 
 
@@ -58,34 +72,11 @@ def train_step(model, step, *args):
     Returns:
         What the step returns.
     """
-    # The update of this one is a branch, whose values must not leave it.
-    scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
-    if keras.backend.backend() == "torch" or scaled:
-        return step(*args)
-    trained = {id(variable) for variable in model.trainable_variables}
-    with _announced(trained):
-        return _train_step(model, step, args)
-
-
-@contextlib.contextmanager
-def _announced(trained):
-    _retractions.trained = trained
-    try:
-        yield
-    finally:
-        _retractions.trained = frozenset()
-
-
-def will_be_retracted(variable):
-    """Whether an optimizer is about to move a kernel, and then retract it.
-
-    So what belongs to it was stored by the step before.
-    """
-    return id(variable) in _retractions.trained
-
-
-def _train_step(model, step, args):
-    if keras.backend.backend() != "jax":
+    if keras.backend.backend() != "jax" or isinstance(
+        # Its update is a branch, whose values must not leave it.
+        model.optimizer,
+        keras.optimizers.LossScaleOptimizer,
+    ):
         return step(*args)
     (_, before, *_), *_ = args
     names = [id(variable) for variable in model.non_trainable_variables]
@@ -101,6 +92,62 @@ def _train_step(model, step, args):
         for name, value in zip(names, others, strict=True)
     ]
     return logs, (trainable, others, *rest)
+
+
+def is_retracted(variable):
+    """Whether an optimizer of Keras retracts a kernel after each step.
+
+    That is, in a step that is being traced. See [who moves a kernel].
+    """
+    frame = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is keras.Model.train_step.__code__:
+            model = frame.f_locals["self"]
+            return isinstance(model.optimizer, keras.optimizers.Optimizer) and (
+                any(own is variable for own in model.trainable_variables)
+            )
+        frame = frame.f_back
+    return False
+
+
+def is_carried(variable):
+    """Whether what a retraction has stored is there in the next step, too."""
+    if keras.backend.backend() == "jax" and _retractions.stored is None:
+        return False
+    return is_retracted(variable)
+
+
+# Layers by the id of the parameter of PyTorch that is their kernel.
+_layers = weakref.WeakValueDictionary()
+
+
+def follow_torch_optimizers(layer):
+    """Has the optimizers of PyTorch, too, retract the kernel of a layer.
+
+    Args:
+        layer: Layer with the variable `kernel` and a method `_after_update`,
+            from the value of the kernel to the one that replaces it.
+    """
+    if keras.backend.backend() == "torch" and layer.kernel._value is not None:
+        _layers[id(layer.kernel._value)] = layer
+        _listen_to_torch()
+
+
+@functools.lru_cache
+def _listen_to_torch():
+    import torch
+    from torch.optim.optimizer import register_optimizer_step_post_hook
+
+    def retract(optimizer, *_):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                layer = _layers.get(id(parameter))
+                if layer is None or layer.kernel._value is not parameter:
+                    continue
+                with torch.no_grad():
+                    parameter.copy_(layer._after_update(parameter.detach()))
+
+    register_optimizer_step_post_hook(retract)
 
 
 def value_or_none(variable):

@@ -32,6 +32,14 @@ have left above one. Its block has singular values of at least 2 s^2 - 1, that
 is 1 - 4 `_MARGIN`, less what is left below one. The products keep all digits
 of float32; see `deel.lip._backend.products`.
 
+In training, factors may be less near to orthogonal ones. The kernel does not
+expand then either, but `convolution_bound`, by which it is checked, may see
+more than there is. With singular values of the factors of 1 - d <= s^2 <= 1,
+the squared ones of a block are at least 1 - 4 d, and those of the kernel at
+least 1 - D, D being the sum of 4 d of the blocks and d of the other matrices.
+The bound enlarges half of that range, so the kernel is divided by the root of
+1 + (1 / cos(pi / 6)^axes - 1) D / 2, with one for D if that is more.
+
 References:
     - Li et al., "Preventing gradient attenuation in Lipschitz constrained
       convolutional networks", NeurIPS 2019 (arXiv:1911.00937).
@@ -51,8 +59,12 @@ from keras import ops
 
 from deel.lip._backend.products import product
 from deel.lip._numerics.norm_bounds import transposed
+from deel.lip._numerics.polar import residual_of
 
 _MARGIN = 5e-7
+
+# Of what a trigonometric polynomial is on a grid, to what it is between.
+_COSINE = math.cos(math.pi / 6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +90,12 @@ class Factors:
     def window(self):
         """Taps along each axis that no other window reads."""
         return tuple(map(min, self.shape, self.strides))
+
+    @property
+    def _steps(self):
+        """Windows that a kernel spans along each axis."""
+        pairs = zip(self.shape, self.window, strict=False)
+        return [-(-taps // size) for taps, size in pairs]
 
     @property
     def inputs(self):
@@ -194,7 +212,18 @@ class Factors:
             kernel = transposed(kernel)
         # The groups, side by side in the outputs.
         kernel = ops.moveaxis(kernel, 0, -2)
-        return ops.reshape(kernel, self.shape)
+        kernel = ops.reshape(kernel, self.shape)
+        return kernel / ops.stop_gradient(self._seen_above_one(parts))
+
+    def _seen_above_one(self, parts):
+        """What to divide a kernel by; see [How exact it is]."""
+        most = 0.0
+        for part, weight in zip(parts, (1.0, 4.0, 1.0), strict=True):
+            if part is not None:
+                most += weight * ops.sum(residual_of(part))
+        axes = sum(n > 1 for n in self._steps)
+        excess = (1 / _COSINE**axes - 1) / 2
+        return ops.sqrt(1 + excess * ops.minimum(most, 1.0))
 
 
 def _on_channels(kernel, matrix):
@@ -269,6 +298,6 @@ def convolution_bound(kernel, strides):
         gram = wave @ adjoint if is_wide else adjoint @ wave
         values = np.linalg.eigvalsh(gram)
         low, high = min(low, values[0]), max(high, values[-1])
-    between = math.cos(math.pi / 6) ** sum(n > 1 for n in steps)
+    between = _COSINE ** sum(n > 1 for n in steps)
     middle, half = (high + low) / 2, (high - low) / 2
     return math.sqrt(middle + half / between)

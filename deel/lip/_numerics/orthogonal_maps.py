@@ -24,6 +24,8 @@ References:
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.linear_algebra import cholesky
+from deel.lip._backend.linear_algebra import inverse
 from deel.lip._backend.products import product
 from deel.lip._numerics.norm_bounds import gram_of
 from deel.lip._numerics.norm_bounds import transposed
@@ -83,7 +85,7 @@ def whitened(w, shift):
     """
     gram = gram_of(w)
     identity = ops.eye(w.shape[1], dtype=w.dtype)
-    factor = ops.cholesky(_finite(gram + shift * identity))
+    factor = cholesky(_finite(gram + shift * identity))
     return transposed(ops.solve_triangular(factor, transposed(w), lower=True))
 
 
@@ -109,7 +111,7 @@ def cayley(w):
         images = identity - skew
     # Keras 3.4 has no `solve` in graphs, and for so many right sides it is no
     # cheaper. What the inverse loses, `finished` mends.
-    return product(images, ops.inv(_finite(identity + skew)))
+    return product(images, inverse(_finite(identity + skew)))
 
 
 def exponential(w):

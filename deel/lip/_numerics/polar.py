@@ -385,21 +385,13 @@ def nearest_factor(matrix, tolerance, max_steps, groups):
     return _nearest_of(matrix, tolerance, max_steps=max_steps, groups=groups)
 
 
-def stepped(matrix, groups, steps=1):
-    """`step` of each group of columns.
-
-    Args:
-        matrix: Tensor `(n, m)`.
-        groups: Integer.
-        steps: Integer, how often.
+def stepped(matrix, groups):
+    """`step` of each group of columns, or of each matrix of a stack.
 
     Returns:
-        A tensor like `matrix`, and the scale of `matrix`, `(1, 1)`.
+        A tensor like `matrix`, and the scale of `matrix`, `(..., 1, 1)`.
     """
-    parts = [step(block) for block in _blocks(groups, matrix)]
-    for _ in range(steps - 1):
-        parts = [(step(factor)[0], scale) for factor, scale in parts]
-    return _joined(parts)
+    return _joined([step(block) for block in _blocks(groups, matrix)])
 
 
 def _joined(parts):
@@ -410,6 +402,39 @@ def _joined(parts):
     # Only to be of their size: the mean cannot overflow.
     scale = ops.mean(ops.concatenate(scales), axis=0, keepdims=True)
     return ops.concatenate(factors, axis=1), scale
+
+
+# Closeness to 1 of kernels that nobody has retracted, in training steps:
+# inference, which uses a kernel normalised at another moment, then gives the
+# same values within 1e-4.
+_FORWARD = 1e-5
+
+
+def factor_in_training(
+    matrix, is_retracted, groups=1, max_steps=DEFAULT_MAXITER_BJORCK
+):
+    """What a training step uses of a kernel: of one retracted, one step.
+
+    Any other may be far from orthogonal, and drifts from there if nobody
+    retracts it: it is normalised to the end, with questions to the host.
+
+    Args:
+        matrix: Tensor `(n, m)`, or a stack, not differentiated.
+        is_retracted: Boolean, whether an optimizer has retracted it.
+        groups: Integer, as of `nearest_factor`.
+        max_steps: Integer, likewise.
+    """
+    if is_retracted:
+        return stepped(matrix, groups)[0]
+    return nearest_factor(matrix, _FORWARD, max_steps, groups)[0]
+
+
+def residual_of(factor):
+    """`||I - W^T W||_F`, which bounds `|1 - s^2|`, as `(..., 1, 1)`."""
+    if factor.shape[-2] < factor.shape[-1]:
+        factor = transposed(factor)
+    defect = identity_of(factor) - gram_of(factor)
+    return ops.sqrt(sum_of_squares(defect))
 
 
 # Ratio of squared singular values that float32 cannot tell from zero.

@@ -1,5 +1,7 @@
 """Kernels of convolutions, composed of orthogonal factors."""
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -9,7 +11,9 @@ from deel.lip._backend.variables import host
 from deel.lip._numerics.orthogonal_factors import Factors
 from deel.lip._numerics.orthogonal_factors import convolution_bound
 from deel.lip._numerics.polar import SCALES
+from deel.lip._numerics.polar import factor_in_training
 from deel.lip._numerics.polar import nearest_factor
+from deel.lip._numerics.polar import step
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
 from deel.lip.parametrizations.constrained_variable import SLACK
@@ -50,7 +54,10 @@ class BlockConvolution(Parametrization):
             # Not every backend decomposes matrices of half precision.
             precise = keras.backend.result_type(dtype, "float32")
             drawn = initializer(shape, dtype=precise)
-            parts, _ = _nearest(factors.split(drawn))
+            parts = [
+                None if part is None else _nearest(part)
+                for part in factors.split(drawn)
+            ]
             return ops.cast(factors.join(parts), dtype)
 
         return factors.free_shape, orthogonal
@@ -59,26 +66,51 @@ class BlockConvolution(Parametrization):
         self.factors = Factors(self.kernel_shape, self.strides, self.groups)
 
     def constrain(self, kernel):
-        given = self.factors.split(kernel)
-        nearest, _ = _nearest(self.factors.split(ops.stop_gradient(kernel)))
+        return self._composed(kernel, _nearest)
+
+    def update(self, kernel):
+        nearest = functools.partial(
+            factor_in_training, is_retracted=self.wbar.is_retracted()
+        )
+        constrained = self._composed(float32_at_least(kernel), nearest)
+        scaled = self.wbar.hold(constrained)
+        self.wbar.note_current()
+        return scaled
+
+    def _composed(self, kernel, factor_of):
+        """The kernel of factors made of the given ones, differentiable."""
         parts = [
-            None if part is None else with_tangent_gradient(part, factor, 1)
-            for part, factor in zip(given, nearest, strict=True)
+            None
+            if part is None
+            else with_tangent_gradient(
+                part, factor_of(ops.stop_gradient(part)), 1
+            )
+            for part in self.factors.split(kernel)
         ]
         return self.factors.compose(parts)
 
     def retract(self, kernel):
-        nearest, scales = _nearest(self.factors.split(kernel))
-        parts = [
-            # The scale has no effect; see `Spectral`.
-            None if factor is None else ops.clip(scale, *SCALES) * factor
-            for factor, scale in zip(nearest, scales, strict=True)
+        found = [
+            (None, None) if part is None else step(part)
+            for part in self.factors.split(kernel)
         ]
-        return self.factors.join(parts), self.factors.compose(nearest)
+        nearest, scales = zip(*found, strict=True)
+        return self._free_kernel(nearest, scales), self.factors.compose(nearest)
 
     def free_kernel_of(self, constrained, kernel):
         # The factors as they are, but for what keeps them precise.
-        return self.retract(kernel)[0]
+        found = [
+            (None, None) if part is None else _nearest_and_scale(part)
+            for part in self.factors.split(kernel)
+        ]
+        return self._free_kernel(*zip(*found, strict=True))
+
+    def _free_kernel(self, factors, scales):
+        return self.factors.join(
+            # The scale has no effect; see `Polar`.
+            None if factor is None else ops.clip(scale, *SCALES) * factor
+            for factor, scale in zip(factors, scales, strict=True)
+        )
 
     def expansion(self, array):
         blocks = np.split(array, self.groups, axis=-1)
@@ -99,12 +131,9 @@ class BlockConvolution(Parametrization):
         return super().admits(array, bound, kernel)
 
 
-def _nearest(parts):
-    """The orthogonal factors nearest to given ones, and their scales."""
-    found = [
-        (None, None)
-        if part is None
-        else nearest_factor(part, _EXACT, _MAX_STEPS, 1)
-        for part in parts
-    ]
-    return tuple(zip(*found, strict=True))
+def _nearest_and_scale(part):
+    return nearest_factor(part, _EXACT, _MAX_STEPS, 1)
+
+
+def _nearest(part):
+    return _nearest_and_scale(part)[0]

@@ -5,9 +5,11 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.guarded_variable import GuardedVariable
+from deel.lip._backend.guarded_variable import is_compiling
 from deel.lip._backend.guarded_variable import mark_of
+from deel.lip._backend.retraction import is_carried
+from deel.lip._backend.retraction import is_retracted
 from deel.lip._backend.retraction import store
-from deel.lip._backend.retraction import will_be_retracted
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
 from deel.lip._validation import normal_range
@@ -63,14 +65,20 @@ class ConstrainedVariable(GuardedVariable):
     def is_current(self):
         """Whether it is known to be that of the kernel, without a look at it.
 
-        Which only decides about what is computed: what is held is valid in any
-        case. So a kernel that somebody wrote to is used one step late.
+        See the note [who moves a kernel] of `deel.lip._backend.retraction`.
         """
         if keras.backend.backend() == "torch":
             return self._made_of is not None and self._made_of == mark_of(
                 self._kernel
             )
-        return will_be_retracted(self._kernel)
+        return is_carried(self._kernel)
+
+    def is_retracted(self):
+        """Whether the kernel is known to be what a retraction has returned."""
+        if keras.backend.backend() == "torch":
+            # A compiled function cannot tell, and must not ask.
+            return self.is_current() or is_compiling()
+        return is_retracted(self._kernel)
 
     def note_current(self, writes=0):
         """Notes that what is held belongs to the kernel.

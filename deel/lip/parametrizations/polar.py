@@ -1,9 +1,7 @@
 """Kernels made of the (semi-)orthogonal matrix nearest to the free one."""
 
-import keras
 from keras import ops
 
-from deel.lip._backend.control_flow import has_values
 from deel.lip._backend.drawing import Normal
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.variables import float32_at_least
@@ -16,19 +14,11 @@ from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import unit_scale
 from deel.lip._numerics.polar import SCALES
 from deel.lip._numerics.polar import by_group
-from deel.lip._numerics.polar import nearest_factor
+from deel.lip._numerics.polar import factor_in_training
 from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._numerics.polar import stepped
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
-
-# In the forward pass of a training step outside of compiled functions.
-_FORWARD = 1e-5
-
-# On PyTorch, where tensors tell who wrote them last, of kernels that no Keras
-# optimizer has retracted. So those of other optimizers, which drift from
-# orthogonal ones, are used near to them, without a question to the host.
-_STEPS_FROM_ANYWHERE = 3
 
 
 class Polar(Parametrization):
@@ -107,22 +97,29 @@ class Polar(Parametrization):
 
     def update(self, kernel):
         kernel = float32_at_least(kernel)
-        matrix = as_matrix(kernel)
-        known = ops.stop_gradient(matrix)
-        vector = ops.convert_to_tensor(self.sn)
         if not self.orthogonal:
-            self._record(*power_step(known, vector, self.groups))
+            self._follow_sigma(kernel)
             return super().update(kernel)
         if self.wbar.is_current():
             # Lasting: on torch the variable is written before the gradient
             # needs what it held.
             value = self.wbar.proven(lasting=True)
         else:
-            value = self.wbar.hold(self.bounded_kernel(self._nearest(known)))
+            self._follow_sigma(kernel)
+            nearest = factor_in_training(
+                as_matrix(ops.stop_gradient(kernel)),
+                self.wbar.is_retracted(),
+                self.groups,
+                self.maxiter_bjorck,
+            )
+            nearest = reshaped(nearest, self.kernel_shape)
+            value = self.wbar.hold(self.bounded_kernel(nearest))
             self.wbar.note_current()
-        value = as_matrix(ops.stop_gradient(value))
         followed = with_tangent_gradient(
-            matrix, value, self.groups, self.multiple_of
+            as_matrix(kernel),
+            as_matrix(ops.stop_gradient(value)),
+            self.groups,
+            self.multiple_of,
         )
         return self.with_norm_gradient(reshaped(followed, kernel.shape))
 
@@ -147,18 +144,10 @@ class Polar(Parametrization):
         self._record(vector, sigma)
         return constrained
 
-    def _nearest(self, matrix):
-        """What a training step uses of a kernel that others have written."""
-        if keras.backend.backend() == "torch":
-            nearest, scale = stepped(matrix, self.groups, _STEPS_FROM_ANYWHERE)
-        elif has_values(matrix):
-            nearest, scale = nearest_factor(
-                matrix, _FORWARD, self.maxiter_bjorck, self.groups
-            )
-        else:
-            nearest, scale = stepped(matrix, self.groups)
-        self.store(self.sigma, scale)
-        return reshaped(nearest, self.kernel_shape)
+    def _follow_sigma(self, kernel):
+        matrix = ops.stop_gradient(as_matrix(kernel))
+        vector = ops.convert_to_tensor(self.sn)
+        self._record(*power_step(matrix, vector, self.groups))
 
     def _record(self, vector, sigma):
         self.store(self.sn, vector)
