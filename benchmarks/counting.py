@@ -304,8 +304,12 @@ _TF_BRANCHES = {
 def _count_tensorflow(model, step, iterator):
     import tensorflow as tf
 
+    # As Keras has it, which keeps AutoGraph from the step.
     function = tf.function(
-        model.train_step, reduce_retracing=True, jit_compile=model.jit_compile
+        model.train_step,
+        reduce_retracing=True,
+        jit_compile=model.jit_compile,
+        autograph=False,
     )
     main = function.get_concrete_function(iterator.element_spec).graph
     graphs = {"": main}

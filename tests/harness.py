@@ -10,6 +10,7 @@ from keras import ops
 from deel.lip.parametrizations import AlmostOrthogonal
 from deel.lip.parametrizations import BlockConvolution
 from deel.lip.parametrizations import SpectralOperator
+from deel.lip.parametrizations.polar import Polar
 
 # Parametrizations whose promise is about the operator, for images of any size.
 OF_OPERATORS = (AlmostOrthogonal, BlockConvolution, SpectralOperator)
@@ -201,6 +202,19 @@ def assert_contracts(matrix, *context):
 
 def constrained_layers(model):
     return [layer for layer in model.layers if hasattr(layer, "wbar")]
+
+
+def assert_current(layer):
+    """Asserts that `wbar` belongs to the free kernel, not to a former one."""
+    free, used = to_numpy(layer.kernel), to_numpy(layer.wbar)
+    if isinstance(layer.parametrization, Polar):
+        # An optimizer leaves a multiple of what is in use.
+        ratio = np.linalg.norm(free) / np.linalg.norm(used)
+        assert_close(free, ratio * used, atol=1e-6 * ratio)
+    else:
+        constrained = layer.parametrization.constrain(layer.kernel)
+        expected = layer.wbar.coefficient * to_numpy(constrained)
+        assert_close(used, expected, atol=1e-6)
 
 
 def assert_all_bounded(model):

@@ -7,7 +7,6 @@ import keras
 import numpy as np
 import pytest
 from harness import assert_all_equal
-from harness import assert_close
 from harness import assert_equal
 from harness import normal
 from harness import reloaded
@@ -191,9 +190,8 @@ def test_inference_uses_the_kernels_of_the_last_update(optimizer, eager):
     harness.assert_all_bounded(model)
     # On JAX such an optimizer is a branch, whose state is dropped.
     if (keras.backend.backend(), optimizer) != ("jax", "scaled"):
-        assert_close(
-            model.predict(x, verbose=0), model(x, training=True), atol=1e-6
-        )
+        for layer in harness.constrained_layers(model):
+            harness.assert_current(layer)
 
 
 def test_recompiling_changes_no_weight():

@@ -9,8 +9,12 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+import registry
 from keras import ops
+from small_networks import image_classifier
 
+from deel.lip import losses
+from deel.lip import model as lipschitz
 from deel.lip._backend import products
 from deel.lip._backend.compilation import traced_once
 from deel.lip.layers import SpectralDense
@@ -128,6 +132,43 @@ def test_a_constrained_layer_multiplies_with_all_digits():
     assert 0 < found["exact_products"] < found["products"]
     assert 0 < found["exact_share"] < 1
     assert products.product.__name__ == "product"
+
+
+def stops_of_training(model, input_shape, loss):
+    """Reads or branches of a training step of a model."""
+    model.compile("adam", loss, jit_compile=BACKEND == "jax")
+    random = np.random.default_rng(0)
+    x = random.standard_normal((counting.IMAGES, *input_shape))
+    y = np.eye(4)[np.arange(counting.IMAGES) % 4]
+    return counting.step_counts(model, x, y, counting.IMAGES)[STOPS]
+
+
+@registry.rows(registry.CONSTRAINED, slow=True)
+@pytest.mark.parametrize("models", [lipschitz, keras])
+def test_no_constrained_layer_stops_a_training_step(row, models):
+    if BACKEND == "jax" and row.arguments.get("method") == "cayley":
+        pytest.skip("JAX finds pivots in a loop, whose length is known")
+    inputs = keras.Input(row.input_shape)
+    model = models.Model(inputs, row.make()(inputs))
+    loss = lambda _, y: -ops.mean(ops.square(y))  # noqa: E731
+    assert stops_of_training(model, row.input_shape, loss) == 0
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        losses.MulticlassHKR(10.0),
+        losses.MulticlassHKR(10.0, soft_hinge_tau=2.0),
+        losses.MulticlassSoftHKR(),
+        losses.MulticlassLseHKR(),
+        losses.MultiMargin(),
+        losses.CategoricalHinge(1.0),
+        losses.TauCategoricalCrossentropy(1.0),
+    ],
+)
+def test_no_loss_stops_a_training_step(loss):
+    model = image_classifier(lipschitz.Sequential, 4)
+    assert stops_of_training(model, (6, 6, 1), loss) == 0
 
 
 def test_fused_instructions_are_launched_once_and_loops_looked_into():

@@ -98,8 +98,9 @@ def kr_weights(positive, epsilon=EPSILON):
         ops.cast(ops.shape(positive)[0], positive.dtype),
         ops.sum(positive, axis=0),
     )
-    # Counts, so a maximum does what adding epsilon does, and compilers cannot
-    # add it to the batch size, where it would be lost.
-    of_positive = batch_size / ops.maximum(count, epsilon)
-    of_others = batch_size / ops.maximum(batch_size - count, epsilon)
+    # Compilers may add epsilon to the batch size first, where it is lost to
+    # rounding: without the maximum, batches of one class would divide by zero.
+    others = batch_size - count
+    of_positive = batch_size / ops.maximum(count + epsilon, epsilon)
+    of_others = batch_size / ops.maximum(others + epsilon, epsilon)
     return ops.where(positive > 0, of_positive, -of_others)

@@ -62,12 +62,19 @@ def in_blocks(x, size=BLOCK):
     return ops.reshape(x, (-1, size, *x.shape[1:]))
 
 
-def sum_of_squares(x):
-    """Sum of the squares of the entries of each matrix, `(..., 1, 1)`."""
+def length_of(x):
+    """Frobenius norm of each matrix, `(..., 1, 1)`. Not differentiated."""
     if keras.backend.backend() == "torch":
         import torch
 
-        return torch.linalg.vector_norm(x, 2, _MATRIX, keepdim=True).square()
+        return torch.linalg.vector_norm(x, 2, _MATRIX, keepdim=True)
+    return ops.sqrt(sum_of_squares(x))
+
+
+def sum_of_squares(x):
+    """Sum of the squares of the entries of each matrix, `(..., 1, 1)`."""
+    if keras.backend.backend() == "torch":
+        return ops.square(length_of(x))
     return ops.sum(ops.square(x), axis=_MATRIX, keepdims=True)
 
 

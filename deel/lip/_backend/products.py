@@ -133,7 +133,9 @@ def _unrounded(a, b):
     """`a @ b` in the dtype of the factors."""
     if keras.backend.backend() != "torch":
         return ops.matmul(a, b)
-    return in_own_dtype(lambda: a @ b, a)
+    import torch
+
+    return in_own_dtype(lambda: torch.matmul(a, b), a)
 
 
 def in_own_dtype(multiply, x):

@@ -59,6 +59,7 @@ from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.linear_algebra import TINY
 from deel.lip._backend.linear_algebra import added_product
 from deel.lip._backend.linear_algebra import diagonal_sum
+from deel.lip._backend.linear_algebra import length_of
 from deel.lip._backend.linear_algebra import sum_of_squares
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
@@ -152,8 +153,8 @@ def step(w):
             values.
 
     Returns:
-        A tensor like `w` with singular values of at most 1, and the scale of
-        `w`, `(..., 1, 1)`: the root mean square of its singular values.
+        A tensor like `w` with singular values of at most 1, and what makes it
+        as large as `w` in the Frobenius norm, `(..., 1, 1)`.
     """
     if w.shape[-2] < w.shape[-1]:
         factor, scale = step(transposed(w))
@@ -167,7 +168,7 @@ def step(w):
     scale = ops.maximum(mean, 0.5 * (mean + ops.sqrt(square)))
     start = unit * ops.rsqrt(scale)
     factor = added_product(start, start, gram / scale, 1.5, -0.5)
-    return factor, ops.sqrt(mean) * largest
+    return factor, length_of(unit) / (length_of(factor) + TINY) * largest
 
 
 def finished(w):
@@ -433,8 +434,7 @@ def residual_of(factor):
     """`||I - W^T W||_F`, which bounds `|1 - s^2|`, as `(..., 1, 1)`."""
     if factor.shape[-2] < factor.shape[-1]:
         factor = transposed(factor)
-    defect = identity_of(factor) - gram_of(factor)
-    return ops.sqrt(sum_of_squares(defect))
+    return length_of(identity_of(factor) - gram_of(factor))
 
 
 # Ratio of squared singular values that float32 cannot tell from zero.
