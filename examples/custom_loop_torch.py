@@ -2,9 +2,9 @@
 
     KERAS_BACKEND=torch python examples/custom_loop_torch.py
 
-The optimizer knows nothing of constraints: it moves kernels away from them, and
-the next forward pass in training mode brings them back. That costs more steps
-of the normalisation than a Keras optimizer does, never the bound.
+The optimizer knows nothing of constraints: it moves kernels away from them. The
+library, which hears of each step, brings them back, as it does with optimizers
+of Keras.
 """
 
 import sys

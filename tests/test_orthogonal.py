@@ -15,8 +15,10 @@ from deel.lip._numerics.norm_bounds import gram_bound
 from deel.lip._numerics.polar import _CUSHION
 from deel.lip._numerics.polar import _MINIMAX
 from deel.lip._numerics.polar import NEAR
+from deel.lip._numerics.polar import factor_on_host
 from deel.lip._numerics.polar import polar
 from deel.lip._numerics.polar import project_on_tangent
+from deel.lip._numerics.polar import step
 
 SHAPES = [(1, 1), (4, 4), (9, 16), (16, 9), (3, 1), (1, 5), (70, 66)]
 
@@ -131,3 +133,50 @@ def test_matrices_of_a_stack_are_handled_each_by_itself(shape):
             rtol=1e-4,
             atol=1e-5 * float(ops.max(ops.abs(kernel))),
         )
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(matrices())
+def test_one_step_never_leaves_an_expansion_and_keeps_signs_and_scale(w):
+    found, scale = (to_numpy(x) for x in step(ops.convert_to_tensor(w)))
+    harness.assert_contracts(found)
+    wide = np.asarray(w, "float64")
+    if np.all(np.abs(wide) < 1e-38):
+        return
+    # The step maps each singular value to one of the same sign.
+    unit = wide / np.linalg.norm(wide)
+    symmetric = unit.T @ found if w.shape[0] >= w.shape[1] else found @ unit.T
+    values = np.linalg.eigvalsh((symmetric + symmetric.T) / 2)
+    assert values[0] >= -1e-6
+    assert_close(symmetric, symmetric.T, atol=1e-6)
+    length = np.linalg.norm(found.astype("float64")) * scale.item()
+    assert length == pytest.approx(np.linalg.norm(wide), rel=1e-4)
+
+
+def test_steps_square_what_is_missing_to_one():
+    u, _, v = np.linalg.svd(harness.normal(40, 20), full_matrices=False)
+    values = 1 + 0.1 * np.linspace(-1, 1, 20)
+    w = ops.convert_to_tensor((7.0 * u * values @ v).astype("float32"))
+    missing = []
+    for _ in range(3):
+        w, _ = step(w)
+        found = harness.singular_values(to_numpy(w))
+        missing.append(1 - found[-1])
+    assert missing[0] < 2e-2
+    assert missing[1] < missing[0] ** 2
+    assert missing[2] < 1e-6
+
+
+def test_factors_found_on_the_host_are_those_of_the_iteration():
+    for shape in [(30, 20), (20, 30), (3, 12, 8), (20, 20)]:
+        w = harness.normal(*shape)
+        expected, scale = polar(ops.convert_to_tensor(w), 1e-7, 30)
+        found, found_scale = factor_on_host(w.astype("float64"))
+        assert_close(found, expected, atol=2e-5)
+        assert_close(found_scale, scale, rtol=1e-5)
+    zeros = np.zeros((4, 3))
+    factor, scale = factor_on_host(zeros)
+    harness.assert_equal(factor, zeros)
+    assert scale == 1
+    for kind, w in harness.hostile_matrices((9, 6), 30):
+        harness.assert_contracts(factor_on_host(w.astype("float64"))[0], kind)

@@ -124,7 +124,6 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             self.kernel, self._kernel_shape, input_shape, self._get_coef()
         )
         self.kernel.constraint = AfterUpdate(self._after_update)
-        follow_torch_optimizers(self)
         # All state must exist before the first step, weights of an activation
         # layer included.
         if isinstance(self.activation, keras.layers.Layer):
@@ -132,6 +131,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     def call(self, inputs, training=True):
         if training:
+            # Here, since copies of a layer are not built.
+            follow_torch_optimizers(self)
             kernel = self.parametrization.update(self.kernel)
         else:
             kernel = self.wbar.proven()

@@ -28,6 +28,7 @@ import keras
 from keras import ops
 
 from deel.lip._backend.guarded_variable import GuardedVariable
+from deel.lip._backend.guarded_variable import is_compiling
 
 
 class AfterUpdate(keras.constraints.Constraint):
@@ -124,11 +125,15 @@ _layers = weakref.WeakValueDictionary()
 def follow_torch_optimizers(layer):
     """Has the optimizers of PyTorch, too, retract the kernel of a layer.
 
+    Not those of a layer with a `kernel_constraint`, which they do not apply.
+
     Args:
         layer: Layer with the variable `kernel` and a method `_after_update`,
             from the value of the kernel to the one that replaces it.
     """
-    if keras.backend.backend() == "torch" and layer.kernel._value is not None:
+    if keras.backend.backend() != "torch" or is_compiling():
+        return
+    if layer.kernel_constraint is None and layer.kernel._value is not None:
         _layers[id(layer.kernel._value)] = layer
         _listen_to_torch()
 

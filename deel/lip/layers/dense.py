@@ -47,16 +47,17 @@ class SpectralDense(SpectralKernel, keras.layers.Dense):
         k_coef_lip: Float, the Lipschitz constant of the affine part.
         eps_spectral: Float greater than zero, precision of the power iteration
             behind the monitored value `layer.sig`.
-        eps_bjorck: Float greater than zero: how far from `k_coef_lip` (in
-            relative terms) a singular value may be left by a training step.
+        eps_bjorck: Float greater than zero, accepted for compatibility: a
+            training step takes one step of the iteration, all else ends it.
             None disables the orthogonalisation: the layer is then at most
             `k_coef_lip`-Lipschitz, its other singular values are free.
         beta_bjorck: Float in `]0, 0.5]`, accepted for compatibility: the
             iteration always takes steps of 1/2, the only ones that cannot
             overshoot. None disables the orthogonalisation.
         maxiter_spectral: Positive integer, limit of the power iteration.
-        maxiter_bjorck: Positive integer, limit of the orthogonalisation.
-            Stopping early costs closeness to `k_coef_lip`, never the bound.
+        maxiter_bjorck: Positive integer, limit of the orthogonalisation outside
+            of training steps. Stopping early costs closeness to `k_coef_lip`,
+            never the bound.
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Input shape:

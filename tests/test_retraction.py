@@ -1,0 +1,174 @@
+"""What becomes of kernels between two training steps."""
+
+import copy
+
+import harness
+import keras
+import numpy as np
+import pytest
+from harness import assert_close
+from harness import to_numpy
+from keras import ops
+from small_networks import image_classifier
+
+from deel.lip import model as lipschitz
+from deel.lip.layers import SpectralDense
+from deel.lip.losses import MulticlassHKR
+from deel.lip.parametrizations.polar import Polar
+
+BACKEND = keras.backend.backend()
+TORCH = pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
+CONTAINERS = pytest.mark.parametrize("models", [lipschitz, keras])
+
+
+def samples(count=320):
+    random = np.random.default_rng(0)
+    x = random.standard_normal((count, 6, 6, 1)).astype("float32")
+    return x, np.eye(4)[np.arange(count) % 4]
+
+
+def polar_layers(model):
+    found = harness.constrained_layers(model)
+    return [x for x in found if isinstance(x.parametrization, Polar)]
+
+
+def least_value(layer):
+    """Least singular value of a kernel in use, of one at most."""
+    matrix = harness.as_matrix(layer.wbar) / layer.wbar.coefficient
+    return harness.singular_values(matrix)[-1]
+
+
+@CONTAINERS
+def test_kernels_stay_near_to_orthogonal_ones_and_condense_to_them(models):
+    model = image_classifier(models.Sequential, 4)
+    loss = MulticlassHKR(10.0)
+    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False)
+    x, y = samples()
+    model.fit(x, y, batch_size=16, verbose=0)
+    for _ in range(5):
+        model.fit(x[:16], y[:16], batch_size=16, verbose=0)
+        for layer in polar_layers(model):
+            assert least_value(layer) >= 1 - 1e-2
+            harness.assert_bounded(layer)
+    for layer in polar_layers(model):
+        layer.condense()
+        assert least_value(layer) >= 1 - 1e-4
+        harness.assert_bounded(layer)
+
+
+@CONTAINERS
+def test_far_kernels_come_back_while_training_goes_on(models):
+    layer = SpectralDense(8)
+    model = models.Sequential([keras.Input((12,)), layer])
+    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=False)
+    u, _, v = np.linalg.svd(
+        harness.normal(12, 8).astype("float64"), full_matrices=False
+    )
+    layer.kernel.assign(u * np.geomspace(0.05, 1, 8) @ v)
+    x, y = harness.normal(16, 12), np.zeros((16, 8))
+    least = []
+    for _ in range(15):
+        model.fit(x, y, batch_size=16, verbose=0)
+        harness.assert_bounded(layer)
+        least.append(least_value(layer))
+    assert least[-1] >= 1 - 1e-2
+
+
+@CONTAINERS
+def test_kernel_that_somebody_wrote_is_what_training_goes_on_from(models):
+    layer = SpectralDense(4, use_bias=False)
+    model = models.Sequential([keras.Input((6,)), layer])
+    model.compile(keras.optimizers.Adam(1e-4), "mse", jit_compile=False)
+    x, y = harness.normal(8, 6), np.zeros((8, 4))
+    model.fit(x, y, verbose=0)
+    written = np.linalg.qr(harness.normal(6, 4, seed=5).astype("float64"))[0]
+    layer.kernel.assign(written)
+    # One step late, but valid at each of them.
+    for _ in range(2):
+        model.fit(x, y, verbose=0)
+        harness.assert_bounded(layer)
+    assert_close(layer.wbar, written, atol=2e-3)
+    layer.kernel.assign(-written)
+    layer.condense()
+    assert_close(layer.wbar, -written, atol=1e-5)
+
+
+def trained_by_torch(model, optimizer, steps=60):
+    """Trains by the means of PyTorch alone."""
+    import torch
+
+    x, y = (torch.tensor(a, dtype=torch.float32) for a in samples(16))
+    loss, losses = MulticlassHKR(10.0), []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        value = loss(y, model(x, training=True))
+        value.backward()
+        optimizer.step()
+        losses.append(float(value.detach()))
+    return losses
+
+
+@TORCH
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "SGD", "RMSprop"])
+def test_optimizers_of_pytorch_leave_kernels_on_their_constraint(kind):
+    import torch
+
+    model = image_classifier(keras.Sequential, 4)
+    optimizer = getattr(torch.optim, kind)(model.parameters(), lr=1e-2)
+    losses = trained_by_torch(model, optimizer)
+    assert losses[-1] < losses[0]
+    for layer in harness.constrained_layers(model):
+        # Also of inference, without another forward pass.
+        harness.assert_current(layer)
+        harness.assert_bounded(layer)
+    for layer in polar_layers(model):
+        assert least_value(layer) >= 1 - 1e-2
+        values = harness.singular_values(harness.as_matrix(layer.kernel))
+        assert values[-1] >= 0.99 * values[0]
+
+
+@TORCH
+def test_copies_of_a_model_are_followed_too():
+    import torch
+
+    model = image_classifier(keras.Sequential, 4)
+    copied = copy.deepcopy(model)
+    before = [to_numpy(x) for x in model.trainable_variables]
+    optimizer = torch.optim.SGD(copied.parameters(), lr=1e-2)
+    trained_by_torch(copied, optimizer, 5)
+    for layer in harness.constrained_layers(copied):
+        harness.assert_current(layer)
+    harness.assert_all_equal(model.trainable_variables, before)
+
+
+@TORCH
+def test_kernels_with_a_constraint_of_the_user_stay_what_pytorch_made():
+    import torch
+
+    layer = SpectralDense(4, kernel_constraint="non_neg", use_bias=False)
+    model = keras.Sequential([keras.Input((6,)), layer])
+    x = torch.tensor(harness.normal(8, 6))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = to_numpy(layer.kernel).copy()
+    ops.sum(model(x, training=True)).backward()
+    slope = to_numpy(layer.kernel.value.grad)
+    optimizer.step()
+    assert_close(layer.kernel, before - 0.1 * slope, atol=1e-6)
+    model(x, training=True)
+    harness.assert_bounded(layer)
+
+
+@TORCH
+def test_kernels_moved_by_hand_are_normalised_to_the_end():
+    import torch
+
+    layer = SpectralDense(8, use_bias=False)
+    model = keras.Sequential([keras.Input((12,)), layer])
+    x = torch.tensor(harness.normal(16, 12))
+    for step in range(5):
+        with torch.no_grad():
+            moved = torch.tensor(harness.normal(12, 8, seed=step))
+            layer.kernel.value.add_(moved)
+        model(x, training=True)
+        harness.assert_bounded(layer)
+        assert least_value(layer) >= 1 - 1e-3
