@@ -180,7 +180,7 @@ def results(model, values, read):
     """
     layers = harness.constrained_layers(model)
     arrays = {
-        f"state/{index}": read(variable)
+        f"state/{index}/{variable.name}": read(variable)
         for index, variable in enumerate(model.weights)
     }
     return {

@@ -142,7 +142,9 @@ def test_losses_and_kernels_are_those_of_one_device(
     for process in found:
         assert_close(process[f"{case}/losses"], expected["losses"], atol=1e-4)
     for name in expected:
-        if name.startswith("state/"):
+        # The vector of the power iteration turns each time that the kernel
+        # comes from elsewhere, as from the first device.
+        if name.startswith("state/") and not name.endswith("/sn"):
             assert_close(
                 found[0][f"{case}/{name}"][0], expected[name], atol=1e-4
             )

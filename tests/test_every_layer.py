@@ -132,7 +132,7 @@ def trained():
     )
     y = np.eye(3, dtype="float32")[labels]
     history = model.fit(
-        x, y, epochs=6, batch_size=16, validation_split=0.25, verbose=0
+        x, y, epochs=9, batch_size=16, validation_split=0.25, verbose=0
     ).history
     return model, x, y, history
 

@@ -67,7 +67,7 @@ def lead(y_true, y_pred):
     several classes, of which the true one is that greater than 0.
     """
     is_true = y_true > 0
-    lowest = ops.full_like(y_pred, -float("inf"))
+    lowest = -float("inf")
     own = ops.max(ops.where(is_true, y_pred, lowest), axis=-1)
     others = ops.max(ops.where(is_true, lowest, y_pred), axis=-1)
     return own - others

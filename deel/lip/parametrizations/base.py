@@ -149,6 +149,17 @@ class Parametrization(keras.layers.Layer):
         kwargs.setdefault("aggregation", "only_first_replica")
         return super().add_weight(*args, **kwargs)
 
+    def is_left_by_retraction(self, free, used):
+        """Whether a retraction leaves these two together.
+
+        By default it is not known. To be overridden where the arrays tell.
+
+        Args:
+            free: NumPy array, a free kernel.
+            used: NumPy array, `wbar`.
+        """
+        return False
+
     def update(self, kernel):
         """Returns the scaled kernel of a training step, also held by `wbar`.
 

@@ -1,5 +1,6 @@
 """Kernels made of the (semi-)orthogonal matrix nearest to the free one."""
 
+import numpy as np
 from keras import ops
 
 from deel.lip._backend.drawing import Normal
@@ -132,6 +133,14 @@ class Polar(Parametrization):
         sigma = ops.clip(scale, *SCALES)
         self.store(self.sigma, sigma)
         return sigma * nearest, self.bounded_kernel(nearest)
+
+    def is_left_by_retraction(self, free, used):
+        # A multiple, up to the rounding of each entry.
+        lengths = [np.linalg.norm(x.astype("float64")) for x in (free, used)]
+        if not self.orthogonal or not all(0 < x < np.inf for x in lengths):
+            return False
+        distance = np.max(np.abs(free / lengths[0] - used / lengths[1]))
+        return distance <= 4 * np.finfo("float32").eps
 
     def free_kernel_of(self, constrained, kernel):
         matrix = ops.stop_gradient(as_matrix(kernel))
