@@ -9,6 +9,7 @@ from keras import ops
 from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.retraction import follow_torch_optimizers
 from deel.lip._backend.retraction import retracting
+from deel.lip._backend.tensors import in_rows
 from deel.lip._backend.variables import host
 from deel.lip._export import copy_state
 from deel.lip._lipschitz import Condensable
@@ -110,6 +111,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             shape, initializer = self.parametrization.free_variable(
                 self._kernel_shape, initializer
             )
+            initializer = in_rows(initializer)
         return super().add_weight(
             shape, initializer, *args, name=name, **kwargs
         )

@@ -3,6 +3,7 @@
 All versions, that is, and all formats that models are exported to.
 """
 
+import keras
 from keras import ops
 
 
@@ -15,6 +16,21 @@ def reshaped(x, shape):
     if None not in x.shape and tuple(x.shape) == tuple(shape):
         return x
     return x.reshape(shape) if hasattr(x, "reshape") else ops.reshape(x, shape)
+
+
+def in_rows(initializer):
+    """An initializer whose tensors are stored row by row.
+
+    Decompositions of PyTorch return columns. A variable keeps that, and each
+    gradient is then copied to the order of its variable.
+    """
+    if keras.backend.backend() != "torch":
+        return initializer
+
+    def drawn(shape, dtype=None):
+        return initializer(shape, dtype=dtype).contiguous()
+
+    return drawn
 
 
 def sliced(x, axis, start, stop):
