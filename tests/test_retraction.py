@@ -172,3 +172,116 @@ def test_kernels_moved_by_hand_are_normalised_to_the_end():
         model(x, training=True)
         harness.assert_bounded(layer)
         assert least_value(layer) >= 1 - 1e-3
+
+
+def fitted(model, epochs=60, optimizer="adam"):
+    """Losses of epochs of one step, on a target that can be learned."""
+    if isinstance(optimizer, str):
+        optimizer = keras.optimizers.Adam(1e-2)
+    model.compile(optimizer, "mse", jit_compile=False)
+    x = harness.normal(32, 6)
+    y = x @ np.linalg.qr(harness.normal(6, 4, seed=3))[0]
+    fit = model.fit(x, y, batch_size=32, epochs=epochs, verbose=0)
+    return fit.history["loss"]
+
+
+class Assigning(keras.optimizers.SGD):
+    """An optimizer that never asks for a constraint."""
+
+    def apply(self, grads, trainable_variables=None):
+        variables = trainable_variables or self._trainable_variables
+        for gradient, variable in zip(grads, variables, strict=True):
+            variable.assign(variable - 0.3 * gradient)
+
+
+@CONTAINERS
+def test_optimizers_without_constraints_train_what_they_move(models):
+    layer = SpectralDense(4, use_bias=False)
+    model = models.Sequential([keras.Input((6,)), layer])
+    losses = fitted(model, optimizer=Assigning(0.3))
+    assert losses[-1] < 0.1 * losses[0]
+    assert least_value(layer) >= 1 - 1e-3
+
+
+@CONTAINERS
+def test_kernels_with_a_constraint_of_the_user_are_normalised_to_the_end(
+    models,
+):
+    layer = SpectralDense(4, kernel_constraint="non_neg", use_bias=False)
+    model = models.Sequential([keras.Input((6,)), layer])
+    fitted(model)
+    # Rows of zeros may leave none in some directions.
+    before = to_numpy(layer.wbar)
+    late = BACKEND == "jax" and models is keras
+    layer.condense()
+    assert_close(layer.wbar, before, atol=5e-2 if late else 1e-4)
+
+
+class Noisy(lipschitz.Model):
+    """Evaluates its gradient elsewhere, as sharpness-aware training does."""
+
+    def train_step(self, *args):
+        if BACKEND == "jax":
+            state, data = args
+            moved = [x + self.noise for x in state[0]]
+            return super().train_step((moved, *state[1:]), data)
+        for variable in self.trainable_variables:
+            variable.assign_add(variable * 0 + self.noise)
+        return super().train_step(*args)
+
+
+@pytest.mark.parametrize("eager", [True, False])
+def test_steps_of_the_user_see_the_kernel_that_they_have_moved(eager):
+    if eager and BACKEND == "jax":
+        pytest.skip("JAX traces its steps")
+    losses = []
+    for noise in (0.0, 0.2):
+        keras.utils.set_random_seed(0)
+        inputs = keras.Input((6,))
+        outputs = SpectralDense(4, use_bias=False)(inputs)
+        model = Noisy(inputs=inputs, outputs=outputs)
+        model.noise = noise
+        model.compile(keras.optimizers.SGD(0.0), "mse", run_eagerly=eager)
+        x = harness.normal(8, 6)
+        fit = model.fit(x, np.zeros((8, 4)) + x[:, :4], verbose=0)
+        losses.append(fit.history["loss"][0])
+    assert abs(losses[1] - losses[0]) > 1e-3
+
+
+@TORCH
+def test_kernels_moved_by_data_are_trained():
+    import torch
+
+    layer = SpectralDense(4, use_bias=False)
+    layer.build((None, 6))
+    x = torch.tensor(harness.normal(32, 6))
+    target = torch.tensor(np.linalg.qr(harness.normal(6, 4, seed=3))[0])
+    losses = []
+    for _ in range(50):
+        loss = torch.mean((layer(x, training=True) - x @ target) ** 2)
+        (slope,) = torch.autograd.grad(loss, [layer.kernel.value])
+        layer.kernel.value.data.sub_(0.5 * slope)
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.1 * losses[0]
+
+
+@TORCH
+@pytest.mark.slow
+# Of TorchDynamo, about functions that it does not look into.
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_models_that_only_run_compiled_are_followed():
+    import torch
+
+    layer = SpectralDense(4, use_bias=False)
+    layer.build((None, 6))
+    compiled = torch.compile(
+        lambda x: layer(x, training=True), backend="aot_eager"
+    )
+    optimizer = torch.optim.Adam(layer.parameters(), lr=1e-2)
+    x = torch.tensor(harness.normal(32, 6))
+    for _ in range(30):
+        optimizer.zero_grad()
+        torch.mean((compiled(x) - x[:, :4]) ** 2).backward()
+        optimizer.step()
+    harness.assert_current(layer)
+    assert least_value(layer) >= 1 - 1e-2

@@ -125,7 +125,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self.parametrization.attach(
             self.kernel, self._kernel_shape, input_shape, self._get_coef()
         )
+        self.wbar.retracts = self.kernel_constraint is None
         self.kernel.constraint = AfterUpdate(self._after_update)
+        follow_torch_optimizers(self)
         # All state must exist before the first step, weights of an activation
         # layer included.
         if isinstance(self.activation, keras.layers.Layer):
@@ -133,7 +135,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     def call(self, inputs, training=True):
         if training:
-            # Here, since copies of a layer are not built.
+            # Again, since copies of a layer are not built.
             follow_torch_optimizers(self)
             kernel = self.parametrization.update(self.kernel)
         else:
@@ -151,7 +153,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             # A retraction would undo what the user asked for; soundness does
             # not depend on it.
             kernel = self.kernel_constraint(kernel)
-            self.wbar.follow(kernel)
+            self.wbar.refresh(kernel)
+            # The optimizer assigns what is returned.
+            self.wbar.note_current(writes=1)
             return kernel
 
     def _linear_output_shape(self, input_shape):

@@ -15,7 +15,8 @@ ask them. It is known without a look at any value:
   optimizer is one of Keras. In programs of others nothing is known.
 
 It only decides what is computed, never whether it is valid. So a kernel that
-somebody writes to between steps is used one step late.
+somebody writes to between steps is used one step late: on PyTorch where it is
+written by `.data`, which counts nothing.
 """
 
 import contextlib
@@ -98,17 +99,33 @@ def train_step(model, step, *args):
 def is_retracted(variable):
     """Whether an optimizer of Keras retracts a kernel after each step.
 
-    That is, in a step that is being traced. See [who moves a kernel].
+    That is, in the step that is running, or being traced: one of Keras' own or
+    of this library, with an optimizer that applies constraints as Keras does.
+    See [who moves a kernel].
     """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_code is keras.Model.train_step.__code__:
             model = frame.f_locals["self"]
-            return isinstance(model.optimizer, keras.optimizers.Optimizer) and (
-                any(own is variable for own in model.trainable_variables)
+            return (
+                _is_known(type(model).train_step)
+                and _applies_constraints(model.optimizer)
+                and any(own is variable for own in model.trainable_variables)
             )
         frame = frame.f_back
     return False
+
+
+def _applies_constraints(optimizer):
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        return False
+    names = ("apply", "apply_gradients", "stateless_apply")
+    return all(_is_known(getattr(type(optimizer), name)) for name in names)
+
+
+def _is_known(function):
+    """Whether a method is that of Keras or of this library."""
+    return function.__module__.split(".")[0] in ("keras", "deel")
 
 
 def is_carried(variable):

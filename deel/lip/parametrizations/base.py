@@ -169,9 +169,10 @@ class Parametrization(keras.layers.Layer):
         Args:
             kernel: The free kernel, a variable or a tensor.
         """
-        if self.wbar.is_current():
-            return self.wbar.scale(self.constrain(float32_at_least(kernel)))
-        return self.wbar.refresh(kernel)
+        if not self.wbar.is_current():
+            return self.wbar.refresh(kernel)
+        self.wbar.note_use()
+        return self.wbar.scale(self.constrain(float32_at_least(kernel)))
 
     def admits(self, array, bound, kernel):
         """Whether an array from outside may stand in `wbar`.

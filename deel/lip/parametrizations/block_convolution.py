@@ -74,7 +74,7 @@ class BlockConvolution(Parametrization):
         )
         constrained = self._composed(float32_at_least(kernel), nearest)
         scaled = self.wbar.hold(constrained)
-        self.wbar.note_current()
+        self.wbar.note_use()
         return scaled
 
     def _composed(self, kernel, factor_of):

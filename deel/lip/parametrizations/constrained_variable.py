@@ -36,7 +36,11 @@ class ConstrainedVariable(GuardedVariable):
 
     Attributes:
         coefficient: As above.
+        retracts: Boolean, whether a kernel that an optimizer has moved is
+            replaced by what `retract` returns.
     """
+
+    retracts = True
 
     def __init__(self, parametrization, kernel, coefficient):
         self.coefficient = coefficient
@@ -44,6 +48,7 @@ class ConstrainedVariable(GuardedVariable):
         self._kernel = kernel
         self._ratios = 0
         self._made_of = None
+        self._is_used = False
 
         # A function, since under a deferred build the kernel has no value yet.
         def constrained(shape, dtype):
@@ -67,18 +72,28 @@ class ConstrainedVariable(GuardedVariable):
 
         See the note [who moves a kernel] of `deel.lip._backend.retraction`.
         """
-        if keras.backend.backend() == "torch":
-            return self._made_of is not None and self._made_of == mark_of(
-                self._kernel
-            )
-        return is_carried(self._kernel)
+        if keras.backend.backend() != "torch":
+            return is_carried(self._kernel)
+        mark = mark_of(self._kernel)
+        if mark is None or self._made_of != mark:
+            return False
+        # Once for each retraction: a loop that moves kernels by `.data` has
+        # none. `fit` may call a layer several times.
+        return not self._is_used or is_retracted(self._kernel)
 
     def is_retracted(self):
         """Whether the kernel is known to be what a retraction has returned."""
+        if not self.retracts:
+            return False
         if keras.backend.backend() == "torch":
             # A compiled function cannot tell, and must not ask.
             return self.is_current() or is_compiling()
         return is_retracted(self._kernel)
+
+    def note_use(self):
+        """Notes that a training step uses what is held."""
+        self._is_used = True
+        self._made_of = mark_of(self._kernel)
 
     def note_current(self, writes=0):
         """Notes that what is held belongs to the kernel.
@@ -86,6 +101,7 @@ class ConstrainedVariable(GuardedVariable):
         Args:
             writes: Integer, how often the kernel is written to after this.
         """
+        self._is_used = False
         self._made_of = mark_of(self._kernel, writes)
 
     def assign(self, value):
@@ -137,13 +153,6 @@ class ConstrainedVariable(GuardedVariable):
         # The optimizer assigns what is returned.
         self.note_current(writes=1)
         return ops.cast(retracted, kernel.dtype)
-
-    def follow(self, kernel):
-        """Holds what belongs to a kernel that an optimizer has moved."""
-        moved = float32_at_least(kernel)
-        _, constrained = self._parametrization.retract(moved)
-        self.hold(constrained)
-        self.note_current(writes=1)
 
     def condense(self):
         """Overwrites the free kernel by one that is constrained to itself."""

@@ -115,7 +115,7 @@ class Polar(Parametrization):
             )
             nearest = reshaped(nearest, self.kernel_shape)
             value = self.wbar.hold(self.bounded_kernel(nearest))
-            self.wbar.note_current()
+        self.wbar.note_use()
         followed = with_tangent_gradient(
             as_matrix(kernel),
             as_matrix(ops.stop_gradient(value)),
