@@ -242,8 +242,7 @@ def parse_arguments(argv=None):
         "--steps",
         type=int,
         default=10,
-        help="steps before the one that is counted on PyTorch (the first ones "
-        "normalise more)",
+        help="steps before the one that is counted on PyTorch",
     )
     parser.add_argument(
         "--no-startup",

@@ -211,8 +211,7 @@ def parse_arguments(argv=None):
         "--warm-up",
         type=int,
         default=50,
-        help="steps that are trained before any is measured (the first ones "
-        "normalise more, since kernels still turn much)",
+        help="steps that are trained before any is measured",
     )
     parser.add_argument(
         "--steps-only", action="store_true", help="measure training steps only"

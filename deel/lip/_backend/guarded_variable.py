@@ -147,7 +147,12 @@ class GuardedVariable(keras.Variable):
         admitted = self._admitted(value)
         assigned = self.assign_proven(admitted)
         self._refused = admitted is not value
+        if not self._refused:
+            self._was_given()
         return assigned
+
+    def _was_given(self):
+        """Called after a value from outside was assigned as it is."""
 
     def assign_proven(self, value):
         """Assigns a tensor without a question."""

@@ -104,19 +104,13 @@ class ConstrainedVariable(GuardedVariable):
         self._is_used = False
         self._made_of = mark_of(self._kernel, writes)
 
-    def assign(self, value):
-        """Assigns a value from outside, or one that satisfies the constraint.
-
-        Files and checkpoints bring the kernel first, then this: with both,
-        training goes on as if it had not been interrupted.
-        """
-        assigned = super().assign(value)
-        is_torch = keras.backend.backend() == "torch"
-        if is_torch and not is_compiling() and not self._refused:
+    def _was_given(self):
+        # Files and checkpoints bring the kernel first, then this: with both,
+        # training goes on as if it had not been interrupted.
+        if keras.backend.backend() == "torch":
             free, used = host(self._kernel), host(self._unguarded)
             if self._parametrization.is_left_by_retraction(free, used):
                 self.note_current()
-        return assigned
 
     def scale(self, constrained):
         """A kernel of norm one, multiplied by the coefficient."""
