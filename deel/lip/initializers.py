@@ -74,6 +74,7 @@ class SpectralInitializer(keras.initializers.Initializer):
     singular values. It is the default of the `Spectral*` layers, which start
     on the manifold that training keeps them on. No power iteration with a
     random start is involved: the draw depends on the base initializer alone.
+    (On JAX, NumPy draws what Keras' `Orthogonal` stands for, from its seed.)
 
     Args:
         eps_spectral: Float greater than zero; accepted for compatibility.

@@ -455,6 +455,9 @@ def factor_on_host(w):
         factor, scale = factor_on_host(np.swapaxes(w, -1, -2))
         return np.swapaxes(factor, -1, -2), scale
     largest = np.max(np.abs(w), axis=(-2, -1), keepdims=True)
+    if not np.all(np.isfinite(largest)):
+        # As of any other computation; decompositions would refuse it.
+        return np.full_like(w, np.nan), np.full_like(largest, np.nan)
     is_zero = largest == 0
     w = w / np.where(is_zero, 1.0, largest)
     values, vectors = np.linalg.eigh(_gram_on_host(w))
