@@ -13,12 +13,12 @@ def normal(shape, seed, dtype):
     Args:
         shape: Tuple.
         seed: As of initializers: an integer, or a generator of Keras.
-        dtype: String, float32 or float64.
+        dtype: String.
     """
     if keras.backend.backend() != "jax" or not isinstance(seed, int):
         return keras.random.normal(shape, dtype=dtype, seed=seed)
-    drawn = np.random.default_rng(seed).standard_normal(shape, dtype)
-    return keras.ops.convert_to_tensor(drawn)
+    drawn = np.random.default_rng(seed).standard_normal(shape)
+    return keras.ops.convert_to_tensor(drawn, dtype=dtype)
 
 
 class Normal(keras.initializers.RandomNormal):
