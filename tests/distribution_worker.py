@@ -39,23 +39,35 @@ def mirrored(rank, address):
         yield case, found
 
 
+# Whether the labels of a problem hold the weights of the whole batch.
+_WEIGHTED = {"binary": True, "multiclass": False}
+
+
 def workers(rank, address):
     """Replicas of TensorFlow in two processes, with the example's loop."""
     import tensorflow as tf
 
     strategy = tf.distribute.MultiWorkerMirroredStrategy()
+    for case in _WEIGHTED:
+        yield case, train_in_loop(strategy, case)
+
+
+def train_in_loop(strategy, case):
+    """What training with the example's loop leaves, under a strategy."""
+    import tensorflow as tf
+
     example = importlib.import_module("distributed_tensorflow")
-    for case, multi_gpu in (("binary", True), ("multiclass", False)):
-        x, y = split_batches.batches(case)
-        with strategy.scope():
-            model = split_batches.network(case)
-            loss = split_batches.loss_of(case, multi_gpu)
-            optimizer = keras.optimizers.Adam(0.01)
-        y = split_batches.weighted(y) if multi_gpu else y
-        dataset = tf.data.Dataset.from_tensor_slices((x, y))
-        dataset = dataset.batch(split_batches.BATCH_SIZE)
-        values = example.train(strategy, model, loss, optimizer, dataset)
-        yield case, split_batches.results(model, values, _replicas_of)
+    multi_gpu = _WEIGHTED[case]
+    x, y = split_batches.batches(case)
+    with strategy.scope():
+        model = split_batches.network(case)
+        loss = split_batches.loss_of(case, multi_gpu)
+        optimizer = keras.optimizers.Adam(0.01)
+    y = split_batches.weighted(y) if multi_gpu else y
+    dataset = tf.data.Dataset.from_tensor_slices((x, y))
+    dataset = dataset.batch(split_batches.BATCH_SIZE)
+    values = example.train(strategy, model, loss, optimizer, dataset)
+    return split_batches.results(model, values, _replicas_of)
 
 
 def _replicas_of(variable):
