@@ -247,9 +247,10 @@ def test_models_know_their_constant_and_certify():
 
 def test_export_is_refused_if_the_promise_is_broken():
     model = certified_classifier()
-    # One score is 1-Lipschitz, the vector of four is not.
-    assert lipschitz_bound(model, by_output=True) <= 1 + 1e-4
-    assert lipschitz_bound(model) > 1 + 1e-3
+    # One score is 1-Lipschitz, the vector of four may not be.
+    by_score = lipschitz_bound(model, by_output=True)
+    assert by_score <= 1 + 1e-4
+    assert lipschitz_bound(model) > (1 + 1e-3) * by_score
     assert type(model.vanilla_export(verify=True)) is keras.Sequential
     with pytest.raises(ValueError, match="exceeds its promise"):
         model.vanilla_export(verify=0.5)

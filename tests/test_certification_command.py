@@ -11,6 +11,7 @@ from small_networks import samples
 from small_networks import stack
 
 from deel.lip.certification import certify
+from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import SpectralDense
 from deel.lip.model import vanillaModel
 
@@ -39,7 +40,8 @@ def test_command_prints_the_table_and_the_curve(tmp_path, capsys):
 
 def test_command_fails_where_the_bound_is_too_large(tmp_path, capsys):
     model = certified_classifier()
-    assert run_command(tmp_path, model, "--max", 1.0) == 1
+    too_small = 0.99 * lipschitz_bound(model)
+    assert run_command(tmp_path, model, "--max", too_small) == 1
     assert run_command(tmp_path, model, "--max", "nan") == 1
     assert "exceeds --max" in capsys.readouterr().err
 
