@@ -56,7 +56,7 @@ def test_initializer_draws_what_the_base_draws(shape, gain):
     other = keras.initializers.Orthogonal(gain=gain, seed=4)
     different = to_numpy(SpectralInitializer(base_initializer=other)(shape))
     assert np.mean(np.abs(different - to_numpy(drawn))) > 1e-3
-    # Haar: entries of a column have the mean zero, the mean square 1 / rows.
+    # Of no direction more than of another: the mean is that of random signs.
     matrix = harness.as_matrix(drawn)
     rows = max(matrix.shape)
     assert abs(np.mean(matrix)) < 4 * rows**-0.5 * matrix.size**-0.5

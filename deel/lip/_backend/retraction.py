@@ -15,8 +15,8 @@ ask them. It is known without a look at any value:
   optimizer is one of Keras. In programs of others nothing is known.
 
 It only decides what is computed, never whether it is valid. So a kernel that
-somebody writes to between steps is used one step late: on PyTorch where it is
-written by `.data`, which counts nothing.
+somebody writes to between two steps is used one step late; on PyTorch only if
+it is written by `.data`, which counts nothing.
 """
 
 import contextlib

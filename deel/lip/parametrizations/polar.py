@@ -25,11 +25,11 @@ from deel.lip.parametrizations.base import Parametrization
 class Polar(Parametrization):
     """Base of the parametrizations by an orthogonal matrix. Abstract.
 
-    Between training steps the free kernel is kept a multiple of a (semi-)
-    orthogonal matrix: `retract` replaces it after each update of a Keras
-    optimizer, which leaves the training step nothing to do but to see that the
-    kernel is the one already proven. Any other kernel is normalised from
-    scratch, so soundness does not depend on the optimizer.
+    Between training steps the free kernel is kept near to a multiple of a
+    (semi-)orthogonal matrix: `retract` replaces it after each update by what
+    one step makes of it, which is all that the next forward pass needs. Kernels
+    that nobody has retracted are normalised to the end there. Soundness depends
+    on neither.
 
     The multiple is that of the kernel which the optimizer has left, and not
     one: it grows with each step across the manifold, more with longer ones. So
