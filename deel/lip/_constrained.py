@@ -8,6 +8,7 @@ from keras import ops
 
 from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.retraction import follow_torch_optimizers
+from deel.lip._backend.retraction import postpone
 from deel.lip._backend.retraction import retracting
 from deel.lip._backend.tensors import in_rows
 from deel.lip._backend.variables import host
@@ -111,7 +112,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             shape, initializer = self.parametrization.free_variable(
                 self._kernel_shape, initializer
             )
-            initializer = in_rows(initializer)
+            follows = self.parametrization.starts_at_coefficient
+            factor = self.coef_lip if follows else 1.0
+            initializer = in_rows(initializer, factor)
         return super().add_weight(
             shape, initializer, *args, name=name, **kwargs
         )
@@ -119,9 +122,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def build(self, input_shape):
         # First: what is refused later counts as built, for Keras.
         self.parametrization.require_free()
-        super().build(input_shape)
         self._init_lip_coef(input_shape)
         self._require_representable(self._get_coef())
+        super().build(input_shape)
         self.parametrization.attach(
             self.kernel, self._kernel_shape, input_shape, self._get_coef()
         )
@@ -149,7 +152,8 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def _after_update(self, kernel):
         with retracting():
             if self.kernel_constraint is None:
-                return self.wbar.retract(kernel)
+                is_later = postpone(self.wbar.kind(), self.wbar)
+                return kernel if is_later else self.wbar.retract(kernel)
             # A retraction would undo what the user asked for; soundness does
             # not depend on it.
             kernel = self.kernel_constraint(kernel)

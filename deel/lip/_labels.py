@@ -1,8 +1,11 @@
 """How losses and metrics read labels: {0, 1}, {-1, 1}, Boolean, weighted."""
 
+import keras
 from keras import ops
 
+from deel.lip._backend.linear_algebra import limited
 from deel.lip._backend.replicas import summed_over_replicas
+from deel.lip._backend.tensors import chosen
 
 EPSILON = 1e-7
 
@@ -75,32 +78,33 @@ def lead(y_true, y_pred):
 
 def signs(y_true):
     """Returns 1 where a label is positive and -1 elsewhere, a tensor."""
-    positive = ops.cast(y_true > 0, y_true.dtype)
-    return 2.0 * positive - 1.0
+    return chosen(ops.cast(y_true > 0, y_true.dtype), 1.0, -1.0)
 
 
-def kr_weights(positive, epsilon=EPSILON):
+def kr_weights(positive, dtype, epsilon=EPSILON):
     """Weights of the samples of a whole batch in the KR term.
 
     Replicas of a strategy of TensorFlow hold a part of the batch each, and the
     weights are those that the samples have in the whole.
 
     Args:
-        positive: Float tensor `(batch_size, outputs)`: 1 for the positive
-            samples of each output and 0 for the others.
+        positive: Boolean tensor `(batch_size, outputs)`: the positive samples
+            of each output.
+        dtype: String, that of the result.
         epsilon: Float, keeps the counts of absent classes from dividing by 0.
 
     Returns:
         Tensor of the same shape: `batch_size / positives` for positive samples,
         `-batch_size / others` for the others.
     """
-    batch_size, count = summed_over_replicas(
-        ops.cast(ops.shape(positive)[0], positive.dtype),
-        ops.sum(positive, axis=0),
+    is_positive = ops.cast(positive, dtype)
+    batch_size, count = positive.shape[0], ops.sum(is_positive, axis=0)
+    # A number, where it is one for all replicas.
+    if batch_size is None or keras.backend.backend() == "tensorflow":
+        batch_size, count = summed_over_replicas(
+            ops.cast(ops.shape(positive)[0], dtype), count
+        )
+    size = ops.where(positive, count, batch_size - count)
+    return chosen(is_positive, batch_size, -batch_size) / limited(
+        size, least=epsilon
     )
-    # Compilers may add epsilon to the batch size first, where it is lost to
-    # rounding: without the maximum, batches of one class would divide by zero.
-    others = batch_size - count
-    of_positive = batch_size / ops.maximum(count + epsilon, epsilon)
-    of_others = batch_size / ops.maximum(others + epsilon, epsilon)
-    return ops.where(positive > 0, of_positive, -of_others)

@@ -389,8 +389,7 @@ def process_labels_for_multi_gpu(labels):
         dtype = "float32"
     # Half precision would not count large batches.
     labels = ops.cast(labels, keras.backend.result_type(dtype, "float32"))
-    positive = ops.cast(labels > 0, labels.dtype)
-    return ops.cast(kr_weights(positive), dtype)
+    return ops.cast(kr_weights(labels > 0, labels.dtype), dtype)
 
 
 def _padding_circular(x, padding):

@@ -226,15 +226,22 @@ class GuardedVariable(keras.Variable):
             # The mark tells, afterwards, that this was written.
             super()._direct_assign(value)
             return
+        with _computing_now():
+            whole = self._value.new_empty(self._value.shape).copy_(value)
+            with self._published(whole):
+                super()._direct_assign(whole)
+
+    @contextlib.contextmanager
+    def _published(self, whole):
+        """Surrounds the one write of a tensor that has been proven."""
+        self._refused = False
         held = self._value
         version, address = _mark(held)
         if version is not None:
             version += 1
-        with _computing_now():
-            # Before the first number is written; see the note [whole kernels].
-            whole = held.new_empty(held.shape).copy_(value)
-            self._proof = _Proof(held, _WRITING, whole)
-            super()._direct_assign(whole)
+        # Before the first number is written; see the note [whole kernels].
+        self._proof = _Proof(held, _WRITING, whole)
+        yield
         # If somebody else wrote meanwhile, the mark is another one.
         self._proof = _Proof(held, (version, address), whole)
 
@@ -253,6 +260,28 @@ class GuardedVariable(keras.Variable):
         self._proof = None
         self._settle()
         return restored
+
+
+def assign_together(variables, values):
+    """Assigns tensors that PyTorch has just made, in one operation.
+
+    Args:
+        variables: Sequence of variables; those that are guarded take their
+            values for proven, and keep them.
+        values: Sequence of tensors, which nobody else writes to.
+    """
+    import torch
+
+    values = [
+        value.to(variable._value.dtype).contiguous()
+        for variable, value in zip(variables, values, strict=True)
+    ]
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_computing_now())
+        for variable, value in zip(variables, values, strict=True):
+            if isinstance(variable, GuardedVariable):
+                stack.enter_context(variable._published(value))
+        torch._foreach_copy_([x._value for x in variables], values)
 
 
 def _is_synchronisation(caller):
@@ -321,6 +350,25 @@ def mark_of(variable, writes=0):
         return None
     version, address = _mark(held)
     return None if version is None else (version + writes, address)
+
+
+def known_or_tensor(variable):
+    """A scalar variable as a number, where that is known without a look at it.
+
+    That is on PyTorch, since the last time that it was written to. What a
+    number decides is then decided by Python, and needs no operation.
+
+    Args:
+        variable: A scalar variable that is not trained, or a number.
+    """
+    if not isinstance(variable, keras.Variable):
+        return variable
+    mark = mark_of(variable)
+    if mark is None:
+        return ops.convert_to_tensor(variable)
+    if getattr(variable, "_known", (None,))[0] != mark:
+        variable._known = mark, float(host(variable))
+    return variable._known[1]
 
 
 def _private(tensor):

@@ -62,6 +62,17 @@ def in_blocks(x, size=BLOCK):
     return ops.reshape(x, (-1, size, *x.shape[1:]))
 
 
+def limited(x, least=None, most=None):
+    """`x` within limits that are Python numbers.
+
+    PyTorch takes them as they are: as tensors they would be sent to the device.
+    """
+    if keras.backend.backend() == "torch":
+        return x.clamp(least, most)
+    x = x if least is None else ops.maximum(x, least)
+    return x if most is None else ops.minimum(x, most)
+
+
 def length_of(x):
     """Frobenius norm of each matrix, `(..., 1, 1)`. Not differentiated."""
     if keras.backend.backend() == "torch":
@@ -71,20 +82,47 @@ def length_of(x):
     return ops.sqrt(sum_of_squares(x))
 
 
+def length_to_divide_by(x, axis=_MATRIX):
+    """Euclidean norms of any finite entries, one for those of zeros.
+
+    Squares neither overflow nor vanish on the way. A norm that is no normal
+    number counts as zero; one whose reciprocal is none is said to be
+    `1 / TINY`, since compilers multiply by reciprocals. Not differentiated.
+
+    Args:
+        x: Tensor, float32 at least.
+        axis: Integer 0, or the axes of a matrix in a stack. They are kept.
+    """
+    if keras.backend.backend() == "torch":
+        import torch
+
+        wide = torch.linalg.vector_norm(
+            x, 2, axis, keepdim=True, dtype=torch.float64
+        )
+        wide = torch.nn.functional.threshold(wide, TINY, 1.0)
+        return wide.clamp(max=1.0 / TINY).to(x.dtype)
+    scale = largest_magnitude(x, axis)
+    scale = ops.minimum(one_for_tiny(scale), 1.0 / TINY)
+    squares = ops.square(x / scale)
+    if axis == 0:
+        length = ops.sqrt(sum_of_rows(squares)[None])
+    else:
+        length = ops.sqrt(ops.sum(squares, axis=axis, keepdims=True))
+    # Their product may be infinite.
+    length = scale * ops.minimum(length, 1.0 / TINY / scale)
+    return ops.where(length > TINY, length, ops.ones_like(length))
+
+
 def sum_of_squares(x):
     """Sum of the squares of the entries of each matrix, `(..., 1, 1)`."""
     if keras.backend.backend() == "torch":
-        return ops.square(length_of(x))
+        import torch
+
+        if len(x.shape) > 2:
+            return ops.square(length_of(x))
+        entries = x.reshape(-1)
+        return torch.dot(entries, entries).reshape(1, 1)
     return ops.sum(ops.square(x), axis=_MATRIX, keepdims=True)
-
-
-def diagonal_sum(x):
-    """Sum of the diagonal of each square matrix, `(..., 1, 1)`."""
-    if keras.backend.backend() == "torch":
-        diagonal = x.diagonal(dim1=-2, dim2=-1)
-        return diagonal.sum(-1, keepdim=True)[..., None]
-    identity = ops.eye(x.shape[-1], dtype=x.dtype)
-    return ops.sum(x * identity, axis=_MATRIX, keepdims=True)
 
 
 def added_product(x, a, b, weight, product_weight, all_digits=True):

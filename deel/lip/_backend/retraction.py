@@ -53,11 +53,14 @@ class _Retractions(threading.local):
         stored: Dictionary to add to; None where nobody asks for it.
         before: Dictionary of what other variables held before the step.
         running: Whether an optimizer has just moved the kernel at hand.
+        postponed: Dictionary of lists of objects that `retract_together`, by
+            what they have in common; None where they cannot wait.
     """
 
     stored = None
     before = None
     running = False
+    postponed = None
 
 
 _retractions = _Retractions()
@@ -74,6 +77,9 @@ def train_step(model, step, *args):
     Returns:
         What the step returns.
     """
+    if keras.backend.backend() == "torch":
+        with together():
+            return step(*args)
     if keras.backend.backend() != "jax" or isinstance(
         # Its update is a branch, whose values must not leave it.
         model.optimizer,
@@ -94,6 +100,42 @@ def train_step(model, step, *args):
         for name, value in zip(names, others, strict=True)
     ]
     return logs, (trainable, others, *rest)
+
+
+@contextlib.contextmanager
+def together():
+    """Has all kernels that are moved inside retracted at the end, on PyTorch.
+
+    There each operation is a launch of its own. So kernels of one shape are
+    one operand.
+    """
+    if is_compiling() or _retractions.postponed is not None:
+        yield
+        return
+    _retractions.postponed = {}
+    try:
+        yield
+    finally:
+        groups, _retractions.postponed = _retractions.postponed, None
+        for first, *others in groups.values():
+            first.retract_together(others)
+
+
+def postpone(key, retracted):
+    """Has something retracted together with others of its kind.
+
+    Args:
+        key: What those have in common that may be one operand, hashable.
+        retracted: Object with a method `retract_together`, which takes a list
+            of others.
+
+    Returns:
+        Boolean, whether that will be done.
+    """
+    if _retractions.postponed is None or key is None:
+        return False
+    _retractions.postponed.setdefault(key, []).append(retracted)
+    return True
 
 
 def is_retracted(variable):
@@ -161,12 +203,12 @@ def _listen_to_torch():
     from torch.optim.optimizer import register_optimizer_step_post_hook
 
     def retract(optimizer, *_):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                layer = _layers.get(id(parameter))
-                if layer is None or layer.kernel._value is not parameter:
-                    continue
-                with torch.no_grad():
+        with together(), torch.no_grad():
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    layer = _layers.get(id(parameter))
+                    if layer is None or layer.kernel._value is not parameter:
+                        continue
                     parameter.copy_(layer._after_update(parameter.detach()))
 
     register_optimizer_step_post_hook(retract)

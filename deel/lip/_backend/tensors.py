@@ -18,19 +18,30 @@ def reshaped(x, shape):
     return x.reshape(shape) if hasattr(x, "reshape") else ops.reshape(x, shape)
 
 
-def in_rows(initializer):
-    """An initializer whose tensors are stored row by row.
+def in_rows(initializer, factor=1.0):
+    """An initializer whose tensors are stored row by row, times a factor.
 
     Decompositions of PyTorch return columns. A variable keeps that, and each
     gradient is then copied to the order of its variable.
     """
-    if keras.backend.backend() != "torch":
+    is_torch = keras.backend.backend() == "torch"
+    if not is_torch and factor == 1.0:
         return initializer
 
     def drawn(shape, dtype=None):
-        return initializer(shape, dtype=dtype).contiguous()
+        value = initializer(shape, dtype=dtype)
+        value = value if factor == 1.0 else factor * value
+        return value.contiguous() if is_torch else value
 
     return drawn
+
+
+def chosen(is_first, first, second):
+    """One of two numbers, by a tensor of ones and zeros.
+
+    By arithmetic: on PyTorch, Keras sends what `ops.where` takes to the device.
+    """
+    return is_first * (first - second) + second
 
 
 def sliced(x, axis, start, stop):

@@ -32,11 +32,21 @@ Note [One step]
 
 A training step has no time to ask how near it is: each question is answered by
 the host. So it takes one cubic step, and the next training step the next one,
-which squares what is missing to one while updates are small. With the mean a of
-the eigenvalues of the Gram matrix G and d = ||G - a I||_F, none of them is
-above a + d. W is divided by the root of max(a, (a + d) / 2). Then s^2 <= 2,
-which the first note asks for, and keeps singular values from changing sign; and
-where d is no more than a, the scale is right for all of them: the mean.
+which squares what is missing to one while updates are small.
+
+W, with m columns, is divided by its Frobenius norm first. The eigenvalues of
+its Gram matrix G have the sum 1 then, so their mean is a = 1 / m, and with
+d = ||G - a I||_F, d^2 = ||G||_F^2 - a, none of them is above a + d. W is divided
+by the root of (a + max(a, d)) / 2. Then s^2 <= 2, which the first note asks for,
+and keeps singular values from changing sign; and where d is no more than a, the
+scale is right for all of them: the mean.
+
+The sum of the eigenvalues is 1 up to rounding. Where the norm is out of range it
+is 0 below, and above it is greater: t. That is sound, too. In units of a, the
+largest eigenvalue L > 4 if s^2 > 4, and d < L / 2 - 1. But ||G||_F^2 - a counts
+L^2 + (m t - L)^2 / (m - 1) - m at least, which for t >= 1 is no less than
+L^2 - 2 L + 1 while L < m, and more than L^2 / 2 beyond: more than
+(L / 2 - 1)^2 in both cases.
 
 References:
     - Björck and Bowie, "An iterative algorithm for computing the best estimate
@@ -48,6 +58,7 @@ References:
 """
 
 import functools
+import math
 
 import numpy as np
 from keras import ops
@@ -58,8 +69,9 @@ from deel.lip._backend.control_flow import while_loop
 from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.linear_algebra import TINY
 from deel.lip._backend.linear_algebra import added_product
-from deel.lip._backend.linear_algebra import diagonal_sum
 from deel.lip._backend.linear_algebra import length_of
+from deel.lip._backend.linear_algebra import length_to_divide_by
+from deel.lip._backend.linear_algebra import limited
 from deel.lip._backend.linear_algebra import sum_of_squares
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
@@ -160,16 +172,17 @@ def step(w):
     if w.shape[-2] < w.shape[-1]:
         factor, scale = step(transposed(w))
         return transposed(factor), scale
-    unit, largest = unit_scale(w, (-2, -1))
+    length = length_to_divide_by(w)
+    unit = w / length
     gram = gram_of(unit)
-    total = diagonal_sum(gram)
-    mean = total / w.shape[-1]
-    # Of zeros, too, something to divide by is left.
-    square = ops.maximum(sum_of_squares(gram) - total * mean, TINY)
-    scale = ops.maximum(mean, 0.5 * (mean + ops.sqrt(square)))
-    start = unit * ops.rsqrt(scale)
-    factor = added_product(start, start, gram / scale, 1.5, -0.5)
-    return factor, length_of(unit) / (length_of(factor) + TINY) * largest
+    mean = 1.0 / w.shape[-1]
+    # Twice what to divide by: d, but no less than the mean, and the mean.
+    square = limited(sum_of_squares(gram) - mean, least=mean * mean)
+    twice = ops.sqrt(square) + mean
+    start = unit * ops.rsqrt(twice)
+    root = math.sqrt(2.0)
+    factor = added_product(start, start, gram / twice, 1.5 * root, -root)
+    return factor, length / length_of(factor)
 
 
 def finished(w):
@@ -305,17 +318,11 @@ def project_on_tangent(value, gradient, multiple=1.0):
     factors = (transposed(value), gradient)
     mixed = ops.matmul(*(factors if is_tall else (gradient, factors[0])))
     twice = mixed + transposed(mixed)
-    gradient, weight = _scaled(gradient, multiple), -0.5
-    if isinstance(multiple, float):
-        weight /= multiple
-    else:
-        twice = twice / multiple
+    weights = multiple, -0.5 / multiple
+    if not isinstance(multiple, float):
+        gradient, twice, weights = multiple * gradient, twice / multiple, (1.0, -0.5)
     factors = (value, twice) if is_tall else (twice, value)
-    return added_product(gradient, *factors, 1.0, weight, all_digits=False)
-
-
-def _scaled(x, factor):
-    return x if isinstance(factor, float) and factor == 1.0 else factor * x
+    return added_product(gradient, *factors, *weights, all_digits=False)
 
 
 # Closeness to 1 that is asked for outside of training steps: a second pass

@@ -2,6 +2,8 @@
 
 from keras import ops
 
+from deel.lip._backend.guarded_variable import known_or_tensor
+from deel.lip._backend.tensors import chosen
 from deel.lip._labels import aligned
 from deel.lip._labels import lead
 from deel.lip._labels import signs
@@ -26,7 +28,7 @@ def hinge_margin(y_true, y_pred, min_margin):
         Tensor `(batch_size,)`, the mean over the outputs.
     """
     y_true, y_pred = aligned(y_true, y_pred)
-    return ops.mean(_hinge(y_true, y_pred, min_margin), axis=-1)
+    return ops.mean(_hinge(signs(y_true), y_pred, min_margin), axis=-1)
 
 
 def multiclass_hinge(y_true, y_pred, min_margin):
@@ -61,21 +63,24 @@ def multiclass_soft_hinge(y_true, y_pred, min_margin, soft_hinge_tau):
     """
     y_true, y_pred = aligned(y_true, y_pred)
     classes = number_of_classes(y_pred)
-    is_true, hinge = y_true > 0, _hinge(y_true, y_pred, min_margin)
-    # Not a Python branch: a callback may move the parameter away from zero.
-    is_soft = ops.convert_to_tensor(soft_hinge_tau) > 0
-    weights = ops.softmax(
-        other_scores(is_true, soft_hinge_tau * y_pred), axis=-1
-    )
-    weights = ops.where(is_soft, weights, 1.0 / (classes - 1))
-    weights = ops.where(is_true, 1.0, weights)
+    is_true = y_true > 0
+    as_number = ops.cast(is_true, y_pred.dtype)
+    hinge = _hinge(chosen(as_number, 1.0, -1.0), y_pred, min_margin)
     # The mean over classes, where the true one counts as all the others.
-    factor = ops.where(is_soft, 1.0, (classes - 1) / classes)
-    return ops.cast(factor, hinge.dtype) * ops.sum(weights * hinge, axis=-1)
+    plain = chosen(as_number, (classes - 1) / classes, 1 / classes)
+    tau = known_or_tensor(soft_hinge_tau)
+    if isinstance(tau, (int, float)) and tau <= 0:
+        return ops.sum(plain * hinge, axis=-1)
+    weights = ops.softmax(other_scores(is_true, tau * y_pred), axis=-1)
+    weights = ops.where(is_true, 1.0, weights)
+    # Not a Python branch: a callback may move the parameter away from zero.
+    if not isinstance(tau, (int, float)):
+        weights = ops.where(tau > 0, weights, plain)
+    return ops.sum(weights * hinge, axis=-1)
 
 
-def _hinge(y_true, y_pred, min_margin):
-    return ops.relu(min_margin / 2.0 - signs(y_true) * y_pred)
+def _hinge(sign, y_pred, min_margin):
+    return ops.relu(known_or_tensor(min_margin) / 2.0 - sign * y_pred)
 
 
 class _MarginLoss(LipschitzLoss):

@@ -5,6 +5,7 @@ import warnings
 
 from keras import ops
 
+from deel.lip._backend.guarded_variable import known_or_tensor
 from deel.lip._backend.replicas import summed_over_replicas
 from deel.lip._backend.retraction import store
 from deel.lip._labels import aligned
@@ -43,8 +44,10 @@ class HingeKR(LipschitzLoss):
     def call(self, y_true, y_pred):
         kr = self.KRloss.call(y_true, y_pred)
         hinge = self.hingeloss.call(y_true, y_pred)
-        alpha = ops.convert_to_tensor(self.alpha)
+        alpha = known_or_tensor(self.alpha)
         # An infinite alpha stands for the hinge term alone.
+        if isinstance(alpha, float):
+            return hinge if math.isinf(alpha) else alpha * hinge - kr
         is_finite = ops.isfinite(alpha)
         hinge_weight = ops.where(is_finite, alpha, 1.0)
         return hinge_weight * hinge - ops.cast(is_finite, kr.dtype) * kr

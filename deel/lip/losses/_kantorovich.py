@@ -21,8 +21,8 @@ def _kr(y_true, y_pred, epsilon=EPSILON):
     from dividing by 0.
     """
     y_true, y_pred = aligned(y_true, y_pred)
-    positive = ops.cast(ops.equal(y_true, 1), y_pred.dtype)
-    return ops.mean(y_pred * kr_weights(positive, epsilon), axis=-1)
+    weights = kr_weights(ops.equal(y_true, 1), y_pred.dtype, epsilon)
+    return ops.mean(y_pred * weights, axis=-1)
 
 
 @register("_kr_multi_gpu")

@@ -34,6 +34,8 @@ class Parametrization(keras.layers.Layer):
         kernel_shape: Tuple, the shape of the kernel that the stock layer uses;
             None before it is built.
         wbar: The `ConstrainedVariable`; None before it is built.
+        starts_at_coefficient: Boolean, whether the initial free kernel is
+            multiplied by `coef_lip` of the layer.
 
     Example:
 
@@ -55,6 +57,7 @@ class Parametrization(keras.layers.Layer):
 
     kernel_shape = None
     wbar = None
+    starts_at_coefficient = False
 
     def __init__(self, **kwargs):
         # Mixed precision must not round what is computed here.
@@ -133,6 +136,30 @@ class Parametrization(keras.layers.Layer):
             Pair of tensors: a free kernel, and what it is constrained to.
         """
         return kernel, self.constrain(kernel)
+
+    def kind(self):
+        """What tells whose kernels `retract_stack` takes as one operand.
+
+        None, by default, where it is not implemented. Else a hashable object:
+        parametrizations of equal ones retract their kernels alike.
+        """
+        return None
+
+    def retract_stack(self, kernels):
+        """Returns what `retract` does of each kernel, without storing it.
+
+        Args:
+            kernels: Tensor, kernels of one shape along its first axis.
+
+        Returns:
+            Tuple of tensors with the same first axis: free kernels, what they
+            are constrained to, and values of `states`.
+        """
+        raise TypeError(f"{type(self).__name__} implements no stacks.")
+
+    def states(self):
+        """Returns the variables of `add_state` that a retraction changes."""
+        return ()
 
     def add_state(self, input_shape):
         """Creates further variables by `add_weight`; they are not trained.

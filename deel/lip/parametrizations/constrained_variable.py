@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.guarded_variable import GuardedVariable
+from deel.lip._backend.guarded_variable import assign_together
 from deel.lip._backend.guarded_variable import is_compiling
 from deel.lip._backend.guarded_variable import mark_of
 from deel.lip._backend.retraction import is_carried
@@ -147,6 +148,35 @@ class ConstrainedVariable(GuardedVariable):
         # The optimizer assigns what is returned.
         self.note_current(writes=1)
         return ops.cast(retracted, kernel.dtype)
+
+    def kind(self):
+        """What kernels that may be retracted as one stack have in common."""
+        kind = self._parametrization.kind()
+        if kind is None:
+            return None
+        return kind, self._kernel.dtype, self.coefficient
+
+    def retract_together(self, others):
+        """Retracts the kernel of this one, and those of others of its `kind`.
+
+        On PyTorch, after an optimizer has moved them.
+
+        Args:
+            others: List of `ConstrainedVariable`.
+        """
+        wbars = [self, *others]
+        moved = [float32_at_least(wbar._kernel.value) for wbar in wbars]
+        retracted, constrained, *states = self._parametrization.retract_stack(
+            ops.stack(moved)
+        )
+        found = zip(retracted, self.scale(constrained), *states, strict=True)
+        assigned = []
+        for wbar, values in zip(wbars, found, strict=True):
+            variables = wbar._kernel, wbar, *wbar._parametrization.states()
+            assigned += zip(variables, values, strict=True)
+        assign_together(*zip(*assigned, strict=True))
+        for wbar in wbars:
+            wbar.note_current()
 
     def condense(self):
         """Overwrites the free kernel by one that is constrained to itself."""

@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.drawing import Normal
+from deel.lip._backend.linear_algebra import limited
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._defaults import DEFAULT_BETA_BJORCK
@@ -38,6 +39,10 @@ class Polar(Parametrization):
     at first, such as Adam's 0.1, calms down by itself. With a multiple of one
     a step of that length would turn the kernel at random for ever.
 
+    It starts at `coef_lip` of the layer, which the kernel in use has: 1/3
+    for a convolution of 3x3. A step turns that three times as far as it would
+    turn a kernel with singular values of one.
+
     Args:
         groups: Integer, the number of blocks of columns, each constrained by
             itself.
@@ -53,6 +58,8 @@ class Polar(Parametrization):
             singular value of the free kernel. For monitoring: it bounds from
             below, hence nothing is ever divided by it.
     """
+
+    starts_at_coefficient = True
 
     def __init__(
         self,
@@ -127,12 +134,22 @@ class Polar(Parametrization):
     def retract(self, kernel):
         if not self.orthogonal:
             return super().retract(kernel)
-        nearest, scale = stepped(as_matrix(kernel), self.groups)
-        nearest = reshaped(nearest, self.kernel_shape)
+        free, constrained, sigma = self.retract_stack(kernel[None])
+        self.store(self.sigma, sigma[0])
+        return free[0], self.bounded_kernel(constrained[0])
+
+    def retract_stack(self, kernels):
+        columns = kernels.shape[-1]
+        matrices = reshaped(kernels, (kernels.shape[0], -1, columns))
+        nearest, scale = stepped(matrices, self.groups)
         # It has no effect, so it is kept where every dtype has its digits.
-        sigma = ops.clip(scale, *SCALES)
-        self.store(self.sigma, sigma)
-        return sigma * nearest, self.bounded_kernel(nearest)
+        sigma = limited(scale, *SCALES)
+        shape = kernels.shape
+        free = reshaped(sigma * nearest, shape)
+        return free, reshaped(nearest, shape), sigma
+
+    def states(self):
+        return (self.sigma,)
 
     def is_left_by_retraction(self, free, used):
         # A multiple, up to the rounding of each entry.

@@ -23,5 +23,10 @@ class Spectral(Polar):
         blocks = np.split(array, self.groups, axis=-1)
         return max(super(Spectral, self).expansion(block) for block in blocks)
 
+    def kind(self):
+        if self.orthogonal and self.groups == 1:
+            return type(self), self.kernel_shape
+        return None
+
     def multiple_of(self, matrix):
         return self.wbar.coefficient
