@@ -8,7 +8,6 @@ from keras import ops
 
 from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.retraction import follow_torch_optimizers
-from deel.lip._backend.retraction import postpone
 from deel.lip._backend.retraction import retracting
 from deel.lip._backend.tensors import in_rows
 from deel.lip._backend.variables import host
@@ -152,8 +151,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def _after_update(self, kernel):
         with retracting():
             if self.kernel_constraint is None:
-                is_later = postpone(self.wbar.kind(), self.wbar)
-                return kernel if is_later else self.wbar.retract(kernel)
+                if self.wbar.is_postponed():
+                    return kernel
+                return self.wbar.retract(kernel)
             # A retraction would undo what the user asked for; soundness does
             # not depend on it.
             kernel = self.kernel_constraint(kernel)

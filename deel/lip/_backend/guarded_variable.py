@@ -272,9 +272,12 @@ def assign_together(variables, values):
     """
     import torch
 
+    pairs = zip(variables, values, strict=True)
     values = [
         value.to(variable._value.dtype).contiguous()
-        for variable, value in zip(variables, values, strict=True)
+        if isinstance(variable, GuardedVariable)
+        else value
+        for variable, value in pairs
     ]
     with contextlib.ExitStack() as stack:
         stack.enter_context(_computing_now())

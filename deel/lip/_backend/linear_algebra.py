@@ -4,6 +4,8 @@ There each operation that `keras.ops` is made of is a launch of its own. The
 other backends compile.
 """
 
+import functools
+
 import keras
 import numpy as np
 from keras import ops
@@ -83,11 +85,14 @@ def length_of(x):
 
 
 def length_to_divide_by(x, axis=_MATRIX):
-    """Euclidean norms of any finite entries, one for those of zeros.
+    """Euclidean norms to divide by; see `any_length` and `divisor`."""
+    return divisor(any_length(x, axis), x.dtype)
 
-    Squares neither overflow nor vanish on the way. A norm that is no normal
-    number counts as zero; one whose reciprocal is none is said to be
-    `1 / TINY`, since compilers multiply by reciprocals. Not differentiated.
+
+def any_length(x, axis=_MATRIX):
+    """Euclidean norms of any finite entries. Not differentiated.
+
+    Squares neither overflow nor vanish on the way: PyTorch counts in float64.
 
     Args:
         x: Tensor, float32 at least.
@@ -96,11 +101,9 @@ def length_to_divide_by(x, axis=_MATRIX):
     if keras.backend.backend() == "torch":
         import torch
 
-        wide = torch.linalg.vector_norm(
+        return torch.linalg.vector_norm(
             x, 2, axis, keepdim=True, dtype=torch.float64
         )
-        wide = torch.nn.functional.threshold(wide, TINY, 1.0)
-        return wide.clamp(max=1.0 / TINY).to(x.dtype)
     scale = largest_magnitude(x, axis)
     scale = ops.minimum(one_for_tiny(scale), 1.0 / TINY)
     squares = ops.square(x / scale)
@@ -109,8 +112,65 @@ def length_to_divide_by(x, axis=_MATRIX):
     else:
         length = ops.sqrt(ops.sum(squares, axis=axis, keepdims=True))
     # Their product may be infinite.
-    length = scale * ops.minimum(length, 1.0 / TINY / scale)
-    return ops.where(length > TINY, length, ops.ones_like(length))
+    return scale * ops.minimum(length, 1.0 / TINY / scale)
+
+
+def divisor(length, dtype):
+    """What to divide by in place of a length, of any size.
+
+    A length that is no normal number counts as zero, for which there is one;
+    one whose reciprocal is none is said to be `1 / TINY`, since compilers
+    multiply by reciprocals.
+    """
+    return ops.cast(limited(one_for_tiny(length), most=1.0 / TINY), dtype)
+
+
+def jointly(function, *columns):
+    """Applies a function of scalars to those of many matrices.
+
+    PyTorch computes with all of them at once, since each operation is a launch.
+
+    Args:
+        function: Of as many arguments as there are lists, entry by entry;
+            returns a tensor, or a tuple of them.
+        *columns: Lists of the same length. Tensors `(..., 1, 1)` in the first
+            one, and in each other one tensors of the same shapes, or numbers.
+
+    Returns:
+        List of what the function returns of the first entries, of the second
+        ones, and so on.
+    """
+    first = columns[0]
+    if keras.backend.backend() != "torch" or len(first) == 1:
+        return [function(*row) for row in zip(*columns, strict=True)]
+    import torch
+
+    sizes = tuple(x.numel() for x in first)
+
+    def joined(column):
+        if ops.is_tensor(column[0]):
+            return torch.cat([x.reshape(-1) for x in column])
+        like = first[0]
+        return _repeated(tuple(column), sizes, like.dtype, like.device)
+
+    found = function(*map(joined, columns))
+
+    def entries(joint):
+        parts = zip(joint.split(sizes), first, strict=True)
+        return [part.reshape(x.shape) for part, x in parts]
+
+    if not isinstance(found, tuple):
+        return entries(found)
+    return list(zip(*map(entries, found), strict=True))
+
+
+@functools.lru_cache
+def _repeated(numbers, sizes, dtype, device):
+    """Each number as often as its size says, kept on the device."""
+    import torch
+
+    repeated = np.repeat(numbers, sizes)
+    return torch.as_tensor(repeated, dtype=dtype, device=device)
 
 
 def sum_of_squares(x):

@@ -53,8 +53,8 @@ class _Retractions(threading.local):
         stored: Dictionary to add to; None where nobody asks for it.
         before: Dictionary of what other variables held before the step.
         running: Whether an optimizer has just moved the kernel at hand.
-        postponed: Dictionary of lists of objects that `retract_together`, by
-            what they have in common; None where they cannot wait.
+        postponed: Dictionary by family of dictionaries by kind of lists of
+            those that `retract_together`; None where nobody waits.
     """
 
     stored = None
@@ -77,7 +77,7 @@ def train_step(model, step, *args):
     Returns:
         What the step returns.
     """
-    if keras.backend.backend() == "torch":
+    if keras.backend.backend() == "torch" and not is_compiling():
         with together():
             return step(*args)
     if keras.backend.backend() != "jax" or isinstance(
@@ -109,32 +109,37 @@ def together():
     There each operation is a launch of its own. So kernels of one shape are
     one operand.
     """
-    if is_compiling() or _retractions.postponed is not None:
+    if _retractions.postponed is not None:
         yield
         return
     _retractions.postponed = {}
     try:
         yield
     finally:
-        groups, _retractions.postponed = _retractions.postponed, None
-        for first, *others in groups.values():
-            first.retract_together(others)
+        families, _retractions.postponed = _retractions.postponed, None
+        for kinds in families.values():
+            groups = list(kinds.values())
+            groups[0][0].retract_together(groups)
 
 
-def postpone(key, retracted):
-    """Has something retracted together with others of its kind.
+def postpone(retracted, family, kind):
+    """Has something retracted together with others of its family.
 
     Args:
-        key: What those have in common that may be one operand, hashable.
-        retracted: Object with a method `retract_together`, which takes a list
-            of others.
+        retracted: Object with a static method `retract_together`, which takes
+            the whole family: a list of lists of objects of one kind.
+        family: Hashable, what those have in common whose scalars may be one
+            tensor.
+        kind: Hashable, what those have in common that may be one operand; None
+            for what cannot wait.
 
     Returns:
         Boolean, whether that will be done.
     """
-    if _retractions.postponed is None or key is None:
+    if _retractions.postponed is None or kind is None:
         return False
-    _retractions.postponed.setdefault(key, []).append(retracted)
+    kinds = _retractions.postponed.setdefault(family, {})
+    kinds.setdefault(kind, []).append(retracted)
     return True
 
 

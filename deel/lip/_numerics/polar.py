@@ -36,17 +36,16 @@ which squares what is missing to one while updates are small.
 
 W, with m columns, is divided by its Frobenius norm first. The eigenvalues of
 its Gram matrix G have the sum 1 then, so their mean is a = 1 / m, and with
-d = ||G - a I||_F, d^2 = ||G||_F^2 - a, none of them is above a + d. W is divided
-by the root of (a + max(a, d)) / 2. Then s^2 <= 2, which the first note asks for,
-and keeps singular values from changing sign; and where d is no more than a, the
-scale is right for all of them: the mean.
+d = ||G - a I||_F, d^2 = ||G||_F^2 - a, none of them is above a + d. W is
+divided by the root of (a + max(a, d)) / 2. Then s^2 <= 2, which the first note
+asks for, and keeps singular values from changing sign; and where d is no more
+than a, the scale is right for all of them: the mean.
 
-The sum of the eigenvalues is 1 up to rounding. Where the norm is out of range it
-is 0 below, and above it is greater: t. That is sound, too. In units of a, the
-largest eigenvalue L > 4 if s^2 > 4, and d < L / 2 - 1. But ||G||_F^2 - a counts
-L^2 + (m t - L)^2 / (m - 1) - m at least, which for t >= 1 is no less than
-L^2 - 2 L + 1 while L < m, and more than L^2 / 2 beyond: more than
-(L / 2 - 1)^2 in both cases.
+The sum of the eigenvalues is 1 up to rounding. Where the norm is out of range
+it is 0 below, and above it is greater: t. That is sound, too. In units of a,
+s^2 > 4 means a largest eigenvalue L > 4 and d < L / 2 - 1. But d^2 is no less
+than L^2 + (m t - L)^2 / (m - 1) - m, and this is at least (L - 1)^2 where
+L <= m <= m t, and L^2 - m > L^2 / 2 where L > m: both exceed (L / 2 - 1)^2.
 
 References:
     - Björck and Bowie, "An iterative algorithm for computing the best estimate
@@ -59,6 +58,7 @@ References:
 
 import functools
 import math
+import operator
 
 import numpy as np
 from keras import ops
@@ -69,8 +69,10 @@ from deel.lip._backend.control_flow import while_loop
 from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.linear_algebra import TINY
 from deel.lip._backend.linear_algebra import added_product
+from deel.lip._backend.linear_algebra import any_length
+from deel.lip._backend.linear_algebra import divisor
+from deel.lip._backend.linear_algebra import jointly
 from deel.lip._backend.linear_algebra import length_of
-from deel.lip._backend.linear_algebra import length_to_divide_by
 from deel.lip._backend.linear_algebra import limited
 from deel.lip._backend.linear_algebra import sum_of_squares
 from deel.lip._backend.products import product
@@ -169,20 +171,54 @@ def step(w):
         A tensor like `w` with singular values of at most 1, and what makes it
         as large as `w` in the Frobenius norm, `(..., 1, 1)`.
     """
-    if w.shape[-2] < w.shape[-1]:
-        factor, scale = step(transposed(w))
-        return transposed(factor), scale
-    length = length_to_divide_by(w)
-    unit = w / length
-    gram = gram_of(unit)
-    mean = 1.0 / w.shape[-1]
-    # Twice what to divide by: d, but no less than the mean, and the mean.
-    square = limited(sum_of_squares(gram) - mean, least=mean * mean)
-    twice = ops.sqrt(square) + mean
-    start = unit * ops.rsqrt(twice)
-    root = math.sqrt(2.0)
-    factor = added_product(start, start, gram / twice, 1.5 * root, -root)
-    return factor, length / length_of(factor)
+    return steps([w])[0]
+
+
+def steps(matrices):
+    """`step` of several matrices, or stacks; their scalars are one tensor.
+
+    Args:
+        matrices: List of tensors of any shapes, each as for `step`.
+
+    Returns:
+        List of the pairs that `step` returns.
+    """
+    is_wide = [w.shape[-2] < w.shape[-1] for w in matrices]
+    tall = [
+        transposed(w) if wide else w
+        for w, wide in zip(matrices, is_wide, strict=True)
+    ]
+    divide = functools.partial(divisor, dtype=tall[0].dtype)
+    lengths = jointly(divide, [any_length(w) for w in tall])
+    units = [w / length for w, length in zip(tall, lengths, strict=True)]
+    grams = [gram_of(unit) for unit in units]
+    scales = jointly(
+        _twice_the_divisor,
+        [sum_of_squares(gram) for gram in grams],
+        [1.0 / w.shape[-1] for w in tall],
+    )
+    factors, root = [], math.sqrt(2.0)
+    for unit, gram, (twice, inverse) in zip(units, grams, scales, strict=True):
+        start = unit * inverse
+        factors.append(
+            added_product(start, start, gram / twice, 1.5 * root, -root)
+        )
+    sizes = jointly(operator.truediv, lengths, list(map(length_of, factors)))
+    return [
+        (transposed(factor) if wide else factor, size)
+        for factor, wide, size in zip(factors, is_wide, sizes, strict=True)
+    ]
+
+
+def _twice_the_divisor(square, mean):
+    """`a + max(a, d)`, from `||G||_F^2` and a, and one over its root."""
+    spread = ops.sqrt(limited(square - mean, least=0.0))
+    twice = mean + (
+        limited(spread, least=mean)
+        if isinstance(mean, float)
+        else ops.maximum(spread, mean)
+    )
+    return twice, ops.rsqrt(twice)
 
 
 def finished(w):
@@ -320,7 +356,11 @@ def project_on_tangent(value, gradient, multiple=1.0):
     twice = mixed + transposed(mixed)
     weights = multiple, -0.5 / multiple
     if not isinstance(multiple, float):
-        gradient, twice, weights = multiple * gradient, twice / multiple, (1.0, -0.5)
+        gradient, twice, weights = (
+            multiple * gradient,
+            twice / multiple,
+            (1.0, -0.5),
+        )
     factors = (value, twice) if is_tall else (twice, value)
     return added_product(gradient, *factors, *weights, all_digits=False)
 
@@ -400,7 +440,7 @@ def stepped(matrix, groups):
     Returns:
         A tensor like `matrix`, and the scale of `matrix`, `(..., 1, 1)`.
     """
-    return _joined([step(block) for block in _blocks(groups, matrix)])
+    return _joined(steps(_blocks(groups, matrix)))
 
 
 def _joined(parts):

@@ -138,24 +138,26 @@ class Parametrization(keras.layers.Layer):
         return kernel, self.constrain(kernel)
 
     def kind(self):
-        """What tells whose kernels `retract_stack` takes as one operand.
+        """What tells whose kernels may be retracted as one operand.
 
-        None, by default, where it is not implemented. Else a hashable object:
-        parametrizations of equal ones retract their kernels alike.
+        None, by default, where `retract_stacks` is not implemented. Else a
+        hashable object: kernels of one shape that are retracted alike.
         """
-        return None
+        return
 
-    def retract_stack(self, kernels):
-        """Returns what `retract` does of each kernel, without storing it.
+    @staticmethod
+    def retract_stacks(stacks):
+        """Returns what `retract` does of many kernels, without storing it.
 
         Args:
-            kernels: Tensor, kernels of one shape along its first axis.
+            stacks: List of tensors. Each holds kernels of one `kind` along its
+                first axis.
 
         Returns:
-            Tuple of tensors with the same first axis: free kernels, what they
-            are constrained to, and values of `states`.
+            List of tuples, one for each stack: free kernels, what they are
+            constrained to, and values of `states`, along the first axis.
         """
-        raise TypeError(f"{type(self).__name__} implements no stacks.")
+        raise TypeError("Expected a parametrization of some `kind`.")
 
     def states(self):
         """Returns the variables of `add_state` that a retraction changes."""

@@ -10,6 +10,7 @@ from deel.lip._backend.guarded_variable import is_compiling
 from deel.lip._backend.guarded_variable import mark_of
 from deel.lip._backend.retraction import is_carried
 from deel.lip._backend.retraction import is_retracted
+from deel.lip._backend.retraction import postpone
 from deel.lip._backend.retraction import store
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
@@ -149,34 +150,44 @@ class ConstrainedVariable(GuardedVariable):
         self.note_current(writes=1)
         return ops.cast(retracted, kernel.dtype)
 
-    def kind(self):
-        """What kernels that may be retracted as one stack have in common."""
-        kind = self._parametrization.kind()
-        if kind is None:
-            return None
-        return kind, self._kernel.dtype, self.coefficient
+    def is_postponed(self):
+        """Whether `retract_together` is going to retract the kernel.
 
-    def retract_together(self, others):
-        """Retracts the kernel of this one, and those of others of its `kind`.
+        Those of one shape and coefficient are one operand there.
+        """
+        kind, kernel = self._parametrization.kind(), self._kernel._value
+        # Only PyTorch waits. What it has split over devices stays as it is.
+        if kind is None or hasattr(kernel, "placements"):
+            return False
+        device = getattr(kernel, "device", None)
+        family = type(self._parametrization), kernel.dtype, device
+        return postpone(self, family, (kind, self.coefficient))
 
-        On PyTorch, after an optimizer has moved them.
+    @staticmethod
+    def retract_together(groups):
+        """Retracts kernels that an optimizer has moved, on PyTorch.
 
         Args:
-            others: List of `ConstrainedVariable`.
+            groups: List of lists of `ConstrainedVariable`, each list of kernels
+                that are one operand.
         """
-        wbars = [self, *others]
-        moved = [float32_at_least(wbar._kernel.value) for wbar in wbars]
-        retracted, constrained, *states = self._parametrization.retract_stack(
-            ops.stack(moved)
-        )
-        found = zip(retracted, self.scale(constrained), *states, strict=True)
-        assigned = []
-        for wbar, values in zip(wbars, found, strict=True):
-            variables = wbar._kernel, wbar, *wbar._parametrization.states()
-            assigned += zip(variables, values, strict=True)
-        assign_together(*zip(*assigned, strict=True))
-        for wbar in wbars:
-            wbar.note_current()
+        retract_stacks = groups[0][0]._parametrization.retract_stacks
+        stacks = [
+            _stacked([float32_at_least(wbar._kernel.value) for wbar in wbars])
+            for wbars in groups
+        ]
+        pairs = []
+        for wbars, (free, constrained, *states) in zip(
+            groups, retract_stacks(stacks), strict=True
+        ):
+            found = free, wbars[0].scale(constrained), *states
+            for wbar, *values in zip(wbars, *found, strict=True):
+                own = wbar._kernel, wbar, *wbar._parametrization.states()
+                pairs += zip(own, values, strict=True)
+        assign_together(*zip(*pairs, strict=True))
+        for wbars in groups:
+            for wbar in wbars:
+                wbar.note_current()
 
     def condense(self):
         """Overwrites the free kernel by one that is constrained to itself."""
@@ -279,3 +290,7 @@ class ConstrainedVariable(GuardedVariable):
             return False
         bound = self.coefficient * (1.0 + SLACK)
         return self._parametrization.admits(value, bound, self._kernel)
+
+
+def _stacked(tensors):
+    return tensors[0][None] if len(tensors) == 1 else ops.stack(tensors)

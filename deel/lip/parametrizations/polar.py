@@ -4,6 +4,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.drawing import Normal
+from deel.lip._backend.linear_algebra import jointly
 from deel.lip._backend.linear_algebra import limited
 from deel.lip._backend.tensors import reshaped
 from deel.lip._backend.variables import float32_at_least
@@ -19,6 +20,7 @@ from deel.lip._numerics.polar import by_group
 from deel.lip._numerics.polar import factor_in_training
 from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._numerics.polar import stepped
+from deel.lip._numerics.polar import steps
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
 
@@ -134,19 +136,23 @@ class Polar(Parametrization):
     def retract(self, kernel):
         if not self.orthogonal:
             return super().retract(kernel)
-        free, constrained, sigma = self.retract_stack(kernel[None])
-        self.store(self.sigma, sigma[0])
-        return free[0], self.bounded_kernel(constrained[0])
+        matrix = as_matrix(kernel)
+        nearest, scale = stepped(matrix, self.groups)
+        sigma = _usual(scale)
+        self.store(self.sigma, sigma)
+        nearest = reshaped(nearest, self.kernel_shape)
+        return sigma * nearest, self.bounded_kernel(nearest)
 
-    def retract_stack(self, kernels):
-        columns = kernels.shape[-1]
-        matrices = reshaped(kernels, (kernels.shape[0], -1, columns))
-        nearest, scale = stepped(matrices, self.groups)
-        # It has no effect, so it is kept where every dtype has its digits.
-        sigma = limited(scale, *SCALES)
-        shape = kernels.shape
-        free = reshaped(sigma * nearest, shape)
-        return free, reshaped(nearest, shape), sigma
+    @staticmethod
+    def retract_stacks(stacks):
+        matrices = [reshaped(x, (len(x), -1, x.shape[-1])) for x in stacks]
+        factors, scales = zip(*steps(matrices), strict=True)
+        sigmas = jointly(_usual, scales)
+        found = []
+        for stack, factor, sigma in zip(stacks, factors, sigmas, strict=True):
+            free = reshaped(sigma * factor, stack.shape)
+            found.append((free, reshaped(factor, stack.shape), sigma))
+        return found
 
     def states(self):
         return (self.sigma,)
@@ -178,6 +184,11 @@ class Polar(Parametrization):
     def _record(self, vector, sigma):
         self.store(self.sn, vector)
         self.store(self.sigma, sigma)
+
+
+def _usual(scale):
+    """A scale without effect, kept where every dtype has its digits."""
+    return limited(scale, *SCALES)
 
 
 def power_step(matrix, vector, groups):
