@@ -47,24 +47,21 @@ def _by_torch(function):
     And takes three times as long to call. Nothing is differentiated where a
     function is traced into another format.
     """
-    import torch
-
-    apply = _torch_function().apply
 
     @functools.wraps(function)
     def called(*tensors):
         if torch.jit.is_tracing():
             return function(*tensors)[0]
-        return apply(function, *tensors)
+        return _Differentiable.apply(function, *tensors)
 
     return called
 
 
-@functools.lru_cache
-def _torch_function():
+# Here, since TorchDynamo does not follow what makes a class.
+if keras.backend.backend() == "torch":
     import torch
 
-    class Differentiable(torch.autograd.Function):
+    class _Differentiable(torch.autograd.Function):
         """A function whose gradient comes with its value."""
 
         @staticmethod
@@ -77,5 +74,3 @@ def _torch_function():
             slopes = ctx.pull_back(upstream)
             slopes = slopes if isinstance(slopes, tuple) else (slopes,)
             return None, *slopes
-
-    return Differentiable

@@ -119,14 +119,24 @@ def _digits_of_device(device):
 
 
 def _digits_on_torch(x):
+    return _TORCH_SETTINGS.get(_torch_setting(x.is_cuda))
+
+
+def _torch_setting(is_cuda):
     import torch
 
-    backend = torch.backends.cuda if x.is_cuda else torch.backends.mkldnn
+    backend = torch.backends.cuda if is_cuda else torch.backends.mkldnn
     try:
-        setting = backend.matmul.fp32_precision
+        return backend.matmul.fp32_precision
     except AttributeError:
-        setting = torch.get_float32_matmul_precision()
-    return _TORCH_SETTINGS.get(setting)
+        return torch.get_float32_matmul_precision()
+
+
+if keras.backend.backend() == "torch":
+    import torch
+
+    # TorchDynamo cannot follow how PyTorch keeps its settings.
+    torch.compiler.assume_constant_result(_torch_setting)
 
 
 def _unrounded(a, b):

@@ -156,11 +156,14 @@ class ConstrainedVariable(GuardedVariable):
         Those of one shape and coefficient are one operand there.
         """
         kind, kernel = self._parametrization.kind(), self._kernel._value
-        # Only PyTorch waits. What it has split over devices stays as it is.
-        if kind is None or hasattr(kernel, "placements"):
+        # What PyTorch has split over devices stays as it is.
+        if (
+            kind is None
+            or keras.backend.backend() != "torch"
+            or hasattr(kernel, "placements")
+        ):
             return False
-        device = getattr(kernel, "device", None)
-        family = type(self._parametrization), kernel.dtype, device
+        family = type(self._parametrization), kernel.dtype, kernel.device
         return postpone(self, family, (kind, self.coefficient))
 
     @staticmethod
