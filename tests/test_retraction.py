@@ -12,6 +12,7 @@ from keras import ops
 from small_networks import image_classifier
 
 from deel.lip import model as lipschitz
+from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralDense
 from deel.lip.losses import MulticlassHKR
 from deel.lip.parametrizations.polar import Polar
@@ -72,6 +73,54 @@ def test_far_kernels_come_back_while_training_goes_on(models):
         harness.assert_bounded(layer)
         least.append(least_value(layer))
     assert least[-1] >= 1 - 1e-2
+
+
+def test_kernels_start_at_the_scale_that_is_used():
+    model = image_classifier(lipschitz.Sequential, 4)
+    coefficients = set()
+    for layer in polar_layers(model):
+        coefficients.add(layer.coef_lip)
+        values = harness.singular_values(harness.as_matrix(layer.kernel))
+        assert_close(values, np.full(len(values), layer.coef_lip), rtol=1e-4)
+        # A multiple of the kernel is constrained to the same.
+        layer.kernel.assign(2.0 * layer.kernel)
+        expected = to_numpy(layer.wbar)
+        layer.condense()
+        assert_close(layer.wbar, expected, atol=1e-6)
+    assert len(coefficients) > 1
+
+
+def test_kernels_retracted_together_are_those_retracted_one_by_one():
+    """Our containers retract all kernels of a step at once on PyTorch."""
+
+    def trained(models):
+        keras.utils.set_random_seed(3)
+        equal = [SpectralDense(8, activation="relu") for _ in range(3)]
+        # One that is wide, one with a coefficient, one of another dtype.
+        model = models.Sequential(
+            [
+                keras.Input((6, 6, 1)),
+                SpectralConv2D(8, 3, activation="relu"),
+                keras.layers.GlobalAveragePooling2D(),
+                *equal,
+                SpectralDense(12),
+                SpectralDense(4, dtype="float64"),
+            ]
+        )
+        loss = MulticlassHKR(10.0)
+        model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False)
+        x, y = samples(64)
+        model.fit(x, y, batch_size=16, verbose=0, shuffle=False)
+        return polar_layers(model)
+
+    ours, stock = trained(lipschitz), trained(keras)
+    for layer, expected in zip(ours, stock, strict=True):
+        assert layer.kernel.dtype == expected.kernel.dtype
+        assert_close(layer.kernel, expected.kernel, atol=1e-5)
+        assert_close(layer.wbar, expected.wbar, atol=1e-5)
+        sigma = expected.parametrization.sigma
+        assert_close(layer.parametrization.sigma, sigma, rtol=1e-4)
+        harness.assert_bounded(layer)
 
 
 @CONTAINERS
