@@ -23,7 +23,7 @@ FOLDERS = {
         constraints initializers regularizers
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/
-        model applications callbacks plots _deprecated
+        _stock_metrics model applications callbacks plots _deprecated
     """,
     "_backend": """
         control_flow drawing differentiation gradient products linear_algebra

@@ -21,6 +21,7 @@ from deel.lip._lipschitz import count_on
 from deel.lip._loss_variables import TrainsLossVariables
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
+from deel.lip._stock_metrics import warn_of_stock_metrics
 from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
@@ -42,6 +43,8 @@ __all__ = [
 def __dir__():
     return __all__
 
+
+_COMPILE = inspect.signature(keras.Model.compile)
 
 # Tells the next `Sequential` to be made that it is rebuilt from a config, in
 # which each layer already has its share of the constant.
@@ -89,6 +92,9 @@ class _LipschitzModel(Condensable):
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
         hand_over_loss_parameters(self)
+        given = _COMPILE.bind(self, *args, **kwargs).arguments
+        for name in ("metrics", "weighted_metrics"):
+            warn_of_stock_metrics(self, given.get(name), stacklevel=2)
 
     def compile_from_config(self, config):
         # The stock method leaves models with a `compile` of their own alone.
