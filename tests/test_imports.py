@@ -56,7 +56,7 @@ FOLDERS = {
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling
-        normalization shapes joins
+        normalization shapes augmentation joins
     """,
 }
 
