@@ -13,6 +13,9 @@ from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import SpectralDense
 from deel.lip.model import Sequential
 
+# Keras' `MixUp` asks JAX for integers that it does not have by default.
+pytestmark = pytest.mark.filterwarnings("ignore:Explicitly requested dtype")
+
 SHAPE = (6, 7, 3)
 
 # What the constructors need; classes that this Keras lacks are left out.

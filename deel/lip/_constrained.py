@@ -17,6 +17,7 @@ from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import activation_constant
 from deel.lip._validation import normal_range
 from deel.lip._validation import require_built
+from deel.lip._validation import require_instance
 
 
 class _KernelsInUse(threading.local):
@@ -66,6 +67,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
                 f"Received: lora_rank={kwargs['lora_rank']}"
             )
         super().__init__(*args, **kwargs)
+        require_instance("activation", self.activation)
         self.parametrization = parametrization
         self.set_klip_factor(k_coef_lip)
 
@@ -253,11 +255,11 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             name=self.name,
         )
 
-    def quantize(self, *args, **kwargs):
+    def quantize(self, mode=None, *args, **kwargs):
         raise ValueError(
             f"Layer '{self.name}' has a constrained kernel, which quantization "
-            "would replace by an unconstrained one. Call `vanilla_export()` "
-            "and quantize the exported layer."
+            "would replace by an unconstrained one. Expected what "
+            f"`vanilla_export()` returns. Received: mode={mode}"
         )
 
     def enable_lora(self, *args, **kwargs):

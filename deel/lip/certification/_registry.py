@@ -83,7 +83,8 @@ _NO_CONSTANT = {
     "bounded",
     keras.layers.Attention: "multiplies its inputs, which are not bounded",
     keras.layers.Masking: "jumps where a step has the value of the mask",
-    keras.layers.Embedding: "maps integers",
+    keras.layers.Embedding: "maps integers; bound a model of the vectors that "
+    "it returns",
     keras.layers.Resizing: "interpolates with places and weights that depend "
     "on the backend and are rounded to float32; resize images before the "
     "network, or in it by pooling, `UpSampling2D` or `InvertibleUpSampling`",

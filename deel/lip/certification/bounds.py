@@ -23,12 +23,12 @@ point adds to them (`deel.lip.certification._rounding`).
 """
 
 import keras
-import numpy as np
 
 from deel.lip._validation import require_built
 from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import joint_gain
+from deel.lip.certification._walk import score_gain
 from deel.lip.certification._walk import start
 
 
@@ -108,8 +108,5 @@ def lipschitz_bound(
     if by_output:
         last = final_dense(model, walk)
         if last is not None:
-            _, kernel, flow = last
-            bound = float(np.max(np.linalg.norm(kernel, axis=0)))
-            bound *= joint_gain([flow])
-            bound *= 1 + 1e-9
+            bound = score_gain(last)
     return (bound, walk.table) if return_table else bound

@@ -60,6 +60,15 @@ class Parametrization(keras.layers.Layer):
         # Mixed precision must not round what is computed here.
         super().__init__(name="parametrization", autocast=False, **kwargs)
 
+    def quantize(self, mode=None, *args, **kwargs):
+        # Keras asks the innermost layers, which the layer with the kernel is
+        # not, and goes on where they cannot.
+        raise ValueError(
+            "A constrained kernel would be replaced by an unconstrained one. "
+            "Expected the stock model that `deel.lip.model.vanillaModel` "
+            f"returns. Received: mode={mode}"
+        )
+
     def constrain(self, kernel):
         """Returns the constrained version of a kernel.
 
