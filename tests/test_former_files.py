@@ -118,7 +118,7 @@ def test_former_files_are_read_with_a_warning(suffix, keeps_all, tmp_path):
     again = tmp_path / "again.keras"
     loaded.save(again)
     with warnings.catch_warnings():
-        warnings.simplefilter("error")
+        warnings.simplefilter("error", UserWarning)
         keras.models.load_model(again)
 
 
