@@ -22,8 +22,8 @@ from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import joint_gain
 from deel.lip.certification._walk import propagate
-from deel.lip.certification._walk import score_gain
 from deel.lip.certification._walk import start
+from deel.lip.certification.bounds import score_gain
 
 # Added to each norm: more than backends take for zero, see [Underflow].
 _VANISHED = 1e-300

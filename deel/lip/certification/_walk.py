@@ -145,20 +145,6 @@ def final_dense(model, walk):
     return last, inference_kernel(last), flow
 
 
-def score_gain(last):
-    """Bound of the output that changes fastest by itself.
-
-    Args:
-        last: What `final_dense` returns, but None.
-    """
-    _, kernel, flow = last
-    return (
-        float(np.max(np.linalg.norm(kernel, axis=0)))
-        * joint_gain([flow])
-        * (1 + 1e-9)
-    )
-
-
 # Products below this one lose digits, or vanish, see `_scaled_gain`.
 _SMALLEST_GAIN = 1e-290
 
