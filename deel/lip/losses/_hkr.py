@@ -64,18 +64,18 @@ class HKR(HingeKR):
     `-KR + alpha * HingeMargin`. A large `alpha` favours accuracy, a large
     `min_margin` robustness.
 
+    Labels are 0 or -1, and 1. Others are refused where they come as an array
+    to a call of the loss or to `fit` of a model of this library; elsewhere, as
+    in a `tf.data.Dataset`, they would have to be read in each step, and are not
+    looked at. With several columns, the value is the mean of those of each; a
+    warning says so of two, which may be one-hot labels for `MulticlassHKR`.
+
     Args:
         alpha: Float, zero or more, the weight of the hinge term. 0 leaves the
             KR term alone, `float("inf")` the hinge term alone.
         min_margin: Float, see `HingeMargin`.
         multi_gpu: Boolean, see `KR`.
         reduction, name: As for `keras.losses.Loss`.
-
-    Labels are 0 or -1, and 1. Others are refused where they come as an array
-    to a call of the loss or to `fit` of a model of this library; elsewhere, as
-    in a `tf.data.Dataset`, they would have to be read in each step, and are not
-    looked at. With several columns, the value is the mean of those of each; a
-    warning says so of two, which may be one-hot labels for `MulticlassHKR`.
 
     Raises:
         ValueError: If labels have another shape than scores, or if positive
@@ -102,6 +102,7 @@ class HKR(HingeKR):
         super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
 
     def call(self, y_true, y_pred):
+        y_pred = ops.convert_to_tensor(y_pred)
         if len(y_pred.shape) == 2 and y_pred.shape[-1] == 2:
             warnings.warn(
                 "Each of two columns is a problem of its own for this loss. "
