@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from harness import assert_close
 from harness import assert_equal
+from harness import to_numpy
 from small_networks import certified_classifier
 from small_networks import linear_classifier
 from small_networks import samples
@@ -17,9 +18,12 @@ from deel.lip.certification import attack_distances
 from deel.lip.certification import certified_accuracy
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
+from deel.lip.layers import FrobeniusDense
+from deel.lip.layers import GroupSort
 from deel.lip.layers import SpectralDense
 from deel.lip.metrics import CategoricalProvableRobustAccuracy
 from deel.lip.model import Model
+from deel.lip.model import Sequential
 
 
 def test_certificate_of_a_linear_classifier_is_the_exact_distance():
@@ -173,6 +177,64 @@ def test_summary_is_plain_and_readable():
         without.certified_accuracy([0.1])
 
 
+def _last(layer):
+    x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
+    model = Sequential(
+        [keras.Input((4,)), SpectralDense(8, activation="relu"), layer]
+    )
+    return model, x, certify(model, x)
+
+
+def test_summary_has_the_constants_of_vector_and_score_and_of_a_lead():
+    model, _, certificates = _last(
+        FrobeniusDense(
+            5, kernel_initializer=keras.initializers.RandomNormal(seed=0)
+        )
+    )
+    kernel = to_numpy(model.layers[-1].wbar).astype("float64")
+    ratios = [
+        certificates.lipschitz_constant / np.linalg.norm(kernel, 2),
+        certificates.score_constant / np.linalg.norm(kernel, axis=0).max(),
+        certificates.lead_constant
+        / max(np.linalg.norm(a - b) for a in kernel.T for b in kernel.T),
+    ]
+    # Each is multiplied by the bound of what stands before.
+    assert_close(ratios, ratios[0], rtol=1e-6)
+    bounds = [lipschitz_bound(model, by_output=x) for x in (False, True)]
+    found = certificates.lipschitz_constant, certificates.score_constant
+    assert_close(found, bounds, rtol=1e-6)
+    assert found[0] > 1.01 * found[1]
+    assert found[1] <= 1 + 1e-4
+    # No radius is smaller than what the printed constant says.
+    by_hand = certificates.margin / certificates.lead_constant
+    assert np.all(certificates.radius >= by_hand - 1e-5)
+    printed = repr(certificates)
+    for line in (
+        f"{found[0]:.6g} of the vector of scores",
+        f"{found[1]:.6g} of each score",
+        f"counts        {certificates.lead_constant:.6g} of the lead",
+    ):
+        assert line in printed
+    summary = json.loads(json.dumps(certificates.to_dict()))
+    assert summary["score_constant"] == certificates.score_constant
+    assert summary["lead_constant"] == certificates.lead_constant
+
+
+def test_leads_of_a_last_layer_with_activation_count_by_the_vector():
+    _, _, certificates = _last(SpectralDense(5, activation=GroupSort(5)))
+    constant = certificates.lipschitz_constant
+    assert certificates.score_constant == constant
+    assert_close(certificates.lead_constant, np.sqrt(2) * constant, rtol=1e-9)
+
+
+def test_a_single_score_has_one_constant():
+    _, _, certificates = _last(FrobeniusDense(1))
+    constant = certificates.lipschitz_constant
+    assert_close(certificates.score_constant, constant, rtol=1e-6)
+    assert_close(certificates.lead_constant, constant, rtol=1e-6)
+    assert "lead" not in repr(certificates)
+
+
 def test_curves_are_drawn():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -205,7 +267,7 @@ def test_bad_data_is_an_error():
         certify(model, iter([]))
     with pytest.raises(ValueError, match="y=None"):
         certify(model, iter([x]), [0, 1, 2, 3])
-    with pytest.raises(ValueError, match="input_shape"):
+    with pytest.raises(ValueError, match="Samples need the shape"):
         certify(model, x[:, :5])
     with pytest.raises(ValueError, match="finite"):
         certify(model, x * np.nan)

@@ -12,6 +12,8 @@ from small_networks import stack
 
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
+from deel.lip.layers import FrobeniusDense
+from deel.lip.layers import GroupSort2
 from deel.lip.layers import SpectralDense
 from deel.lip.model import vanillaModel
 
@@ -36,6 +38,30 @@ def test_command_prints_the_table_and_the_curve(tmp_path, capsys):
     assert "accuracy                   1.0000" in printed
     assert "0.010" in printed
     assert "0 certificates broken" in printed
+
+
+def test_command_prints_the_constants_of_vector_and_output_and_limits_one(
+    tmp_path, capsys
+):
+    hidden = SpectralDense(8, activation=GroupSort2())
+    model = stack(hidden, FrobeniusDense(5, kernel_initializer="ones"))
+    of_vector, of_output = (
+        lipschitz_bound(model, by_output=x) for x in (False, True)
+    )
+    assert of_vector > 1.01
+    assert run_command(tmp_path, model, "--max", 1.0) == 1
+    printed = capsys.readouterr().out
+    assert f"{of_vector:.6f}  of the vector of outputs, limited to 1" in printed
+    assert f"{of_output:.6f}  of each output by itself\n" in printed
+    lead = min(2**0.5 * of_vector, 2 * of_output)
+    assert f"{lead:.6f}  at most, of the lead" in printed
+    assert run_command(tmp_path, model, "--max", 1.0, "--by-output") == 0
+    assert "by itself, limited to 1" in capsys.readouterr().out
+
+
+def test_command_of_a_single_output_speaks_of_no_lead(tmp_path, capsys):
+    assert run_command(tmp_path, stack(FrobeniusDense(1)), "--max", 1.0) == 0
+    assert "lead" not in capsys.readouterr().out
 
 
 def test_command_fails_where_the_bound_is_too_large(tmp_path, capsys):

@@ -23,7 +23,7 @@ FOLDERS = {
         constraints initializers regularizers
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/
-        model applications callbacks plots _deprecated
+        _stock_metrics model applications callbacks plots _deprecated
     """,
     "_backend": """
         control_flow drawing differentiation gradient products linear_algebra
@@ -56,7 +56,7 @@ FOLDERS = {
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling
-        normalization shapes joins
+        normalization shapes augmentation joins
     """,
 }
 

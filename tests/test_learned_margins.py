@@ -172,7 +172,8 @@ def test_margins_stay_without_optim_margin_and_with_stock_models():
     assert_equal(_margins(frozen), np.float32(0.05))
     stock = keras.Model(frozen.input, frozen.output)
     stock.compile("adam", _loss())
-    stock.fit(x, y, verbose=0)
+    with pytest.warns(UserWarning, match="not learned"):
+        stock.fit(x, y, verbose=0)
     stock.loss(y, stock(x))
     assert_equal(_margins(stock), np.float32(0.05))
 
@@ -282,7 +283,8 @@ def test_stock_functional_model_with_the_loss_of_the_seed_stays_plain():
     model = Model(inputs=inputs, outputs=SpectralDense(3)(inputs))
     model.compile("adam", losses.MulticlassHKRauto())
     x, y = _data()
-    model.fit(x, y, verbose=0)
+    with pytest.warns(UserWarning, match="not learned"):
+        model.fit(x, y, verbose=0)
     assert len(model.trainable_weights) == 2
 
 

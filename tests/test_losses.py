@@ -259,6 +259,8 @@ _CLASSES = sorted(
 )
 
 
+# A stock model does not train them, which is of no matter here.
+@pytest.mark.filterwarnings("ignore:The margins of loss")
 @pytest.mark.parametrize("loss_class", _CLASSES)
 def test_compiled_model_is_loaded_with_its_loss_and_goes_on(
     loss_class, tmp_path

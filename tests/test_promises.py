@@ -33,6 +33,7 @@ PROVEN = [
     (lambda: keras.layers.SpatialDropout2D(0.5), IMAGE),
     (keras.layers.ZeroPadding2D, IMAGE),
     (keras.layers.Cropping2D, IMAGE),
+    (keras.layers.RandomFlip, IMAGE),
     (lambda: keras.layers.AveragePooling2D(2), IMAGE),
     (keras.layers.GlobalAveragePooling2D, IMAGE),
     (lambda: keras.layers.Rescaling(1 / 255), IMAGE),

@@ -65,7 +65,7 @@ NAMES = {
         multiclass_soft_hinge
     """,
     "deel.lip.metrics": """
-        BinaryProvableAvgRobustness BinaryProvableRobustAccuracy
+        BinaryAccuracy BinaryProvableAvgRobustness BinaryProvableRobustAccuracy
         CategoricalProvableAvgRobustness CategoricalProvableRobustAccuracy
     """,
     "deel.lip.model": """

@@ -17,6 +17,13 @@ from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._lipschitz import activation_constant
 from deel.lip._validation import normal_range
 from deel.lip._validation import require_built
+from deel.lip._validation import require_instance
+
+# Arguments of former releases, and what they are called now.
+_RENAMED = {
+    "niter_bjorck": "maxiter_bjorck",
+    "niter_spectral": "maxiter_spectral",
+}
 
 
 class _KernelsInUse(threading.local):
@@ -65,7 +72,14 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
                 "its Lipschitz constant. Expected `lora_rank=None`. "
                 f"Received: lora_rank={kwargs['lora_rank']}"
             )
+        for former, name in _RENAMED.items():
+            if former in kwargs:
+                raise ValueError(
+                    f"Argument `{former}` of former releases has another name. "
+                    f"Expected `{name}`. Received: {former}={kwargs[former]}"
+                )
         super().__init__(*args, **kwargs)
+        require_instance("activation", self.activation)
         self.parametrization = parametrization
         self.set_klip_factor(k_coef_lip)
 
@@ -117,6 +131,16 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         return super().add_weight(
             shape, initializer, *args, name=name, **kwargs
         )
+
+    def load_own_variables(self, store):
+        # Files of the former Keras 3 branch may hold the constrained kernel,
+        # and what it was found by, behind the variables of the stock layer.
+        further = len(self.parametrization.variables)
+        if self.built and further:
+            own = 1 + (self.bias is not None)
+            if len(store.keys()) == own + further:
+                store = {str(index): store[str(index)] for index in range(own)}
+        super().load_own_variables(store)
 
     def build(self, input_shape):
         # First: what is refused later counts as built, for Keras.
@@ -257,11 +281,11 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             name=self.name,
         )
 
-    def quantize(self, *args, **kwargs):
+    def quantize(self, mode=None, *args, **kwargs):
         raise ValueError(
             f"Layer '{self.name}' has a constrained kernel, which quantization "
-            "would replace by an unconstrained one. Call `vanilla_export()` "
-            "and quantize the exported layer."
+            "would replace by an unconstrained one. Expected what "
+            f"`vanilla_export()` returns. Received: mode={mode}"
         )
 
     def enable_lora(self, *args, **kwargs):

@@ -1,6 +1,7 @@
 """How losses and metrics read labels: {0, 1}, {-1, 1}, Boolean, weighted."""
 
 import keras
+import numpy as np
 from keras import ops
 
 from deel.lip._backend.linear_algebra import limited
@@ -39,6 +40,8 @@ def aligned(y_true, y_pred):
         hint = ""
         if y_true.shape[-1] == 1:
             hint = "Are the labels class numbers instead of one-hot vectors? "
+        if y_pred.shape[-1] == 1:
+            hint = "A single score takes one label, 0 or -1, and 1. "
         raise ValueError(
             f"Labels and predictions must have the same shape. {hint}"
             f"Received: {_shapes(*received)}"
@@ -79,6 +82,20 @@ def lead(y_true, y_pred):
 def signs(y_true):
     """Returns 1 where a label is positive and -1 elsewhere, a tensor."""
     return chosen(ops.cast(y_true > 0, y_true.dtype), 1.0, -1.0)
+
+
+def require_binary(y_true):
+    """Raises ValueError for arrays whose positive labels are not 1.
+
+    What is no NumPy array may be on a device, or have no values yet, and is not
+    looked at.
+    """
+    is_array = isinstance(y_true, np.ndarray) and y_true.dtype.kind in "iuf"
+    if is_array and np.any((y_true > 0) & (y_true != 1)):
+        raise ValueError(
+            "Expected labels 0 or -1, and 1. "
+            f"Received: y_true with the values {np.unique(y_true)[:10]}"
+        )
 
 
 def kr_weights(positive, dtype, epsilon=EPSILON):

@@ -11,6 +11,14 @@ import numpy as np
 _CONSTANTS = (1e-18, 1e18)
 
 
+class ArgumentError(ValueError, RuntimeError):
+    """A value that is refused, where former releases raised RuntimeError.
+
+    Keras raises ValueError for values; programs that catch the other one still
+    do.
+    """
+
+
 def positive_int(name, value):
     """Returns `value` as an int; accepts floats that are whole (`128.0`)."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
@@ -95,6 +103,16 @@ def int_tuple(value, rank):
     except (TypeError, ValueError, OverflowError):
         pass
     return value
+
+
+def require_instance(name, value):
+    """Raises ValueError for a class where one of its objects belongs."""
+    if isinstance(value, type):
+        raise ValueError(
+            f"Argument `{name}` must be a function, a name or an object. "
+            f"Expected `{value.__name__}()` in place of the class. "
+            f"Received: {name}={value}"
+        )
 
 
 def require_built(layer, method):

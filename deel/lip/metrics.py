@@ -1,8 +1,9 @@
-"""Robustness that is proven by the Lipschitz constant, as Keras metrics.
+"""Accuracy and robustness of Lipschitz networks, as Keras metrics.
 
 A score that is L-Lipschitz keeps its sign within a distance of its magnitude
-divided by L. The metrics count such certificates on the samples they are given,
-from the network's constant and without looking at the network.
+divided by L. The metrics of provable robustness count such certificates on the
+samples they are given, from the network's constant and without looking at the
+network. `BinaryAccuracy` is what they say of the sample itself.
 """
 
 import math
@@ -18,6 +19,7 @@ from deel.lip._validation import positive_float
 from deel.lip._validation import require_one_of
 
 __all__ = [
+    "BinaryAccuracy",
     "BinaryProvableAvgRobustness",
     "BinaryProvableRobustAccuracy",
     "CategoricalProvableAvgRobustness",
@@ -37,6 +39,61 @@ _REDUCTIONS = {
     "none": lambda values: values,
     None: lambda values: values,
 }
+
+
+def _aligned_column(y_true, y_pred):
+    """`aligned`, where there is one score for each sample."""
+    y_true, y_pred = aligned(y_true, y_pred)
+    if y_pred.shape[-1] != 1:
+        raise ValueError(
+            "Binary metrics need one score for each sample. "
+            f"Received: y_pred.shape={y_pred.shape}"
+        )
+    return y_true, y_pred
+
+
+def _is_right(y_true, y_pred):
+    """1 for each sample whose score has the sign of its label, 0 elsewhere."""
+    y_true, y_pred = _aligned_column(y_true, y_pred)
+    is_right = ops.equal(y_true > 0, y_pred > 0)
+    return ops.squeeze(ops.cast(is_right, y_pred.dtype), axis=-1)
+
+
+@register("BinaryAccuracy")
+class BinaryAccuracy(keras.metrics.MeanMetricWrapper):
+    """Share of the samples whose score has the sign of their label.
+
+    For networks with a single score, whose sign is the class, such as those
+    that `HKR` trains. Labels are 0 or -1, and 1, as a column or flat. Keras'
+    own `"accuracy"` compares scores with 0.5, as if they were probabilities,
+    and never takes a label -1 for right.
+
+    A score of zero counts for the class 0 or -1, as in
+    `deel.lip.certification.certify`, so the value is the certified accuracy at
+    radius 0.
+
+    Args:
+        name: String.
+        dtype: As for `keras.metrics.Metric`.
+
+    Example:
+
+    >>> from deel.lip.metrics import BinaryAccuracy
+    >>> metric = BinaryAccuracy()
+    >>> metric.update_state([[1], [1], [0]], [[2.0], [0.1], [-0.3]])
+    >>> float(metric.result())
+    1.0
+    >>> metric.update_state([1, 1, -1], [[-2.0], [-0.1], [0.3]])
+    >>> float(metric.result())
+    0.5
+    """
+
+    def __init__(self, name="binary_accuracy", dtype=None):
+        super().__init__(fn=_is_right, name=name, dtype=dtype)
+        self._direction = "up"
+
+    def get_config(self):
+        return {"name": self.name, "dtype": self.dtype}
 
 
 class _ProvableMetric(keras.metrics.Mean):
@@ -103,12 +160,7 @@ class _Binary(_ProvableMetric):
         super().__init__(lip_const, 1.0, reduction, name)
 
     def _certificate(self, y_true, y_pred):
-        y_true, y_pred = aligned(y_true, y_pred)
-        if y_pred.shape[-1] != 1:
-            raise ValueError(
-                "Binary metrics need one score for each sample. "
-                f"Received: y_pred.shape={y_pred.shape}"
-            )
+        y_true, y_pred = _aligned_column(y_true, y_pred)
         signed = ops.sign(y_true - 1e-3) * y_pred
         return ops.squeeze(signed, axis=-1) / self.certificate_factor
 

@@ -21,6 +21,7 @@ from deel.lip._lipschitz import count_on
 from deel.lip._loss_variables import TrainsLossVariables
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
+from deel.lip._stock_metrics import warn_of_stock_metrics
 from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
@@ -29,6 +30,7 @@ from deel.lip.certification._promises import factor_of_all_outputs
 from deel.lip.certification._promises import promised_constant
 from deel.lip.certification._promises import warn_unless_promised
 from deel.lip.layers import FrobeniusDense
+from deel.lip.losses._base import LipschitzLoss
 
 __all__ = [
     "LossVariableModel",
@@ -42,6 +44,8 @@ __all__ = [
 def __dir__():
     return __all__
 
+
+_COMPILE = inspect.signature(keras.Model.compile)
 
 # Tells the next `Sequential` to be made that it is rebuilt from a config, in
 # which each layer already has its share of the constant.
@@ -89,6 +93,9 @@ class _LipschitzModel(Condensable):
     def compile(self, *args, **kwargs):
         super().compile(*args, **kwargs)
         hand_over_loss_parameters(self)
+        given = _COMPILE.bind(self, *args, **kwargs).arguments
+        for name in ("metrics", "weighted_metrics"):
+            warn_of_stock_metrics(self, given.get(name), stacklevel=2)
 
     def compile_from_config(self, config):
         # The stock method leaves models with a `compile` of their own alone.
@@ -99,8 +106,10 @@ class _LipschitzModel(Condensable):
     def train_step(self, *args):
         return retraction.train_step(self, super().train_step, *args)
 
-    def fit(self, *args, **kwargs):
-        history = super().fit(*args, **kwargs)
+    def fit(self, x=None, y=None, *args, **kwargs):
+        if isinstance(self.loss, LipschitzLoss):
+            self.loss.check_labels(y)
+        history = super().fit(x, y, *args, **kwargs)
         # Keras has replaced the free kernels by their averages at the end.
         if averages_weights(self.optimizer):
             _refresh_layers(self)
@@ -129,6 +138,13 @@ class _LipschitzModel(Condensable):
         if verify is not False:
             _verify(self, exported, verify)
         return exported
+
+    def quantize(self, *args, **kwargs):
+        # Before any other layer has changed.
+        for layer in condensable_layers(self.layers):
+            if isinstance(layer, ConstrainedKernel):
+                layer.quantize(*args, **kwargs)
+        return super().quantize(*args, **kwargs)
 
     def export(self, filepath, *args, **kwargs):
         """Writes inference for serving: a SavedModel, ONNX, LiteRT and others.
@@ -210,6 +226,10 @@ class Sequential(_LipschitzModel, keras.Sequential, LipschitzLayer):
     [2.0, 2.0]
     >>> type(model.vanilla_export().layers[0]).__module__.split(".")[0]
     'keras'
+
+    `keras.models.clone_model` makes a stock `keras.Sequential` of these layers,
+    which keep their constants. A copy of this class is
+    `Sequential.from_config(model.get_config())`.
     """
 
     # What was last warned of, so that each excess is spoken of once.

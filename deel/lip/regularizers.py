@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from deel.lip._register import register
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 
@@ -85,7 +86,7 @@ class Lorth:
 
     Raises:
         AssertionError: If the kernel size is even.
-        RuntimeError: If no orthogonal convolution of this shape exists.
+        ValueError: If no orthogonal convolution of this shape exists.
 
     Reference:
         - [Achour et al., 2022](https://arxiv.org/abs/2108.05623), "Existence,
@@ -148,12 +149,12 @@ class Lorth:
         )
         inputs = channels * self.stride**self.dim
         if inputs >= filters and filters > channels * size**self.dim:
-            raise RuntimeError(
+            raise ArgumentError(
                 "Impossible RO configuration: there are more filters than "
                 f"values in a window, so rows cannot be orthogonal. {received}"
             )
         if inputs < filters and self.stride > size:
-            raise RuntimeError(
+            raise ArgumentError(
                 "Impossible CO configuration: the stride exceeds the window, "
                 "so some inputs are not read and columns cannot be orthogonal. "
                 f"{received}"

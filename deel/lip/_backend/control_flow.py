@@ -59,3 +59,13 @@ def has_values(tensor):
 
         return tf.executing_eagerly()
     return True
+
+
+def is_recorded(tensor):
+    """Whether steps are compiled from what is computed of a tensor now.
+
+    On PyTorch, whose steps are not compiled, whether gradients will be.
+    """
+    if keras.backend.backend() == "torch":
+        return tensor.requires_grad or tensor.is_meta
+    return not has_values(tensor)

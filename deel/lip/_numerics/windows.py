@@ -28,6 +28,7 @@ import numpy as np
 
 from deel.lip._numerics.padding import check_length
 from deel.lip._numerics.padding import shortest_length
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import require_one_of
 
 DATA_FORMATS = ("channels_last", "channels_first")
@@ -41,7 +42,7 @@ NUMPY_MODES = {
 }
 
 
-def check_data_format(data_format, error=RuntimeError):
+def check_data_format(data_format, error=ArgumentError):
     """Raises an error of that class for an unknown `data_format`."""
     require_one_of("data_format", data_format, DATA_FORMATS, error)
 

@@ -139,12 +139,7 @@ def check_classifier(model, name):
             f"`{name}` needs one input, and one output `(batch, classes)`. "
             f"Received: inputs of shapes {inputs}, outputs of shapes {output}"
         )
-    (dtype,) = (x.dtype for x in model.inputs)
-    if dtype not in ("float32", "float64"):
-        raise ValueError(
-            "Inputs must not be rounded. Expected an input of dtype float32. "
-            f"Received: dtype={dtype}"
-        )
+    _check_input(model)
     last = last_layer(model)
     if output[1] == 1 and getattr(last, "activation", None) in _ONE_SIGN:
         raise ValueError(
@@ -155,12 +150,63 @@ def check_classifier(model, name):
         )
 
 
+def _check_input(model):
+    """Raises ValueError where distances of inputs mean nothing."""
+    embeddings = [
+        layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Embedding)
+    ]
+    if embeddings:
+        raise ValueError(
+            "A certificate is a distance between inputs, and token numbers "
+            "have none that means anything. Expected a model of the vectors "
+            "that the embedding returns, such as "
+            "`keras.Sequential(model.layers[1:])`. "
+            f"Received: a model with the layer '{embeddings[0]}' of type "
+            "Embedding"
+        )
+    (dtype,) = (x.dtype for x in model.inputs)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(
+            "Inputs must not be rounded. Expected an input of dtype float32. "
+            f"Received: dtype={dtype}"
+        )
+
+
+def check_samples(model, x):
+    """Raises ValueError for an array that is no batch of inputs of a model.
+
+    Args:
+        model: A model that `check_classifier` has seen.
+        x: Array or tensor.
+    """
+    expected = tuple(model.inputs[0].shape)
+    received = tuple(x.shape)
+    hint = ""
+    if _fits(received[1:], expected[1:]):
+        return
+    if _fits(received, expected[1:]):
+        hint = "A single sample is a batch of one, `x[np.newaxis]`. "
+    raise ValueError(
+        f"Samples need the shape {expected}. {hint}"
+        f"Received: x of shape {received}"
+    )
+
+
+def _fits(shape, expected):
+    return len(shape) == len(expected) and all(
+        wanted in (None, length)
+        for length, wanted in zip(shape, expected, strict=True)
+    )
+
+
 def float_type(x):
     x = np.asarray(ops.convert_to_numpy(x))
     return x if x.dtype in ("float32", "float64") else x.astype("float32")
 
 
-def in_batches(x, y, batch_size):
+def in_batches(model, x, y, batch_size):
     """Iterator over pairs `(x, y)`, and the number of samples, or None."""
     if isinstance(x, keras.utils.PyDataset):
         _refuse_labels(y)
@@ -179,6 +225,7 @@ def in_batches(x, y, batch_size):
             "There is nothing to certify. "
             f"Received: x of shape {x.shape}, without samples"
         )
+    check_samples(model, x)
     if y is not None:
         y = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
         if y.ndim == 0 or len(y) != len(x):

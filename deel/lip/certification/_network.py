@@ -23,6 +23,7 @@ from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import joint_gain
 from deel.lip.certification._walk import propagate
 from deel.lip.certification._walk import start
+from deel.lip.certification.bounds import score_gain
 
 # Added to each norm: more than backends take for zero, see [Underflow].
 _VANISHED = 1e-300
@@ -42,14 +43,24 @@ class Network:
         (self.output,) = walk.run(model, [self.input])
         self.calls = walk.calls
         self.constant = joint_gain([self.output])
+        self.score_constant = self.constant
         self.last = None
         last = final_dense(model, walk)
         if last is not None:
             self.last = _LastLayer(*last)
+            self.score_constant = score_gain(last)
         self.copies = {}
         self.float32 = dataclasses.replace(
             FLOAT32, factors=rounding_of_factors()
         )
+
+    @property
+    def lead_constant(self):
+        """The largest of the constants by which radii divide leads."""
+        classes = self.model.output_shape[-1]
+        # Each class leads once.
+        scores = _Scores(np.eye(classes) if classes > 1 else np.ones((1, 1)))
+        return float(np.max(self._slopes(scores)[np.isfinite(scores.leads)]))
 
     def certify(self, x, y):
         """Returns what `Certificates` has for each sample, a dictionary."""

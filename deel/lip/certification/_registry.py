@@ -83,7 +83,11 @@ _NO_CONSTANT = {
     "bounded",
     keras.layers.Attention: "multiplies its inputs, which are not bounded",
     keras.layers.Masking: "jumps where a step has the value of the mask",
-    keras.layers.Embedding: "maps integers",
+    keras.layers.Embedding: "maps integers; bound a model of the vectors that "
+    "it returns",
+    keras.layers.Resizing: "interpolates with places and weights that depend "
+    "on the backend and are rounded to float32; resize images before the "
+    "network, or in it by pooling, `UpSampling2D` or `InvertibleUpSampling`",
 }
 
 
@@ -313,9 +317,8 @@ def check_finite(layer):
 def _unknown(layer):
     name = type(layer).__name__
     reason = "is not known"
-    for known, text in _NO_CONSTANT.items():
-        if type(layer) is known:
-            reason = f"is not bounded: it {text}"
+    if type(layer) in _NO_CONSTANT:
+        reason = f"is not bounded: it {_NO_CONSTANT[type(layer)]}"
     advice = ""
     if isinstance(layer, ConstrainedKernel):
         advice = "Certify what `vanilla_export()` of the model returns. "

@@ -6,6 +6,7 @@ from keras import ops
 from deel.lip._backend.differentiation import compiled
 from deel.lip._validation import positive_int
 from deel.lip.certification._data import check_classifier
+from deel.lip.certification._data import check_samples
 from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import checked_labels
 from deel.lip.certification._data import share_beyond
@@ -115,6 +116,7 @@ def attack_distances(
     """
     check_classifier(model, "attack_distances")
     x = np.asarray(ops.convert_to_numpy(x)).astype("float32")
+    check_samples(model, x)
     if len(x) == 0 or len(y) != len(x):
         raise ValueError(
             "An attack needs samples, each with one label. "

@@ -108,8 +108,19 @@ def lipschitz_bound(
     if by_output:
         last = final_dense(model, walk)
         if last is not None:
-            _, kernel, flow = last
-            bound = float(np.max(np.linalg.norm(kernel, axis=0)))
-            bound *= joint_gain([flow])
-            bound *= 1 + 1e-9
+            bound = score_gain(last)
     return (bound, walk.table) if return_table else bound
+
+
+def score_gain(last):
+    """Bound of the output that changes fastest by itself.
+
+    Args:
+        last: What `final_dense` returns, but None.
+    """
+    _, kernel, flow = last
+    return (
+        float(np.max(np.linalg.norm(kernel, axis=0)))
+        * joint_gain([flow])
+        * (1 + 1e-9)
+    )

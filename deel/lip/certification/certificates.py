@@ -38,6 +38,7 @@ Distances are at most the largest number of float32: no input is further away.
 """
 
 import dataclasses
+import math
 
 import keras
 import numpy as np
@@ -46,6 +47,7 @@ from deel.lip._validation import positive_int
 from deel.lip.certification._curves import draw_accuracy
 from deel.lip.certification._data import check_classifier
 from deel.lip.certification._data import check_precision
+from deel.lip.certification._data import check_samples
 from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import float_type
 from deel.lip.certification._data import in_batches
@@ -76,13 +78,19 @@ class Certificates:
         margin: Array `(samples,)`, the lead of the best score over the second;
             with a single score, its magnitude.
         label: Integer array `(samples,)`, or None if no labels were given.
-        lipschitz_constant: Float, the proven bound of the network; with images
-            of several sizes, the largest.
+        lipschitz_constant: Float, the proven bound of the vector of all
+            scores; with images of several sizes, the largest, as of the others.
         rounding: Array `(samples,)`, what the margin may be wrong by.
         arithmetic: String, what the radii hold for: the argument `rounding` of
             `certify`.
         float32_radius: Array `(samples,)`, the radii of `rounding="float32"`,
             zero where that proves nothing; None with `rounding="estimated"`.
+        score_constant: Float, the proven bound of the score that changes
+            fastest by itself, which `FrobeniusDense` with disjoint neurons
+            promises; None if it is not known.
+        lead_constant: Float, the constant that counts: the proven bound of the
+            lead of one score over another, the largest of all pairs. With a
+            single score, that of the score. None if it is not known.
     """
 
     radius: np.ndarray
@@ -93,6 +101,8 @@ class Certificates:
     rounding: np.ndarray
     arithmetic: str = "exact"
     float32_radius: np.ndarray | None = None
+    score_constant: float | None = None
+    lead_constant: float | None = None
 
     def __len__(self):
         return len(self.radius)
@@ -133,6 +143,8 @@ class Certificates:
             "samples": len(self),
             "arithmetic": self.arithmetic,
             "lipschitz_constant": float(self.lipschitz_constant),
+            "score_constant": self.score_constant,
+            "lead_constant": self.lead_constant,
             "mean_radius": float(np.mean(self.radius)),
             "median_radius": float(np.median(self.radius)),
             "largest_rounding": float(np.max(self.rounding)),
@@ -155,7 +167,7 @@ class Certificates:
         summary = self.to_dict()
         lines = [
             f"Certificates of {summary['samples']} samples",
-            f"  proven Lipschitz constant  {summary['lipschitz_constant']:.6g}",
+            *self._constants(),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
             f"  certified                  {_ROUNDINGS[self.arithmetic]}",
@@ -177,6 +189,24 @@ class Certificates:
                 for epsilon, share in pairs
             ]
         return "\n".join(lines)
+
+    def _constants(self):
+        """Lines that say which constants are proven, and which one counts."""
+        of_vector = (
+            f"  proven Lipschitz constant  {self.lipschitz_constant:.6g}"
+        )
+        lead = self.lead_constant
+        # Not known, or that of the only score.
+        if lead is None or math.isclose(
+            lead, self.lipschitz_constant, rel_tol=1e-6
+        ):
+            return [of_vector]
+        return [
+            f"{of_vector} of the vector of scores",
+            f"{'':29}{self.score_constant:.6g} of each score",
+            f"  the one that counts        {lead:.6g} of the lead "
+            "of one score over another",
+        ]
 
     def plot(self, axes=None, epsilons=None, attacked=None):
         """Draws the certified accuracy as a function of the radius.
@@ -278,7 +308,7 @@ def certify(
             f"Received: rounding={rounding}"
         )
     batch_size = positive_int("batch_size", batch_size)
-    batches, count = in_batches(x, y, batch_size)
+    batches, count = in_batches(model, x, y, batch_size)
     shows = verbose == 1 or (verbose == "auto" and (count or 0) >= _MANY)
     bar = keras.utils.Progbar(count) if shows else None
     # Images of another size have another bound.
@@ -286,6 +316,7 @@ def certify(
     parts = []
     for x_batch, y_batch in batches:
         x_batch = float_type(x_batch)
+        check_samples(model, x_batch)
         shape = x_batch.shape[1:]
         if shape not in networks:
             networks[shape] = Network(model, shape, constants, rounding)
@@ -302,6 +333,8 @@ def certify(
     return Certificates(
         **joined,
         lipschitz_constant=max(n.constant for n in networks.values()),
+        score_constant=max(n.score_constant for n in networks.values()),
+        lead_constant=max(n.lead_constant for n in networks.values()),
         arithmetic=rounding,
     )
 

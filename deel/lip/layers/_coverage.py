@@ -7,6 +7,7 @@ from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import coverage_coefficient
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import require_one_of
 from deel.lip.layers._padded import PaddedConvolution
@@ -83,13 +84,13 @@ class CoveredConvolution(WindowCoverage, PaddedConvolution):
         rank, name = self._spatial_rank, type(self).__name__
         dilation_rate = int_tuple(dilation_rate, rank)
         if not isinstance(padding, str) or padding.lower() != "same":
-            raise RuntimeError(
+            raise ArgumentError(
                 f'{name} bounds convolutions with `padding="same"` only. '
                 f"Received: padding={padding}"
             )
         if not self._takes_groups_and_dilation:
             if tuple(dilation_rate) != (1,) * rank:
-                raise RuntimeError(
+                raise ArgumentError(
                     f"{name} has no dilation, `SpectralGroupedConv{rank}D` "
                     f"has. Received: dilation_rate={dilation_rate}"
                 )

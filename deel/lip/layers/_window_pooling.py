@@ -13,6 +13,7 @@ PyTorch), while the limit is one operation on the small tensor. Values below
 import math
 
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 
 
@@ -40,13 +41,13 @@ class WindowPooling(LipschitzLayer):
         pool_size = int_tuple(pool_size, self._spatial_rank)
         strides = int_tuple(strides, self._spatial_rank)
         if strides is not None and tuple(strides) != tuple(pool_size):
-            raise RuntimeError(
+            raise ArgumentError(
                 f"{type(self).__name__} needs windows that do not overlap: "
                 "expected `strides=None` or equal to `pool_size`. "
                 f"Received: pool_size={pool_size}, strides={strides}"
             )
         if padding != "valid":
-            raise RuntimeError(
+            raise ArgumentError(
                 f'{type(self).__name__} supports `padding="valid"` only. '
                 f"Received: padding={padding}"
             )

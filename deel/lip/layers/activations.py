@@ -12,6 +12,7 @@ from deel.lip._numerics.sorting import sort_pairs
 from deel.lip._numerics.windows import channel_axis
 from deel.lip._numerics.windows import check_data_format
 from deel.lip._register import register
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import positive_int
 from deel.lip._validation import share
 
@@ -32,7 +33,7 @@ class _Activation(LipschitzLayer, keras.layers.Layer):
 
     def _require_channels_last(self):
         if self.data_format != "channels_last":
-            raise RuntimeError(
+            raise ArgumentError(
                 f"The channels of {type(self).__name__} are the last axis. "
                 'Expected `data_format="channels_last"`. '
                 f"Received: data_format={self.data_format}"
@@ -72,7 +73,7 @@ class GroupSort(_Activation):
         The output has the same.
 
     Raises:
-        RuntimeError: If `data_format` is not `"channels_last"`, or if the
+        ValueError: If `data_format` is not `"channels_last"`, or if the
             channels cannot be split in groups of `n`.
 
     Example:
@@ -110,7 +111,7 @@ class GroupSort(_Activation):
         if self.n is None or self.n > channels:
             return channels
         if channels % self.n:
-            raise RuntimeError(
+            raise ArgumentError(
                 f"The number of channels must be a multiple of n={self.n}. "
                 f"Received: channels={channels}"
             )
@@ -164,8 +165,8 @@ class Abs(_Activation):
         The output has the same.
 
     Raises:
-        RuntimeError: If `data_format` is unknown.
-        ValueError: If `beta` is out of its range.
+        ValueError: If `data_format` is unknown, or if `beta` is out of its
+            range.
 
     Example:
 
@@ -265,9 +266,8 @@ class Householder(_Activation):
         The output has the same.
 
     Raises:
-        RuntimeError: If `data_format` is not `"channels_last"`, or if the
-            number of channels is odd.
-        ValueError: If `order` is not a positive integer.
+        ValueError: If `data_format` is not `"channels_last"`, or if the
+            number of channels is odd, or if `order` is not a positive integer.
 
     Example:
 
@@ -301,7 +301,7 @@ class Householder(_Activation):
     def build(self, input_shape):
         channels = input_shape[-1]
         if channels % 2:
-            raise RuntimeError(
+            raise ArgumentError(
                 "Householder pairs the channels, so their number must be even. "
                 f"Received: channels={channels}"
             )

@@ -110,8 +110,8 @@ class AOLConv2D(CoveredConvolution, ConstrainedKernel, keras.layers.Conv2D):
         ceil(width / strides[1]), filters)`, or channels first.
 
     Raises:
-        RuntimeError: If `padding` or `dilation_rate` is not the one supported.
-        ValueError: If another argument is out of its range.
+        ValueError: If `padding` or `dilation_rate` is not the one supported,
+            or if another argument is out of its range.
 
     Example:
 

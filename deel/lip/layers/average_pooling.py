@@ -38,7 +38,7 @@ class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
         channels)`, or channels first.
 
     Raises:
-        RuntimeError: If windows would overlap, or for another padding.
+        ValueError: If windows would overlap, or for another padding.
 
     Example:
 

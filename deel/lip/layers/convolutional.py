@@ -11,6 +11,7 @@ from deel.lip._defaults import DEFAULT_EPS_SPECTRAL
 from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._register import register
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_int
 from deel.lip.constraints import SpectralConstraint
@@ -182,8 +183,8 @@ class SpectralConv2D(_SpectralConvolution, keras.layers.Conv2D):
         ceil(width / strides[1]), filters)`, or channels first.
 
     Raises:
-        RuntimeError: If `padding` or `dilation_rate` is not the one supported.
-        ValueError: If another argument is out of its range.
+        ValueError: If `padding` or `dilation_rate` is not the one supported,
+            or if another argument is out of its range.
 
     Example:
 
@@ -335,9 +336,9 @@ class FrobeniusConv2D(
         Tensor `(batch_size, height, width, filters)`, or channels first.
 
     Raises:
-        RuntimeError: If `padding`, `dilation_rate`, `strides` or
-            `kernel_constraint` is not one of those supported.
-        ValueError: If another argument is out of its range.
+        ValueError: If `padding`, `dilation_rate`, `strides` or
+            `kernel_constraint` is not one of those supported, or if another
+            argument is out of its range.
 
     Example:
 
@@ -376,13 +377,13 @@ class FrobeniusConv2D(
     ):
         strides = int_tuple(strides, 2)
         if tuple(strides) != (1, 1):
-            raise RuntimeError(
+            raise ArgumentError(
                 "FrobeniusConv2D bounds convolutions with `strides=1` only. "
                 f"Received: strides={strides}"
             )
         kernel_constraint = keras.constraints.get(kernel_constraint)
         if not isinstance(kernel_constraint, SpectralConstraint | None):
-            raise RuntimeError(
+            raise ArgumentError(
                 "FrobeniusConv2D takes no `kernel_constraint` but None or a "
                 "`SpectralConstraint`. "
                 f"Received: kernel_constraint={kernel_constraint}"

@@ -13,6 +13,7 @@ from deel.lip._numerics.window_norms import unmasked
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import nonnegative_float
 
@@ -58,7 +59,7 @@ class _GlobalL2Norm(_GlobalPooling):
     ):
         super().__init__(data_format, k_coef_lip, **kwargs)
         self.eps_grad_sqrt = nonnegative_float(
-            "eps_grad_sqrt", eps_grad_sqrt, RuntimeError
+            "eps_grad_sqrt", eps_grad_sqrt, ArgumentError
         )
         self._init_lip_coef(None)
 
@@ -84,7 +85,7 @@ class _Adaptive:
 
     def __init__(self, output_size=(1, 1), *args, **kwargs):
         if int_tuple(output_size, 2) not in ((1, 1), [1, 1]):
-            raise RuntimeError(
+            raise ArgumentError(
                 f"{type(self).__name__} pools the whole image: windows of "
                 "several sizes have no common constant. Expected "
                 f"`output_size=(1, 1)`. Received: output_size={output_size}"
@@ -186,7 +187,7 @@ class ScaledGlobalL2NormPooling2D(
             takes.
 
     Raises:
-        RuntimeError: If `eps_grad_sqrt` is negative.
+        ValueError: If `eps_grad_sqrt` is negative.
 
     Example:
 
@@ -247,7 +248,7 @@ class ScaledAdaptiveAveragePooling2D(
         Tensor `(batch_size, 1, 1, channels)`, or channels first.
 
     Raises:
-        RuntimeError: For another output size.
+        ValueError: For another output size.
     """
 
 

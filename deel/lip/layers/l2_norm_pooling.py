@@ -12,6 +12,7 @@ from deel.lip._numerics.window_norms import norms_of_windows
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
+from deel.lip._validation import ArgumentError
 from deel.lip._validation import nonnegative_float
 from deel.lip.layers._window_pooling import WindowPooling
 
@@ -33,7 +34,7 @@ class _WindowL2Norm(WindowPooling):
             pool_size, strides, padding, data_format, k_coef_lip, **kwargs
         )
         self.eps_grad_sqrt = nonnegative_float(
-            "eps_grad_sqrt", eps_grad_sqrt, RuntimeError
+            "eps_grad_sqrt", eps_grad_sqrt, ArgumentError
         )
 
     def call(self, inputs, training=False):
@@ -88,7 +89,7 @@ class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
         **kwargs: `name`, `dtype` and what else Keras layers take.
 
     Raises:
-        RuntimeError: If windows would overlap, for another padding, or if
+        ValueError: If windows would overlap, for another padding, or if
             `eps_grad_sqrt` is negative.
 
     Example:

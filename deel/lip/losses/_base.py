@@ -35,6 +35,21 @@ class LipschitzLoss(keras.losses.Loss):
                 found.update((id(v), v) for v in value.variables)
         return list(found.values())
 
+    def check_labels(self, y_true):
+        """Raises ValueError for labels that the loss would misread.
+
+        Called where labels are at hand before they enter compiled steps: with
+        arrays, by `fit` of the models of this library and by a call of the
+        loss.
+
+        Args:
+            y_true: Labels as a user gave them.
+        """
+
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        self.check_labels(y_true)
+        return super().__call__(y_true, y_pred, sample_weight)
+
     def get_config(self):
         config = super().get_config()
         return {**config, **{key: self._plain(key) for key in self._arguments}}

@@ -9,6 +9,7 @@ from deel.lip._backend.guarded_variable import known_or_tensor
 from deel.lip._backend.replicas import summed_over_replicas
 from deel.lip._backend.retraction import store
 from deel.lip._labels import aligned
+from deel.lip._labels import require_binary
 from deel.lip._labels import signs
 from deel.lip._register import register
 from deel.lip.losses._base import LipschitzLoss
@@ -41,6 +42,12 @@ class HingeKR(LipschitzLoss):
         self.min_margin = hinge.min_margin
         self.multi_gpu = kr.multi_gpu
 
+    def check_labels(self, y_true):
+        # The KR term takes 1 for the positive class, the hinge what is above 0.
+        # Labels that hold the weights of a whole batch are other numbers.
+        if not self.multi_gpu:
+            require_binary(y_true)
+
     def call(self, y_true, y_pred):
         kr = self.KRloss.call(y_true, y_pred)
         hinge = self.hingeloss.call(y_true, y_pred)
@@ -60,12 +67,22 @@ class HKR(HingeKR):
     `-KR + alpha * HingeMargin`. A large `alpha` favours accuracy, a large
     `min_margin` robustness.
 
+    Labels are 0 or -1, and 1. Others are refused where they come as an array
+    to a call of the loss or to `fit` of a model of this library; elsewhere, as
+    in a `tf.data.Dataset`, they would have to be read in each step, and are not
+    looked at. With several columns, the value is the mean of those of each; a
+    warning says so of two, which may be one-hot labels for `MulticlassHKR`.
+
     Args:
         alpha: Float, zero or more, the weight of the hinge term. 0 leaves the
             KR term alone, `float("inf")` the hinge term alone.
         min_margin: Float, see `HingeMargin`.
         multi_gpu: Boolean, see `KR`.
         reduction, name: As for `keras.losses.Loss`.
+
+    Raises:
+        ValueError: If labels have another shape than scores, or if positive
+            labels are not 1.
 
     Example:
 
@@ -86,6 +103,18 @@ class HKR(HingeKR):
     ):
         hinge = HingeMargin(min_margin)
         super().__init__(alpha, KR(multi_gpu), hinge, reduction, name)
+
+    def call(self, y_true, y_pred):
+        y_pred = ops.convert_to_tensor(y_pred)
+        if len(y_pred.shape) == 2 and y_pred.shape[-1] == 2:
+            warnings.warn(
+                "Each of two columns is a problem of its own for this loss. "
+                "Expected one column, or `MulticlassHKR` if the labels are "
+                f"one-hot. Received: y_pred.shape={tuple(y_pred.shape)}",
+                UserWarning,
+                stacklevel=2,
+            )
+        return super().call(y_true, y_pred)
 
 
 @register("MulticlassHKR")

@@ -1,9 +1,12 @@
 """Losses whose margins are trained."""
 
+import warnings
+
 import keras
 from keras import ops
 
 from deel.lip._backend.control_flow import has_values
+from deel.lip._backend.control_flow import is_recorded
 from deel.lip._backend.replicas import summed_over_replicas
 from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.variables import host
@@ -35,6 +38,8 @@ class _LearnedMargins(LipschitzLoss):
 
     _arguments = ("min_margin", "max_margin", "alpha_margin")
     margins = None
+    # Whether somebody has asked for the margins, or was told of them.
+    _is_trained = False
 
     def __init__(
         self,
@@ -58,7 +63,14 @@ class _LearnedMargins(LipschitzLoss):
             )
 
     def create_margins(self, outputs):
-        """Creates the variable `margins`, `(outputs,)`, unless it exists."""
+        """Creates the variable `margins`, `(outputs,)`, unless it exists.
+
+        Models that train them do so before the first step.
+        """
+        self._is_trained = True
+        self._create_margins(outputs)
+
+    def _create_margins(self, outputs):
         if self.margins is None:
             self.margins = keras.Variable(
                 keras.initializers.Constant(self._bounds[0]),
@@ -77,6 +89,7 @@ class _LearnedMargins(LipschitzLoss):
 
     def get_trainable_variables(self):
         """Returns `[margins]`, or an empty list before they are created."""
+        self._is_trained = True
         return [] if self.margins is None else [self.margins]
 
     def save_own_variables(self, store):
@@ -87,7 +100,7 @@ class _LearnedMargins(LipschitzLoss):
         # Stores of older Keras versions do not know `in`.
         names = store.keys()
         if "margins" in names:
-            self.create_margins(len(store["margins"]))
+            self._create_margins(len(store["margins"]))
             self.margins.assign(store["margins"])
 
     def _clipped(self, margins):
@@ -95,11 +108,26 @@ class _LearnedMargins(LipschitzLoss):
 
     def _current_margins(self, y_pred):
         outputs = y_pred.shape[-1]
+        if not self._is_trained and is_recorded(y_pred):
+            self._warn_of_constant_margins()
         if self.margins is None and not has_values(y_pred):
             # A compiled step is no place to create variables in.
             return ops.tile(ops.reshape(self.min_margin, (1,)), (outputs,))
-        self.create_margins(outputs)
+        self._create_margins(outputs)
         return ops.convert_to_tensor(self.margins)
+
+    def _warn_of_constant_margins(self):
+        """Warns once that nobody has asked for what is to be trained."""
+        self._is_trained = True
+        warnings.warn(
+            f"The margins of loss '{self.name}' are not learned and stay at "
+            f"`min_margin`. Expected `deel.lip.model.LossVariableSequential` "
+            "or `LossVariableModel`, or a loop that trains "
+            "`get_trainable_variables()` of the loss. Received: a step of "
+            "another model",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 @register("HingeMarginAuto")

@@ -1,5 +1,7 @@
 """The contract of a parametrization."""
 
+import warnings
+
 import keras
 import numpy as np
 
@@ -62,6 +64,35 @@ class Parametrization(keras.layers.Layer):
     def __init__(self, **kwargs):
         # Mixed precision must not round what is computed here.
         super().__init__(name="parametrization", autocast=False, **kwargs)
+
+    def load_own_variables(self, store):
+        # Older versions of Keras hand over no dictionary.
+        if self.variables and not len(store.keys()):
+            self._make_anew()
+        else:
+            super().load_own_variables(store)
+
+    def _make_anew(self):
+        """Makes the constrained kernel of a file that has none of its own."""
+        warnings.warn(
+            "This file has the layout of former releases. Their constrained "
+            "kernels are made anew from the free ones: divided by a proven "
+            "bound of the norm and, in convolutions, by the root of the "
+            "largest number of windows that read a value instead of the mean "
+            "one. So outputs may differ. `save` writes a file of this release.",
+            UserWarning,
+            stacklevel=2,
+        )
+        self.wbar.make_anew()
+
+    def quantize(self, mode=None, *args, **kwargs):
+        # Keras asks the innermost layers, which the layer with the kernel is
+        # not, and goes on where they cannot.
+        raise ValueError(
+            "A constrained kernel would be replaced by an unconstrained one. "
+            "Expected the stock model that `deel.lip.model.vanillaModel` "
+            f"returns. Received: mode={mode}"
+        )
 
     def constrain(self, kernel):
         """Returns the constrained version of a kernel.

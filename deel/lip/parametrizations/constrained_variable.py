@@ -135,6 +135,10 @@ class ConstrainedVariable(GuardedVariable):
         kernel = float32_at_least(kernel)
         return self.hold(self._parametrization.constrain(kernel))
 
+    def make_anew(self):
+        """Holds the constrained version of the free kernel as it is."""
+        self.refresh(self._kernel)
+
     def retract(self, kernel):
         """Returns what replaces a kernel that an optimizer has moved.
 

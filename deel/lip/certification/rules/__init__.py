@@ -5,6 +5,7 @@ else. Importing this registers all rules.
 """
 
 from deel.lip.certification.rules import activations
+from deel.lip.certification.rules import augmentation
 from deel.lip.certification.rules import convolutions
 from deel.lip.certification.rules import dense
 from deel.lip.certification.rules import joins
