@@ -78,7 +78,8 @@ bench-program: $(VENV)/ready
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet "$(or $(BACKEND_PACKAGE),$*)" \
 	    keras -r requirements/test.txt -r requirements/$*.txt
-	.venv-$*/bin/python -m pip install --quiet --no-deps --editable .
+	DEEL_LIP_CORE=1 .venv-$*/bin/python -m pip install --quiet --no-deps \
+	    --editable .
 	touch $@
 
 # JAX compiles hundreds of small functions; each is compiled once for both
