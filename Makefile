@@ -52,6 +52,7 @@ $(VENV)/ready-doc: $(VENV)/ready
 	touch $@
 
 doc: $(VENV)/ready-doc
+	rm -rf doc/api/generated
 	$(VENV)/bin/python -m sphinx -q -W --keep-going doc doc/_build/html
 	@echo "The site is in doc/_build/html/index.html"
 
@@ -112,4 +113,4 @@ format: $(VENV)/ready
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch build dist doc/_build *.egg-info
+	rm -rf $(VENV) .venv-jax .venv-torch build dist doc/_build doc/api/generated *.egg-info

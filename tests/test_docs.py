@@ -77,14 +77,16 @@ def test_quick_start_certifies_and_exports(tmp_path, monkeypatch, capsys):
 def test_every_public_module_has_a_page_of_the_reference(module):
     page = (DOC / "api" / f"{module}.md").read_text()
     assert f"\n{module}\n" in (DOC / "api" / "index.md").read_text()
-    if f"automodule:: {module}\n   :members:" in page:
-        return
-    listed = set(re.findall(r"\.\. auto(?:class|function):: (\w+)", page))
+    tables = re.findall(r"autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", page)
+    listed = {name for table in tables for name in table.split()}
+    listed |= set(re.findall(r"\.\. autodata:: (\w+)", page))
     # Activations and modules inside have pages of their own.
     elsewhere = set(NAMES["deel.lip.activations"].split()) | {"unconstrained"}
     if module == "deel.lip.activations":
         elsewhere = set()
     assert listed == set(NAMES[module].split()) - elsewhere
+    # A page for each, which the table links to.
+    assert page.count(":toctree: generated") == len(tables)
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +133,29 @@ def test_notebook_runs_from_top_to_bottom(
 def test_notebook_opens_on_colab_and_installs_the_library(notebook):
     first, second, *_ = cells_of(notebook)
     badge = "".join(first["source"])
-    assert f"doc/notebooks/{notebook.name})" in badge
+    setup = (DOC.parent / "setup.py").read_text()
+    repository = re.search(r'^REPOSITORY = "https://(.*)"', setup, re.M)[1]
+    branch = re.search(r'^BRANCH = "(.*)"', setup, re.M)[1]
+    address = repository.replace("github.com", "research.google.com/github")
+    folder = f"{address}/blob/{branch}/doc/notebooks"
+    assert f"https://colab.{folder}/{notebook.name})" in badge
     assert badge.startswith("# ")
     assert second["metadata"]["tags"] == ["install"]
-    assert '%pip install -q "deel-lip>=2"' in "".join(second["source"])
+    install = "".join(second["source"])
+    # Before the release and after it.
+    assert 'pip install -q "deel-lip>=2" || ' in install
+    assert f'"git+https://{repository}@{branch}"' in install
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_of_the_notebook_are_readable(notebook):
+    for cell in cells_of(notebook):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = "".join(output.get("text", data.get("text/plain", [])))
+            assert "np.float64(" not in text
+            # Names of layers that a summary has no place for.
+            assert "…" not in text
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
