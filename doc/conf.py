@@ -18,6 +18,7 @@ sys.path.insert(0, str(HERE.parent))
 from docutils import nodes  # noqa: E402
 from docutils.parsers.rst import Directive  # noqa: E402
 from docutils.parsers.rst import directives  # noqa: E402
+from sphinx import addnodes  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 from sphinx.util.nodes import make_refnode  # noqa: E402
 
@@ -210,6 +211,30 @@ def _describe(app, pagename, templatename, context, doctree):
             return
 
 
+def _fold(app, doctree, docname):
+    """Puts long signatures below the first sentence, to be opened there."""
+    for entry in list(doctree.findall(addnodes.desc)):
+        signature, content = entry[0], entry[-1]
+        found = list(signature.findall(addnodes.desc_parameterlist))
+        if len(found) != 1 or len(found[0]) < 8 or not len(content):
+            continue
+        parameters = [parameter.astext() for parameter in found[0]]
+        required = [x for x in parameters if not set("=*/") & set(x)]
+        short = addnodes.desc_parameterlist("", "")
+        for name in [*required, "..."]:
+            short += addnodes.desc_parameter("", name)
+        found[0].replace_self(short)
+        name = next(iter(signature.findall(addnodes.desc_name))).astext()
+        lines = "".join(f"    {parameter},\n" for parameter in parameters)
+        text = f"{name}(\n{lines})"
+        opening = "<details class='signature'><summary>All arguments</summary>"
+        content[1:1] = [
+            nodes.raw("", opening, format="html"),
+            nodes.literal_block(text, text, language="python"),
+            nodes.raw("", "</details>", format="html"),
+        ]
+
+
 def _fill_in(app, docname, source):
     """What pages say of this version, where substitutions do not reach."""
     if docname == "citing":
@@ -229,6 +254,7 @@ def _value(full_name):
 def setup(app):
     app.add_directive("themed", Themed)
     app.connect("source-read", _fill_in)
+    app.connect("doctree-resolved", _fold)
     app.connect("html-page-context", _describe)
     app.connect("autodoc-process-docstring", _from_markdown)
     app.connect("autodoc-process-signature", _signature)

@@ -174,3 +174,38 @@ def test_there_are_eight_notebooks_and_all_are_on_the_site():
     assert len(NOTEBOOKS) == 8
     for notebook in NOTEBOOKS:
         assert f"\n{notebook.stem}\n" in index
+
+
+@pytest.mark.parametrize("folder", ["guide", "notebooks", "recipes"])
+def test_each_entry_of_an_index_has_a_sentence_and_a_picture(folder):
+    index = (DOC / folder / "index.md").read_text()
+    cards = re.findall(
+        r":::\{grid-item-card\} .+\n:link: (\w+)\n:link-type: doc\n"
+        r":img-top: (\S+)\n(.+)\n:::",
+        index,
+    )
+    listed = index.split("```{toctree}")[1].split("```")[0].split()
+    assert [link for link, _, _ in cards] == listed[1:]
+    for _, picture, sentence in cards:
+        assert (DOC / folder / picture).exists()
+        assert sentence.endswith((".", "?"))
+
+
+def test_figures_of_both_themes_are_there():
+    figures = [
+        page.parent / name
+        for page in DOC.rglob("*.md")
+        if "_build" not in page.parts
+        for name in re.findall(r"^```\{themed\} (\S+)", page.read_text(), re.M)
+    ]
+    assert figures
+    for figure in figures:
+        for theme in ("light", "dark"):
+            assert figure.with_name(f"{figure.name}-{theme}.svg").exists()
+
+
+def test_address_of_the_repository_is_in_one_place():
+    setup = (DOC.parent / "setup.py").read_text()
+    address = re.search(r'^REPOSITORY = "(.*)"', setup, re.M)[1]
+    pages = [*DOC.rglob("*.md"), DOC / "conf.py", DOC.parent / "README.md"]
+    assert not [page for page in pages if address in page.read_text()]
