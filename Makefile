@@ -52,6 +52,7 @@ $(VENV)/ready-doc: $(VENV)/ready
 	touch $@
 
 doc: $(VENV)/ready-doc
+	rm -rf doc/api/generated
 	$(VENV)/bin/python -m sphinx -q -W --keep-going doc doc/_build/html
 	@echo "The site is in doc/_build/html/index.html"
 
@@ -78,7 +79,8 @@ bench-program: $(VENV)/ready
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet "$(or $(BACKEND_PACKAGE),$*)" \
 	    keras -r requirements/test.txt -r requirements/$*.txt
-	.venv-$*/bin/python -m pip install --quiet --no-deps --editable .
+	DEEL_LIP_CORE=1 .venv-$*/bin/python -m pip install --quiet --no-deps \
+	    --editable .
 	touch $@
 
 # JAX compiles hundreds of small functions; each is compiled once for both
@@ -111,4 +113,4 @@ format: $(VENV)/ready
 	$(VENV)/bin/ruff format .
 
 clean:
-	rm -rf $(VENV) .venv-jax .venv-torch build dist doc/_build *.egg-info
+	rm -rf $(VENV) .venv-jax .venv-torch build dist doc/_build doc/api/generated *.egg-info

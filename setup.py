@@ -1,11 +1,29 @@
-"""Packaging of deel-lip; tool settings are in pyproject.toml."""
+"""Packaging of deel-lip; tool settings are in pyproject.toml.
 
+With `DEEL_LIP_CORE=1` in the environment the same files are packed under the
+name `deel-lip-core`, which requires no backend: an extra cannot take the
+TensorFlow of `deel-lip` away. (`deel-lip` cannot be an empty package that
+requires `deel-lip-core` either. pip would write the files of the latter, and
+then remove them with those of the 1.x that it replaces.)
+"""
+
+import os
+import re
 from pathlib import Path
 
 from setuptools import find_namespace_packages
 from setuptools import setup
 
 HERE = Path(__file__).parent
+
+# The address of the project. The site, the notebooks and the links of the
+# README on PyPI are made from these, or tested against them.
+REPOSITORY = "https://github.com/deel-ai/deel-lip"
+BRANCH = "main"
+DOCUMENTATION = f"{REPOSITORY}/tree/{BRANCH}/doc"
+
+CORE = os.environ.get("DEEL_LIP_CORE") == "1"
+TENSORFLOW = ["tensorflow>=2.16"]
 
 FIGURES = ["matplotlib>=3.7", "scikit-learn>=1.3"]
 
@@ -16,13 +34,43 @@ def requirements(name):
     return [line for line in lines if not line.startswith("#")]
 
 
+def readme():
+    """The README, with addresses that work outside of the repository."""
+    text = (HERE / "README.md").read_text(encoding="utf-8")
+    raw = REPOSITORY.replace("//github.com", "//raw.githubusercontent.com")
+    for pattern, address in (
+        (r"(!\[[^\]]*\]\()(?!https?:)", f"{raw}/{BRANCH}/"),
+        (r"((?<!!)\[[^\]]*\]\()(?!https?:|#)", f"{REPOSITORY}/blob/{BRANCH}/"),
+    ):
+        text = re.sub(pattern, rf"\g<1>{address}", text)
+    return text
+
+
 setup(
-    name="deel-lip",
+    name="deel-lip-core" if CORE else "deel-lip",
     version=(HERE / "deel/lip/VERSION").read_text().strip(),
     description="Keras layers and losses with a known Lipschitz constant",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description=readme(),
     long_description_content_type="text/markdown",
+    author="The deel.lip authors",
     license="MIT",
+    url=REPOSITORY,
+    project_urls={
+        "Documentation": DOCUMENTATION,
+        "Source": REPOSITORY,
+        "Changelog": f"{REPOSITORY}/blob/{BRANCH}/CHANGELOG.md",
+        "Issues": f"{REPOSITORY}/issues",
+    },
+    keywords=[
+        "adversarial robustness",
+        "certified robustness",
+        "keras",
+        "lipschitz",
+        "neural network",
+        "optimal transport",
+        "orthogonal",
+        "wasserstein",
+    ],
     packages=find_namespace_packages(include=["deel", "deel.*"]),
     package_data={"deel.lip": ["VERSION"]},
     include_package_data=True,
@@ -30,9 +78,10 @@ setup(
     install_requires=[
         "keras>=3.4",
         "numpy>=1.26",
-        "tensorflow>=2.16",
+        *([] if CORE else TENSORFLOW),
     ],
     extras_require={
+        "tensorflow": TENSORFLOW,
         "jax": ["jax>=0.4.26"],
         "torch": ["torch>=2.2"],
         # Converters and neighbours that the tests show once, where installed.
@@ -61,6 +110,7 @@ setup(
     },
     classifiers=[
         "Development Status :: 4 - Beta",
+        "Intended Audience :: Developers",
         "Intended Audience :: Science/Research",
         "Operating System :: OS Independent",
         "Programming Language :: Python :: 3",

@@ -18,6 +18,7 @@ import sys
 
 import keras
 import numpy as np
+from common import HelpFormatter
 from common import as_images
 from common import read_npz
 
@@ -121,7 +122,7 @@ def parse_arguments(argv=None):
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         description="Attacks an exported model beside its certificates.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument("model", help="file of an exported model of images")
     parser.add_argument(

@@ -33,6 +33,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from common import Augmented
+from common import HelpFormatter
 from common import add_data_argument
 from common import download
 from common import input_gradient
@@ -427,7 +428,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description="Trains a classifier of CIFAR-10 with learned margins, "
         "certifies and attacks it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_data_argument(parser)
     parser.add_argument(

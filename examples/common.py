@@ -38,6 +38,15 @@ def read_npz(path):
     return (x_train, y_train), (x_test, y_test)
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds defaults to the help of arguments, where there are any."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.required:
+            return action.help
+        return super()._get_help_string(action)
+
+
 def add_dataset_argument(parser):
     """Adds `--dataset`, one of those that `load_data` knows."""
     parser.add_argument(

@@ -8,6 +8,7 @@ import argparse
 
 import keras
 import numpy as np
+from common import HelpFormatter
 from common import as_images
 from common import load_digits
 
@@ -27,7 +28,7 @@ def parse_arguments(argv, description, optimizers):
     """
     parser = argparse.ArgumentParser(
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     parser.add_argument(
         "--optimizer", choices=optimizers, default=optimizers[0]

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import HelpFormatter
 from common import accuracy_beyond
 from common import add_data_argument
 from common import add_dataset_argument
@@ -257,7 +258,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description="Trains a 1-Lipschitz classifier, certifies its "
         "predictions and attacks them.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_dataset_argument(parser)
     add_data_argument(parser)

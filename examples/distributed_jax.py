@@ -8,7 +8,15 @@ the variables that `keras.distribution.initialize` reads:
 `KERAS_DISTRIBUTION_NUM_PROCESSES` and `KERAS_DISTRIBUTION_PROCESS_ID`.
 """
 
+import argparse
 import os
+
+if __name__ == "__main__":
+    # Before the import of a backend that may not be installed.
+    argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 

@@ -10,6 +10,15 @@ It trains with a loop of its own rather than with `fit`, which Keras 3 does not
 run on several machines.
 """
 
+import argparse
+
+if __name__ == "__main__":
+    # Before the import of a backend that may not be installed.
+    argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
+
 import os
 
 import keras

@@ -6,7 +6,15 @@
 starts two processes on this machine; `torchrun` has options for more machines.
 """
 
+import argparse
 import os
+
+if __name__ == "__main__":
+    # Before the import of a backend that may not be installed.
+    argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    ).parse_args()
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from common import HelpFormatter
 from common import add_data_argument
 from common import as_images
 from common import download
@@ -328,7 +329,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description="A first walk through Keras on MNIST, with constrained "
         "layers in place of Dense.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_data_argument(parser)
     parser.add_argument(

@@ -13,6 +13,7 @@ import argparse
 import sys
 
 import keras
+from common import HelpFormatter
 from common import add_data_argument
 from common import as_images
 from common import download
@@ -72,7 +73,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description="Trains a 1-Lipschitz classifier of the digits 0 and 8 "
         "with the HKR loss.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_data_argument(parser)
     parser.add_argument(

@@ -13,6 +13,7 @@ import sys
 
 import keras
 import numpy as np
+from common import HelpFormatter
 from common import add_data_argument
 from common import download
 from common import largest_difference
@@ -109,7 +110,7 @@ def parse_arguments(argv=None):
     parser = argparse.ArgumentParser(
         description="Trains a 1-Lipschitz classifier on MNIST with the "
         "multi-class HKR loss.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_data_argument(parser)
     parser.add_argument(

@@ -20,6 +20,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from common import Augmented
+from common import HelpFormatter
 from common import add_data_argument
 from common import add_dataset_argument
 from common import load_data
@@ -215,7 +216,7 @@ def parse_arguments(argv=None):
     """Reads the command line."""
     parser = argparse.ArgumentParser(
         description="Trains a 1-Lipschitz network for certified accuracy.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpFormatter,
     )
     add_dataset_argument(parser)
     add_data_argument(parser)

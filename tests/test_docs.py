@@ -63,13 +63,12 @@ def test_programs_keep_their_line_numbers(tmp_path):
     assert "text" not in program_of(page)
 
 
-@on_tensorflow
 def test_quick_start_certifies_and_exports(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
     names = run(program_of(QUICK_START), QUICK_START)
-    assert names["correct"].mean() > 0.85
-    assert (names["correct"] & (names["radii"] > 0.1)).mean() > 0.5
+    assert names["correct"].mean() > 0.96
+    assert (names["correct"] & (names["radii"] > 0.3)).mean() > 0.78
     assert names["difference"] < 1e-5
     assert "proven within 0.1" in capsys.readouterr().out
 
@@ -78,14 +77,16 @@ def test_quick_start_certifies_and_exports(tmp_path, monkeypatch, capsys):
 def test_every_public_module_has_a_page_of_the_reference(module):
     page = (DOC / "api" / f"{module}.md").read_text()
     assert f"\n{module}\n" in (DOC / "api" / "index.md").read_text()
-    if f"automodule:: {module}\n   :members:" in page:
-        return
-    listed = set(re.findall(r"\.\. auto(?:class|function):: (\w+)", page))
+    tables = re.findall(r"autosummary::\n(?:   :.*\n)+\n((?:   \w+\n)+)", page)
+    listed = {name for table in tables for name in table.split()}
+    listed |= set(re.findall(r"\.\. autodata:: (\w+)", page))
     # Activations and modules inside have pages of their own.
     elsewhere = set(NAMES["deel.lip.activations"].split()) | {"unconstrained"}
     if module == "deel.lip.activations":
         elsewhere = set()
     assert listed == set(NAMES[module].split()) - elsewhere
+    # A page for each, which the table links to.
+    assert page.count(":toctree: generated") == len(tables)
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +133,29 @@ def test_notebook_runs_from_top_to_bottom(
 def test_notebook_opens_on_colab_and_installs_the_library(notebook):
     first, second, *_ = cells_of(notebook)
     badge = "".join(first["source"])
-    assert f"doc/notebooks/{notebook.name})" in badge
+    setup = (DOC.parent / "setup.py").read_text()
+    repository = re.search(r'^REPOSITORY = "https://(.*)"', setup, re.M)[1]
+    branch = re.search(r'^BRANCH = "(.*)"', setup, re.M)[1]
+    address = repository.replace("github.com", "research.google.com/github")
+    folder = f"{address}/blob/{branch}/doc/notebooks"
+    assert f"https://colab.{folder}/{notebook.name})" in badge
     assert badge.startswith("# ")
     assert second["metadata"]["tags"] == ["install"]
-    assert '%pip install -q "deel-lip>=2"' in "".join(second["source"])
+    install = "".join(second["source"])
+    # Before the release and after it.
+    assert 'pip install -q "deel-lip>=2" || ' in install
+    assert f'"git+https://{repository}@{branch}"' in install
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_of_the_notebook_are_readable(notebook):
+    for cell in cells_of(notebook):
+        for output in cell.get("outputs", []):
+            data = output.get("data", {})
+            text = "".join(output.get("text", data.get("text/plain", [])))
+            assert "np.float64(" not in text
+            # Names of layers that a summary has no place for.
+            assert "…" not in text
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda path: path.stem)
@@ -154,3 +174,38 @@ def test_there_are_eight_notebooks_and_all_are_on_the_site():
     assert len(NOTEBOOKS) == 8
     for notebook in NOTEBOOKS:
         assert f"\n{notebook.stem}\n" in index
+
+
+@pytest.mark.parametrize("folder", ["guide", "notebooks", "recipes"])
+def test_each_entry_of_an_index_has_a_sentence_and_a_picture(folder):
+    index = (DOC / folder / "index.md").read_text()
+    cards = re.findall(
+        r":::\{grid-item-card\} .+\n:link: (\w+)\n:link-type: doc\n"
+        r":img-top: (\S+)\n(.+)\n:::",
+        index,
+    )
+    listed = index.split("```{toctree}")[1].split("```")[0].split()
+    assert [link for link, _, _ in cards] == listed[1:]
+    for _, picture, sentence in cards:
+        assert (DOC / folder / picture).exists()
+        assert sentence.endswith((".", "?"))
+
+
+def test_figures_of_both_themes_are_there():
+    figures = [
+        page.parent / name
+        for page in DOC.rglob("*.md")
+        if "_build" not in page.parts
+        for name in re.findall(r"^```\{themed\} (\S+)", page.read_text(), re.M)
+    ]
+    assert figures
+    for figure in figures:
+        for theme in ("light", "dark"):
+            assert figure.with_name(f"{figure.name}-{theme}.svg").exists()
+
+
+def test_address_of_the_repository_is_in_one_place():
+    setup = (DOC.parent / "setup.py").read_text()
+    address = re.search(r'^REPOSITORY = "(.*)"', setup, re.M)[1]
+    pages = [*DOC.rglob("*.md"), DOC / "conf.py", DOC.parent / "README.md"]
+    assert not [page for page in pages if address in page.read_text()]

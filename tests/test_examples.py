@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -21,7 +23,8 @@ from deel.lip.losses import KR
 from deel.lip.losses import HingeMargin
 
 # The examples import their shared module by its bare name, as scripts do.
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))
+EXAMPLES = Path(__file__).parents[1] / "examples"
+sys.path.insert(0, str(EXAMPLES))
 common = importlib.import_module("common")
 attack_exported = importlib.import_module("attack_exported")
 demo = importlib.import_module("demo")
@@ -52,6 +55,28 @@ def demo_run(tmp_path_factory):
     }
     words = [str(word) for option in options.items() for word in option]
     return demo.main(words), output
+
+
+@pytest.mark.parametrize(
+    "program",
+    sorted(
+        path.name
+        for path in EXAMPLES.glob("*.py")
+        if path.name != "common.py" and "__main__" in path.read_text()
+    ),
+)
+def test_help_of_the_program_shows_no_default_where_there_is_none(program):
+    done = subprocess.run(
+        [sys.executable, program, "--help"],
+        cwd=EXAMPLES,
+        env={**os.environ, "PYTHONPATH": str(EXAMPLES.parent)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage: ")
+    assert "(default: None)" not in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 def test_input_gradient_is_that_of_each_image():

@@ -12,8 +12,15 @@ def test_program_on_the_first_page_runs(capsys):
     (program,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.S)
     names = {}
     exec(compile(program, str(README), "exec"), names)
-    assert names["model"].history.history["val_accuracy"][-1] > 0.85
     output = capsys.readouterr().out
-    radii = np.array(output.split("radii: [")[1].split("]")[0].split(), float)
-    assert radii.shape == (5,)
-    assert np.all(radii > 0)
+    found = np.array(
+        re.findall(r"(?:accuracy|proven within .*): (0\.\d+)$", output, re.M),
+        float,
+    )
+    shown = re.findall(
+        r"(?:accuracy|proven within .*): (0\.\d+)$", README.read_text(), re.M
+    )
+    assert found.shape == (3,)
+    # What varies with the machine and the backend is the last two digits.
+    np.testing.assert_allclose(found, np.array(shown, float), atol=0.05)
+    assert found[0] > 0.96
