@@ -135,6 +135,12 @@ SCORE_LOSSES = [
 ]
 
 
+def _name(value):
+    """A name that is the same in each process, as addresses are not."""
+    named = value if hasattr(value, "__name__") else type(value)
+    return value if isinstance(value, str) else named.__name__
+
+
 def _compile(model, loss, **metrics):
     """Warnings of `compile`, of which each must be told of this file."""
     with warnings.catch_warnings(record=True) as caught:
@@ -143,8 +149,8 @@ def _compile(model, loss, **metrics):
     return [str(x.message) for x in caught if x.category is UserWarning]
 
 
-@pytest.mark.parametrize("metric", WRONG, ids=str)
-@pytest.mark.parametrize("loss", SCORE_LOSSES, ids=str)
+@pytest.mark.parametrize("metric", WRONG, ids=_name)
+@pytest.mark.parametrize("loss", SCORE_LOSSES, ids=_name)
 def test_stock_accuracy_of_a_score_is_warned_of(metric, loss):
     (message,) = _compile(_model(), loss, metrics=[losses.KR(), metric])
     assert "deel.lip.metrics.BinaryAccuracy" in message
@@ -152,7 +158,7 @@ def test_stock_accuracy_of_a_score_is_warned_of(metric, loss):
     assert "Received: metrics=" in message
 
 
-@pytest.mark.parametrize("metric", RIGHT_METRICS, ids=str)
+@pytest.mark.parametrize("metric", RIGHT_METRICS, ids=_name)
 def test_metrics_that_are_right_are_not_warned_of(metric):
     assert _compile(_model(), losses.HKR(10.0), metrics=[metric]) == []
 
