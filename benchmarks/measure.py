@@ -114,6 +114,27 @@ def ratio(times, reference):
     return statistics.median(a / b for a, b in pairs)
 
 
+# Epochs that take so many times the fastest one are of another mode: TensorFlow
+# runs some of them on one of two cores.
+_SLOW = 1.4
+
+
+def modes(times, reference):
+    """What tells networks apart whose epochs take one of two times.
+
+    Returns:
+        Dictionary: the ratio of the fastest epochs, and the share of slow ones
+        in both lists.
+    """
+    return {
+        "fast_ratio": min(times) / min(reference),
+        "slow_share": float(np.mean(np.array(times) > _SLOW * min(times))),
+        "slow_share_stock": float(
+            np.mean(np.array(reference) > _SLOW * min(reference))
+        ),
+    }
+
+
 def environment():
     """What the figures belong to."""
     backend = keras.backend.backend()

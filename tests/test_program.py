@@ -17,6 +17,8 @@ from deel.lip import losses
 from deel.lip import model as lipschitz
 from deel.lip._backend import products
 from deel.lip._backend.compilation import traced_once
+from deel.lip.layers import FrobeniusDense
+from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralDense
 
 # The benchmarks import each other by their bare names, as scripts do.
@@ -218,3 +220,44 @@ def test_the_command_writes_figures_of_ours_and_of_the_twin(tmp_path):
         assert found[kind]["exact_products"] > 0
         assert found["ratios"][kind]["products"] > 1
     assert set(found["stock"]) <= set(program.FIGURES)
+
+
+def _compiles(function, *inputs):
+    """Runs a function that TorchDynamo must read as one graph."""
+    import torch
+
+    torch.compiler.reset()
+    compiled = torch.compile(function, backend="eager", fullgraph=True)
+    found, expected = (
+        ops.convert_to_numpy(f(*inputs)) for f in (compiled, function)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (SpectralDense(4, activation="relu"), (6,)),
+        (SpectralDense(8), (3,)),
+        (FrobeniusDense(2), (6,)),
+        (SpectralConv2D(4, 3), (6, 6, 2)),
+    ],
+    ids=["tall", "wide", "frobenius", "convolution"],
+)
+def test_pytorch_compiles_a_layer_as_one_graph(layer, shape):
+    x = ops.convert_to_tensor(np.ones((3, *shape), "float32"))
+    layer.build((None, *shape))
+    _compiles(lambda x: layer(x, training=True), x)
+
+
+@pytest.mark.skipif(BACKEND != "torch", reason="about PyTorch")
+@pytest.mark.parametrize(
+    ("loss", "outputs"),
+    [(losses.HKR(10.0), 1), (losses.MulticlassHKR(10.0), 3)],
+    ids=["two", "several"],
+)
+def test_pytorch_compiles_a_loss_as_one_graph(loss, outputs):
+    y_true = ops.convert_to_tensor(np.eye(3, outputs, dtype="float32"))
+    y_pred = ops.convert_to_tensor(np.ones((3, outputs), "float32"))
+    _compiles(loss, y_true, y_pred)
