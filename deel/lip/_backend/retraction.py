@@ -214,7 +214,10 @@ def _listen_to_torch():
                     layer = _layers.get(id(parameter))
                     if layer is None or layer.kernel._value is not parameter:
                         continue
-                    parameter.copy_(layer._after_update(parameter.detach()))
+                    moved = parameter.detach()
+                    retracted = layer._after_update(moved)
+                    if retracted is not moved:
+                        parameter.copy_(retracted)
 
     register_optimizer_step_post_hook(retract)
 

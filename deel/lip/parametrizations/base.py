@@ -27,7 +27,9 @@ class Parametrization(keras.layers.Layer):
       kernel but what one is made of. Everything that is called `kernel` here
       is then that variable;
     - `retract`, where an optimizer should go on from another kernel;
-    - `add_state`, `update` and `admits`, to keep variables, to save time.
+    - `add_state`, `update` and `admits`, to keep variables, to save time;
+    - `kind`, `retract_stacks` and `states`, where PyTorch is to retract many
+      kernels at once.
 
     Sound means: for every finite kernel, zero, tiny, huge and rank one. So
     divide by an upper bound that is proven, never by an estimate from below.
