@@ -324,3 +324,36 @@ def test_one_model_takes_labels_of_both_ranks_in_turn():
     ]
     assert_close(found[1], found[0], rtol=1e-6)
     assert_close(found[2], found[0], rtol=1e-6)
+
+
+def _writes():
+    """Ways to change a parameter of a loss between two steps."""
+    ways = {"assign": lambda variable: variable.assign(5.0)}
+    if keras.backend.backend() == "torch":
+        ways["data"] = lambda variable: variable.value.data.fill_(5.0)
+        ways["in place"] = lambda variable: variable.value.fill_(5.0)
+    return ways
+
+
+@pytest.mark.parametrize("way", _writes())
+@pytest.mark.parametrize("name", ["alpha", "min_margin"])
+def test_parameters_that_change_between_steps_are_seen(name, way):
+    y_true, y_pred = np.eye(3), normal(3, 3)
+    loss = MulticlassHKR(2.0, 1.0)
+    before = float(loss(y_true, y_pred))
+    _writes()[way](getattr(loss, name))
+    after = float(loss(y_true, y_pred))
+    arguments = {"alpha": 2.0, "min_margin": 1.0} | {name: 5.0}
+    expected = float(MulticlassHKR(**arguments)(y_true, y_pred))
+    assert after == pytest.approx(expected)
+    assert after != pytest.approx(before)
+
+
+def test_parameters_of_a_stateless_scope_are_seen():
+    y_true, y_pred = np.eye(3), normal(3, 3)
+    loss = MulticlassHKR(2.0)
+    float(loss(y_true, y_pred))
+    five = keras.ops.convert_to_tensor(5.0)
+    with keras.StatelessScope(state_mapping=[(loss.alpha, five)]):
+        found = float(loss(y_true, y_pred))
+    assert found == pytest.approx(float(MulticlassHKR(5.0)(y_true, y_pred)))

@@ -190,6 +190,39 @@ def test_steps_of_a_large_learning_rate_become_shorter():
     harness.assert_bounded(layer)
 
 
+@pytest.mark.parametrize("scale", [3e38, 5e37, 1e30, 1e-30, 1e-37, 0.0])
+def test_frobenius_kernels_of_any_finite_size_are_bounded(scale):
+    layer = _built(FrobeniusDense(2), (5, 2))
+    kernel = np.full((5, 2), scale, "float32")
+    layer.kernel.assign(kernel)
+    found = to_numpy(layer.parametrization.update(layer.kernel))
+    # Each column has a norm of its own.
+    expected = np.full((5, 2), 0.2**0.5 if scale else 0.0)
+    assert_close(found, expected, rtol=1e-6)
+    harness.assert_bounded(layer)
+
+
+def test_second_derivatives_of_frobenius_kernels():
+    """A function of the kernel whose gradient is differentiated in turn."""
+    if keras.backend.backend() != "torch":
+        pytest.skip("The others differentiate what they compute.")
+    import torch
+
+    layer = _built(FrobeniusDense(2), (3, 2))
+    constrain = layer.parametrization.constrain
+    kernel = torch.tensor(harness.normal(3, 2), requires_grad=True)
+    weights = torch.tensor(harness.normal(3, 2))
+
+    def penalty(kernel, constrain):
+        value = torch.sum(weights * constrain(kernel) ** 3)
+        (slope,) = torch.autograd.grad(value, kernel, create_graph=True)
+        return torch.autograd.grad(torch.sum(slope**2), kernel)[0]
+
+    found = penalty(kernel, constrain)
+    expected = penalty(kernel, lambda x: x / torch.linalg.norm(x, dim=0))
+    assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("scale", [3e38, 1e30, 1e-30, 1e-37, 0.0])
 def test_retraction_of_any_finite_kernel_is_finite_and_bounded(scale):
     layer = _built(SpectralDense(4), (4, 4))

@@ -12,6 +12,7 @@ from keras import ops
 from small_networks import image_classifier
 
 from deel.lip import model as lipschitz
+from deel.lip._numerics.polar import stepped
 from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralDense
 from deel.lip.losses import MulticlassHKR
@@ -121,6 +122,38 @@ def test_kernels_retracted_together_are_those_retracted_one_by_one():
         sigma = expected.parametrization.sigma
         assert_close(layer.parametrization.sigma, sigma, rtol=1e-4)
         harness.assert_bounded(layer)
+
+
+@TORCH
+@pytest.mark.parametrize("optimizer", ["keras", "torch"])
+def test_what_inference_uses_after_a_step_has_no_gradient(optimizer):
+    import torch
+
+    model = image_classifier(lipschitz.Sequential, 4)
+    model.compile("adam", MulticlassHKR(10.0), jit_compile=False)
+    x, y = samples(16)
+    if optimizer == "keras":
+        model.train_on_batch(x, y)
+    else:
+        ops.sum(model(x, training=True)).backward()
+        torch.optim.Adam(model.parameters()).step()
+    kernels = [layer.kernel.value for layer in polar_layers(model)]
+    for kernel in kernels:
+        kernel.grad = None
+    for _ in range(2):
+        inputs = torch.tensor(x, requires_grad=True)
+        model(inputs, training=False).sum().backward()
+        assert inputs.grad.abs().sum() > 0
+    assert all(kernel.grad is None for kernel in kernels)
+
+
+def test_a_group_of_zeros_does_not_keep_the_others_from_learning():
+    free = np.zeros((4, 4), "float32")
+    free[:, :2] = harness.normal(4, 2)
+    factor, scale = stepped(ops.convert_to_tensor(free), 2)
+    # Of the size of the kernel that there is.
+    assert 0.1 < float(ops.squeeze(scale)) < 10
+    assert np.all(to_numpy(factor)[:, 2:] == 0)
 
 
 @CONTAINERS

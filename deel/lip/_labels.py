@@ -93,7 +93,8 @@ def require_binary(y_true):
     is_array = isinstance(y_true, np.ndarray) and y_true.dtype.kind in "iuf"
     if is_array and np.any((y_true > 0) & (y_true != 1)):
         raise ValueError(
-            "Expected labels 0 or -1, and 1. "
+            "Expected labels 0 or -1, and 1; for several classes, one-hot "
+            "vectors, as of `keras.utils.to_categorical`. "
             f"Received: y_true with the values {np.unique(y_true)[:10]}"
         )
 
@@ -121,7 +122,8 @@ def kr_weights(positive, dtype, epsilon=EPSILON):
         batch_size, count = summed_over_replicas(
             ops.cast(ops.shape(positive)[0], dtype), count
         )
-    size = ops.where(positive, count, batch_size - count)
-    return chosen(is_positive, batch_size, -batch_size) / limited(
-        size, least=epsilon
-    )
+    # Compilers may add epsilon to the batch size first, where it is lost to
+    # rounding: without the limit, batches of one class would divide by zero.
+    size = ops.where(positive, count, batch_size - count) + epsilon
+    size = limited(size, least=epsilon)
+    return chosen(is_positive, batch_size, -batch_size) / size

@@ -283,7 +283,7 @@ def assign_together(variables, values):
         stack.enter_context(_computing_now())
         for variable, value in zip(variables, values, strict=True):
             if isinstance(variable, GuardedVariable):
-                stack.enter_context(variable._published(value))
+                stack.enter_context(variable._published(value.detach()))
         torch._foreach_copy_([x._value for x in variables], values)
 
 
@@ -358,8 +358,9 @@ def mark_of(variable, writes=0):
 def known_or_tensor(variable):
     """A scalar variable as a number, where that is known without a look at it.
 
-    That is on PyTorch, since the last time that it was written to. What a
-    number decides is then decided by Python, and needs no operation.
+    That is on PyTorch, since the last time that it was written to, but not
+    through an array of NumPy that shares its memory. What a number decides is
+    then decided by Python, and needs no operation.
 
     Args:
         variable: A scalar variable that is not trained, or a number.
@@ -367,9 +368,13 @@ def known_or_tensor(variable):
     if not isinstance(variable, keras.Variable):
         return variable
     mark = mark_of(variable)
-    if mark is None:
+    # Another value, where a `keras.StatelessScope` has one.
+    if mark is None or variable.value is not variable._value:
         return ops.convert_to_tensor(variable)
     if getattr(variable, "_known", (None,))[0] != mark:
+        if type(variable._value) not in _WATCHED:
+            variable._value = _watched(variable._value)
+            mark = mark_of(variable)
         variable._known = mark, float(host(variable))
     return variable._known[1]
 

@@ -84,21 +84,17 @@ def length_of(x):
     return ops.sqrt(sum_of_squares(x))
 
 
-def length_to_divide_by(x, axis=_MATRIX):
-    """Euclidean norms to divide by; see `any_length` and `divisor`."""
-    return divisor(any_length(x, axis), x.dtype)
-
-
 def any_length(x, axis=_MATRIX):
     """Euclidean norms of any finite entries. Not differentiated.
 
-    Squares neither overflow nor vanish on the way: PyTorch counts in float64.
+    Squares neither overflow nor vanish on the way: PyTorch counts in float64,
+    but on the GPUs of Apple, which have none.
 
     Args:
         x: Tensor, float32 at least.
         axis: Integer 0, or the axes of a matrix in a stack. They are kept.
     """
-    if keras.backend.backend() == "torch":
+    if has_wider(x):
         import torch
 
         return torch.linalg.vector_norm(
@@ -113,6 +109,15 @@ def any_length(x, axis=_MATRIX):
         length = ops.sqrt(ops.sum(squares, axis=axis, keepdims=True))
     # Their product may be infinite.
     return scale * ops.minimum(length, 1.0 / TINY / scale)
+
+
+def has_wider(x):
+    """Whether PyTorch can count with float64 in place of the dtype of `x`."""
+    if keras.backend.backend() != "torch":
+        return False
+    import torch
+
+    return x.dtype == torch.float32 and x.device.type != "mps"
 
 
 def divisor(length, dtype):

@@ -116,10 +116,13 @@ def together():
     try:
         yield
     finally:
+        import torch
+
         families, _retractions.postponed = _retractions.postponed, None
-        for kinds in families.values():
-            groups = list(kinds.values())
-            groups[0][0].retract_together(groups)
+        with torch.no_grad():
+            for kinds in families.values():
+                groups = list(kinds.values())
+                groups[0][0].retract_together(groups)
 
 
 def postpone(retracted, family, kind):

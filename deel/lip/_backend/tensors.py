@@ -30,7 +30,7 @@ def in_rows(initializer, factor=1.0):
 
     def drawn(shape, dtype=None):
         value = initializer(shape, dtype=dtype)
-        value = value if factor == 1.0 else factor * value
+        value = value if factor == 1.0 else float(factor) * value
         return value.contiguous() if is_torch else value
 
     return drawn

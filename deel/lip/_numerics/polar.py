@@ -58,7 +58,6 @@ References:
 
 import functools
 import math
-import operator
 
 import numpy as np
 from keras import ops
@@ -74,6 +73,7 @@ from deel.lip._backend.linear_algebra import divisor
 from deel.lip._backend.linear_algebra import jointly
 from deel.lip._backend.linear_algebra import length_of
 from deel.lip._backend.linear_algebra import limited
+from deel.lip._backend.linear_algebra import one_for_tiny
 from deel.lip._backend.linear_algebra import sum_of_squares
 from deel.lip._backend.products import product
 from deel.lip._backend.tensors import reshaped
@@ -203,11 +203,16 @@ def steps(matrices):
         factors.append(
             added_product(start, start, gram / twice, 1.5 * root, -root)
         )
-    sizes = jointly(operator.truediv, lengths, list(map(length_of, factors)))
+    sizes = jointly(_size, lengths, list(map(length_of, factors)))
     return [
         (transposed(factor) if wide else factor, size)
         for factor, wide, size in zip(factors, is_wide, sizes, strict=True)
     ]
+
+
+def _size(length, of_factor):
+    """A multiple; of zeros, which have none, one."""
+    return length / one_for_tiny(of_factor)
 
 
 def _twice_the_divisor(square, mean):

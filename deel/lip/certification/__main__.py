@@ -62,6 +62,12 @@ def main(argv=None):
     # Also false for a limit that is no number.
     if args.max is not None and not limited <= args.max * (1 + _TOLERANCE):
         print(f"The bound exceeds --max {args.max:g}.", file=sys.stderr)
+        if limited != by_output and by_output <= args.max * (1 + _TOLERANCE):
+            print(
+                f"That of each output by itself, {by_output:.6g}, does not: "
+                "see --by-output.",
+                file=sys.stderr,
+            )
         return 1
     return int(broken > 0)
 

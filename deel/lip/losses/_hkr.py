@@ -54,7 +54,7 @@ class HingeKR(LipschitzLoss):
         alpha = known_or_tensor(self.alpha)
         # An infinite alpha stands for the hinge term alone.
         if isinstance(alpha, float):
-            return hinge if math.isinf(alpha) else alpha * hinge - kr
+            return alpha * hinge - kr if math.isfinite(alpha) else hinge
         is_finite = ops.isfinite(alpha)
         hinge_weight = ops.where(is_finite, alpha, 1.0)
         return hinge_weight * hinge - ops.cast(is_finite, kr.dtype) * kr
