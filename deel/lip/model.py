@@ -23,7 +23,6 @@ from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._stock_metrics import warn_of_stock_metrics
 from deel.lip._validation import positive_float
-from deel.lip._validation import require_instance
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._promises import ROUNDING_OF_RULES
@@ -93,9 +92,6 @@ class _LipschitzModel(Condensable):
 
     def compile(self, *args, **kwargs):
         given = _COMPILE.bind(self, *args, **kwargs).arguments
-        for loss in keras.tree.flatten(given.get("loss")):
-            if isinstance(loss, type) and issubclass(loss, LipschitzLoss):
-                require_instance("loss", loss)
         super().compile(*args, **kwargs)
         hand_over_loss_parameters(self)
         for name in ("metrics", "weighted_metrics"):
