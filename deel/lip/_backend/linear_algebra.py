@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.gradient import custom_gradient
 from deel.lip._backend.products import digits_of_products
 from deel.lip._backend.products import in_own_dtype
 from deel.lip._backend.products import product
@@ -118,6 +119,31 @@ def has_wider(x):
     import torch
 
     return x.dtype == torch.float32 and x.device.type != "mps"
+
+
+@custom_gradient
+def divided_by_length(columns):
+    """Each column divided by its length, where there `has_wider`.
+
+    In half the operations of what `keras.ops` would take.
+    """
+    import torch
+
+    # In float64, which holds every length; also what is divided by it.
+    length = one_for_tiny(any_length(columns, axis=0))
+    unit = (columns / length).to(columns.dtype)
+
+    def gradient(upstream):
+        own, size = unit, length
+        if torch.is_grad_enabled():
+            # It is going to be differentiated in turn.
+            own = columns.double()
+            size = one_for_tiny(torch.linalg.vector_norm(own, 2, 0, True))
+            own = own / size
+        along = (own * upstream).sum(0, keepdim=True)
+        return ((upstream - along * own) / size).to(columns.dtype)
+
+    return unit, gradient
 
 
 def divisor(length, dtype):

@@ -3,8 +3,7 @@
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.gradient import custom_gradient
-from deel.lip._backend.linear_algebra import any_length
+from deel.lip._backend.linear_algebra import divided_by_length
 from deel.lip._backend.linear_algebra import has_wider
 from deel.lip._backend.linear_algebra import one_for_tiny
 from deel.lip._backend.linear_algebra import sum_of_rows
@@ -52,30 +51,8 @@ class Frobenius(Parametrization):
 def _of_length_one(columns):
     """Each column divided by its length; zeros stay zeros."""
     if has_wider(columns):
-        return _divided_at_once(columns)
+        return divided_by_length(columns)
     unit, _ = unit_scale(columns, axis=0)
     # The largest square is one, or that of zeros.
     squares = one_for_tiny(sum_of_rows(ops.square(unit)))
     return unit * ops.rsqrt(squares)
-
-
-@custom_gradient
-def _divided_at_once(columns):
-    """The same on PyTorch, in half as many operations."""
-    import torch
-
-    # In float64, which holds every length; also what is divided by it.
-    length = one_for_tiny(any_length(columns, axis=0))
-    unit = (columns / length).to(columns.dtype)
-
-    def gradient(upstream):
-        own, size = unit, length
-        if torch.is_grad_enabled():
-            # It is going to be differentiated in turn.
-            own = columns.double()
-            size = one_for_tiny(torch.linalg.vector_norm(own, 2, 0, True))
-            own = own / size
-        along = (own * upstream).sum(0, keepdim=True)
-        return ((upstream - along * own) / size).to(columns.dtype)
-
-    return unit, gradient
