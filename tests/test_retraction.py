@@ -91,8 +91,9 @@ def test_kernels_start_at_the_scale_that_is_used():
     assert len(coefficients) > 1
 
 
+@TORCH
 def test_kernels_retracted_together_are_those_retracted_one_by_one():
-    """Our containers retract all kernels of a step at once on PyTorch."""
+    """Our containers retract all kernels of a step at once."""
 
     def trained(models):
         keras.utils.set_random_seed(3)
