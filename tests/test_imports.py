@@ -31,7 +31,8 @@ FOLDERS = {
     """,
     "_numerics": """
         activations norm_bounds padding windows sorting window_norms
-        convolution_norm polar_on_host polar orthogonal_factors orthogonal_maps
+        convolution_norm one_step polar_on_host polar orthogonal_factors
+        orthogonal_maps
     """,
     "parametrizations": """
         constrained_variable base polar spectral spectral_operator frobenius

@@ -12,12 +12,12 @@ from keras import ops
 
 from deel.lip._numerics.norm_bounds import divide_by_norm
 from deel.lip._numerics.norm_bounds import gram_bound
+from deel.lip._numerics.one_step import step
 from deel.lip._numerics.polar import _CUSHION
 from deel.lip._numerics.polar import _MINIMAX
 from deel.lip._numerics.polar import NEAR
 from deel.lip._numerics.polar import polar
 from deel.lip._numerics.polar import project_on_tangent
-from deel.lip._numerics.polar import step
 from deel.lip._numerics.polar_on_host import factor_on_host
 
 SHAPES = [(1, 1), (4, 4), (9, 16), (16, 9), (3, 1), (1, 5), (70, 66)]

@@ -175,7 +175,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
     def _after_update(self, kernel):
         with retracting():
             if self.kernel_constraint is None:
-                if self.wbar.is_postponed():
+                if self.wbar.postpone_retraction():
                     return kernel
                 return self.wbar.retract(kernel)
             # A retraction would undo what the user asked for; soundness does

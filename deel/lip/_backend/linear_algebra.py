@@ -85,31 +85,22 @@ def length_of(x):
     return ops.sqrt(sum_of_squares(x))
 
 
-def any_length(x, axis=_MATRIX):
-    """Euclidean norms of any finite entries. Not differentiated.
+def any_length(x):
+    """`length_of` matrices with any finite entries. Not differentiated.
 
     Squares neither overflow nor vanish on the way: PyTorch counts in float64,
     but on the GPUs of Apple, which have none.
-
-    Args:
-        x: Tensor, float32 at least.
-        axis: Integer 0, or the axes of a matrix in a stack. They are kept.
     """
     if has_wider(x):
         import torch
 
         return torch.linalg.vector_norm(
-            x, 2, axis, keepdim=True, dtype=torch.float64
+            x, 2, _MATRIX, keepdim=True, dtype=torch.float64
         )
-    scale = largest_magnitude(x, axis)
+    scale = largest_magnitude(x, _MATRIX)
     scale = ops.minimum(one_for_tiny(scale), 1.0 / TINY)
-    squares = ops.square(x / scale)
-    if axis == 0:
-        length = ops.sqrt(sum_of_rows(squares)[None])
-    else:
-        length = ops.sqrt(ops.sum(squares, axis=axis, keepdims=True))
     # Their product may be infinite.
-    return scale * ops.minimum(length, 1.0 / TINY / scale)
+    return scale * ops.minimum(length_of(x / scale), 1.0 / TINY / scale)
 
 
 def has_wider(x):
@@ -129,17 +120,21 @@ def divided_by_length(columns):
     """
     import torch
 
-    # In float64, which holds every length; also what is divided by it.
-    length = one_for_tiny(any_length(columns, axis=0))
+    def lengths():
+        # In float64, which holds them all; and so what is divided by them.
+        return one_for_tiny(
+            torch.linalg.vector_norm(columns, 2, 0, True, dtype=torch.float64)
+        )
+
+    length = lengths()
     unit = (columns / length).to(columns.dtype)
 
     def gradient(upstream):
         own, size = unit, length
         if torch.is_grad_enabled():
             # It is going to be differentiated in turn.
-            own = columns.double()
-            size = one_for_tiny(torch.linalg.vector_norm(own, 2, 0, True))
-            own = own / size
+            size = lengths()
+            own = columns / size
         along = (own * upstream).sum(0, keepdim=True)
         return ((upstream - along * own) / size).to(columns.dtype)
 
@@ -172,7 +167,7 @@ def jointly(function, *columns):
         ones, and so on.
     """
     first = columns[0]
-    if keras.backend.backend() != "torch" or len(first) == 1:
+    if not _launches_each(first):
         return [function(*row) for row in zip(*columns, strict=True)]
     import torch
 
@@ -193,6 +188,15 @@ def jointly(function, *columns):
     if not isinstance(found, tuple):
         return entries(found)
     return list(zip(*map(entries, found), strict=True))
+
+
+def _launches_each(parts):
+    """Whether PyTorch computes with several tensors, one after the other."""
+    if keras.backend.backend() != "torch" or len(parts) == 1:
+        return False
+    import torch
+
+    return not torch.compiler.is_compiling()
 
 
 @functools.lru_cache

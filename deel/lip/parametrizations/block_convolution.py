@@ -8,12 +8,12 @@ from keras import ops
 
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
+from deel.lip._numerics.one_step import step
 from deel.lip._numerics.orthogonal_factors import Factors
 from deel.lip._numerics.orthogonal_factors import convolution_bound
 from deel.lip._numerics.polar import SCALES
 from deel.lip._numerics.polar import factor_in_training
 from deel.lip._numerics.polar import nearest_factor
-from deel.lip._numerics.polar import step
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
 from deel.lip.parametrizations.constrained_variable import SLACK

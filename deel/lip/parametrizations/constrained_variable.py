@@ -154,10 +154,13 @@ class ConstrainedVariable(GuardedVariable):
         self.note_current(writes=1)
         return ops.cast(retracted, kernel.dtype)
 
-    def is_postponed(self):
-        """Whether `retract_together` is going to retract the kernel.
+    def postpone_retraction(self):
+        """Leaves the retraction to `retract_together`, if that will be called.
 
-        Those of one shape and coefficient are one operand there.
+        Kernels of one shape and coefficient are one operand there.
+
+        Returns:
+            Boolean, whether it will.
         """
         kind, kernel = self._parametrization.kind(), self._kernel._value
         # What PyTorch has split over devices stays as it is.

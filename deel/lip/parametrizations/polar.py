@@ -15,12 +15,12 @@ from deel.lip._defaults import DEFAULT_MAXITER_BJORCK
 from deel.lip._defaults import DEFAULT_MAXITER_SPECTRAL
 from deel.lip._numerics.norm_bounds import as_matrix
 from deel.lip._numerics.norm_bounds import unit_scale
+from deel.lip._numerics.one_step import steps
 from deel.lip._numerics.polar import SCALES
 from deel.lip._numerics.polar import by_group
 from deel.lip._numerics.polar import factor_in_training
 from deel.lip._numerics.polar import spectral_constraint
 from deel.lip._numerics.polar import stepped
-from deel.lip._numerics.polar import steps
 from deel.lip._numerics.polar import with_tangent_gradient
 from deel.lip.parametrizations.base import Parametrization
 
