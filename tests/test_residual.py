@@ -179,12 +179,13 @@ def test_rounding_inside_of_a_block_counts(block):
         each.bias.assign(np.ones(each.bias.shape))
     inside, around = _computed(branch), _computed(layer)
     factor = layer.coef_lip
-    # What the sum and the factor add is of the size of the output.
+    # What the factor, before the sum or after it, and the sum add is of the
+    # size of the output.
     unit = FLOAT32.unit
-    own = 4 * unit * factor * layer.joined_constant(1.0)
+    own = 6 * unit * factor * layer.joined_constant(1.0)
     assert factor * inside.relative <= around.relative
     assert around.relative <= factor * inside.relative + own
-    own = 4 * unit * factor * inside.zero
+    own = 6 * unit * factor * inside.zero
     assert factor * inside.absolute <= around.absolute
     assert around.absolute <= factor * inside.absolute + own
     # The errors of a stack add up, and are not multiplied.

@@ -8,7 +8,6 @@ from keras import ops
 
 from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.retraction import follow_torch_optimizers
-from deel.lip._backend.retraction import retracting
 from deel.lip._backend.tensors import in_rows
 from deel.lip._backend.variables import host
 from deel.lip._export import copy_state
@@ -173,18 +172,17 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             del _in_use.by_layer[id(self)]
 
     def _after_update(self, kernel):
-        with retracting():
-            if self.kernel_constraint is None:
-                if self.wbar.postpone_retraction():
-                    return kernel
-                return self.wbar.retract(kernel)
-            # A retraction would undo what the user asked for; soundness does
-            # not depend on it.
-            kernel = self.kernel_constraint(kernel)
-            self.wbar.refresh(kernel)
-            # The optimizer assigns what is returned.
-            self.wbar.note_current(writes=1)
-            return kernel
+        if self.kernel_constraint is None:
+            if self.wbar.postpone_retraction():
+                return kernel
+            return self.wbar.retract(kernel)
+        # A retraction would undo what the user asked for; soundness does not
+        # depend on it.
+        kernel = self.kernel_constraint(kernel)
+        self.wbar.refresh(kernel)
+        # The optimizer assigns what is returned.
+        self.wbar.note_current(writes=1)
+        return kernel
 
     def _linear_output_shape(self, input_shape):
         """Shape of the output of the stock layer, before the activation."""

@@ -263,13 +263,20 @@ class GuardedVariable(keras.Variable):
 
 
 def assign_together(variables, values):
-    """Assigns tensors that PyTorch has just made, in one operation.
+    """Assigns tensors that have just been made; PyTorch in one operation.
 
     Args:
         variables: Sequence of variables; those that are guarded take their
             values for proven, and keep them.
         values: Sequence of tensors, which nobody else writes to.
     """
+    if keras.backend.backend() != "torch":
+        for variable, value in zip(variables, values, strict=True):
+            if isinstance(variable, GuardedVariable):
+                variable.assign_proven(value)
+            else:
+                variable.assign(value)
+        return
     import torch
 
     pairs = zip(variables, values, strict=True)

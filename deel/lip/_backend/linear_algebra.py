@@ -72,6 +72,8 @@ def limited(x, least=None, most=None):
     """
     if keras.backend.backend() == "torch":
         return x.clamp(least, most)
+    if None not in (least, most):
+        return ops.clip(x, least, most)
     x = x if least is None else ops.maximum(x, least)
     return x if most is None else ops.minimum(x, most)
 
@@ -85,22 +87,46 @@ def length_of(x):
     return ops.sqrt(sum_of_squares(x))
 
 
-def any_length(x):
-    """`length_of` matrices with any finite entries. Not differentiated.
+def units_of(matrices):
+    """Matrices, or stacks, of any finite entries, divided by their lengths.
 
     Squares neither overflow nor vanish on the way: PyTorch counts in float64,
-    but on the GPUs of Apple, which have none.
+    but on the GPUs of Apple, which have none. Elsewhere the largest entry is
+    made one before, or four at most, since compilers divide by multiplying with
+    the reciprocal, which has to be a normal number. Not differentiated.
+
+    Returns:
+        List of pairs: a tensor like the matrix, of length one, or zero where no
+        entry is a normal number; and the length, `(..., 1, 1)`, which may be
+        infinite.
     """
-    if has_wider(x):
+    if has_wider(matrices[0]):
         import torch
 
-        return torch.linalg.vector_norm(
-            x, 2, _MATRIX, keepdim=True, dtype=torch.float64
+        norm = functools.partial(
+            torch.linalg.vector_norm, dim=_MATRIX, keepdim=True
         )
-    scale = largest_magnitude(x, _MATRIX)
-    scale = ops.minimum(one_for_tiny(scale), 1.0 / TINY)
-    # Their product may be infinite.
-    return scale * ops.minimum(length_of(x / scale), 1.0 / TINY / scale)
+        wide = [norm(x, dtype=torch.float64) for x in matrices]
+        divide = functools.partial(_divisor, dtype=matrices[0].dtype)
+        lengths = jointly(divide, wide)
+        return [(x / y, y) for x, y in zip(matrices, lengths, strict=True)]
+
+    def unit_of(x):
+        scale = limited(largest_magnitude(x, _MATRIX), TINY, 1.0 / TINY)
+        x = x / scale
+        length = length_of(x)
+        return x / limited(length, least=TINY), scale * length
+
+    return list(map(unit_of, matrices))
+
+
+def _divisor(length, dtype):
+    """What to divide by in place of a length of float64, in another dtype.
+
+    A length that is no normal number counts as zero, for which there is one;
+    one whose reciprocal is none is said to be `1 / TINY`.
+    """
+    return ops.cast(limited(one_for_tiny(length), most=1.0 / TINY), dtype)
 
 
 def has_wider(x):
@@ -139,16 +165,6 @@ def divided_by_length(columns):
         return ((upstream - along * own) / size).to(columns.dtype)
 
     return unit, gradient
-
-
-def divisor(length, dtype):
-    """What to divide by in place of a length, of any size.
-
-    A length that is no normal number counts as zero, for which there is one;
-    one whose reciprocal is none is said to be `1 / TINY`, since compilers
-    multiply by reciprocals.
-    """
-    return ops.cast(limited(one_for_tiny(length), most=1.0 / TINY), dtype)
 
 
 def jointly(function, *columns):

@@ -1,8 +1,8 @@
 """What a layer stores when an optimizer has moved its kernel.
 
 On TensorFlow and PyTorch that is an assignment. On JAX an optimizer is a
-function of the trained variables alone, which drops all other state: there it
-is gathered, by `train_step`, and handed on with the results of the step.
+function of the trained variables alone, which drops all other state: there
+constraints are applied after it, by `train_step`, where all state is at hand.
 
 Note [who moves a kernel]
 
@@ -43,23 +43,23 @@ class AfterUpdate(keras.constraints.Constraint):
         self._function = function
 
     def __call__(self, value):
+        if _retractions.moved is not None and isinstance(value, keras.Variable):
+            _retractions.moved[id(value)] = value
+            return value
         return self._function(value)
 
 
 class _Retractions(threading.local):
-    """What is stored after the update of an optimizer, by id of variable.
+    """What is left to do after the update of an optimizer.
 
     Attributes:
-        stored: Dictionary to add to; None where nobody asks for it.
-        before: Dictionary of what other variables held before the step.
-        running: Whether an optimizer has just moved the kernel at hand.
+        moved: Dictionary by id of variables whose constraint `AfterUpdate` is
+            applied later; None where it is applied at once.
         postponed: Dictionary by family of dictionaries by kind of lists of
             those that `retract_together`; None where nobody waits.
     """
 
-    stored = None
-    before = None
-    running = False
+    moved = None
     postponed = None
 
 
@@ -77,37 +77,38 @@ def train_step(model, step, *args):
     Returns:
         What the step returns.
     """
-    if keras.backend.backend() == "torch" and not is_compiling():
+    backend = keras.backend.backend()
+    if backend == "jax":
+        return _jax_train_step(model, step, *args)
+    if backend == "torch" and not is_compiling():
         with together():
             return step(*args)
-    if keras.backend.backend() != "jax" or isinstance(
-        # Its update is a branch, whose values must not leave it.
-        model.optimizer,
-        keras.optimizers.LossScaleOptimizer,
-    ):
-        return step(*args)
-    (_, before, *_), *_ = args
-    names = [id(variable) for variable in model.non_trainable_variables]
-    _retractions.stored = {}
-    _retractions.before = dict(zip(names, before, strict=True))
+    return step(*args)
+
+
+def _jax_train_step(model, step, *args):
+    _retractions.moved = {}
     try:
         logs, (trainable, others, *rest) = step(*args)
-        stored = _retractions.stored
+        moved = _retractions.moved.values()
     finally:
-        _retractions.stored = _retractions.before = None
-    others = [
-        stored.get(name, value)
-        for name, value in zip(names, others, strict=True)
-    ]
-    return logs, (trainable, others, *rest)
+        _retractions.moved = None
+    variables = model.trainable_variables + model.non_trainable_variables
+    values = zip(variables, [*trainable, *others], strict=True)
+    with keras.StatelessScope(list(values)) as scope, together():
+        for variable in moved:
+            variable.assign(variable.constraint(variable))
+    values = list(map(scope.get_current_value, variables))
+    count = len(trainable)
+    return logs, (values[:count], values[count:], *rest)
 
 
 @contextlib.contextmanager
 def together():
-    """Has all kernels that are moved inside retracted at the end, on PyTorch.
+    """Has all kernels that are moved inside retracted at the end.
 
-    There each operation is a launch of its own. So kernels of one shape are
-    one operand.
+    Kernels of one shape are one operand there: on PyTorch each operation is a
+    launch of its own, and on JAX one more to compile.
     """
     if _retractions.postponed is not None:
         yield
@@ -116,13 +117,10 @@ def together():
     try:
         yield
     finally:
-        import torch
-
         families, _retractions.postponed = _retractions.postponed, None
-        with torch.no_grad():
-            for kinds in families.values():
-                groups = list(kinds.values())
-                groups[0][0].retract_together(groups)
+        for kinds in families.values():
+            groups = list(kinds.values())
+            groups[0][0].retract_together(groups)
 
 
 def postpone(retracted, family, kind):
@@ -180,7 +178,7 @@ def _is_known(function):
 
 def is_carried(variable):
     """Whether what a retraction has stored is there in the next step, too."""
-    if keras.backend.backend() == "jax" and _retractions.stored is None:
+    if keras.backend.backend() == "jax" and _retractions.moved is None:
         return False
     return is_retracted(variable)
 
@@ -230,22 +228,10 @@ def value_or_none(variable):
 
     On JAX, variables have no values of their own during `fit`.
     """
-    if _retractions.running and _retractions.before is not None:
-        return _retractions.before.get(id(variable))
     try:
         return ops.convert_to_tensor(variable)
     except TypeError:
         return None
-
-
-@contextlib.contextmanager
-def retracting():
-    """Surrounds what a layer does after an optimizer has moved its kernel."""
-    _retractions.running = True
-    try:
-        yield
-    finally:
-        _retractions.running = False
 
 
 def store(variable, value):
@@ -258,9 +244,6 @@ def store(variable, value):
     donated to a compiled step.
     """
     if keras.backend.backend() == "jax":
-        if _retractions.running and _retractions.stored is not None:
-            copied = ops.copy(ops.cast(value, variable.dtype))
-            _retractions.stored[id(variable)] = copied
         if _leaks(variable, value):
             return
         value = ops.copy(value)
@@ -278,9 +261,6 @@ def _leaks(variable, value):
 
     if not isinstance(value, jax.core.Tracer):
         return False
-    try:
-        current = ops.convert_to_tensor(variable)
-    except TypeError:
-        # Keras takes the values away for the time of `fit`.
-        return False
-    return not isinstance(current, jax.core.Tracer)
+    current = value_or_none(variable)
+    # Keras takes the values away for the time of `fit`.
+    return current is not None and not isinstance(current, jax.core.Tracer)

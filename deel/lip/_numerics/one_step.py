@@ -19,19 +19,17 @@ than L^2 + (m t - L)^2 / (m - 1) - m, and this is at least (L - 1)^2 where
 L <= m <= m t, and L^2 - m > L^2 / 2 where L > m: both exceed (L / 2 - 1)^2.
 """
 
-import functools
 import math
 
 from keras import ops
 
 from deel.lip._backend.linear_algebra import added_product
-from deel.lip._backend.linear_algebra import any_length
-from deel.lip._backend.linear_algebra import divisor
 from deel.lip._backend.linear_algebra import jointly
 from deel.lip._backend.linear_algebra import length_of
 from deel.lip._backend.linear_algebra import limited
 from deel.lip._backend.linear_algebra import one_for_tiny
 from deel.lip._backend.linear_algebra import sum_of_squares
+from deel.lip._backend.linear_algebra import units_of
 from deel.lip._numerics.norm_bounds import gram_of
 from deel.lip._numerics.norm_bounds import transposed
 
@@ -64,9 +62,7 @@ def steps(matrices):
         transposed(w) if wide else w
         for w, wide in zip(matrices, is_wide, strict=True)
     ]
-    divide = functools.partial(divisor, dtype=tall[0].dtype)
-    lengths = jointly(divide, [any_length(w) for w in tall])
-    units = [w / length for w, length in zip(tall, lengths, strict=True)]
+    units, lengths = zip(*units_of(tall), strict=True)
     grams = [gram_of(unit) for unit in units]
     scales = jointly(
         _twice_the_divisor,

@@ -11,6 +11,8 @@ at most `(1 + b) ||d||` where x moves by d. With x = [u, v], the squares of what
 import keras
 from keras import ops
 
+from deel.lip._backend.tensors import scaled
+from deel.lip._backend.tensors import scaled_sum
 from deel.lip._export import condensable_layers
 from deel.lip._export import copy_state
 from deel.lip._export import stock_version
@@ -103,9 +105,7 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
 
     def call(self, inputs, training=None):
         # Keras hands `training` to what is called inside.
-        outputs = self._joined(inputs)
-        factor = self._get_coef()
-        return outputs if factor == 1.0 else outputs * factor
+        return self._joined(inputs, self._get_coef())
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -207,8 +207,8 @@ class PrescaledResidual(_Branched):
     def branch_shape(self, input_shape):
         return tuple(input_shape)
 
-    def _joined(self, inputs):
-        return inputs + self.layer(inputs)
+    def _joined(self, inputs, factor):
+        return scaled_sum(inputs, self.layer(inputs), factor)
 
 
 @register("PartialResidual")
@@ -260,6 +260,7 @@ class PartialResidual(_Branched):
             )
         return (*leading, channels // 2)
 
-    def _joined(self, inputs):
+    def _joined(self, inputs, factor):
         passed, changed = ops.split(inputs, 2, axis=-1)
-        return ops.concatenate([passed, self.layer(changed)], axis=-1)
+        joined = ops.concatenate([passed, self.layer(changed)], axis=-1)
+        return scaled(joined, factor)

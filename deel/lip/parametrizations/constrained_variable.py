@@ -164,31 +164,38 @@ class ConstrainedVariable(GuardedVariable):
         """
         kind, kernel = self._parametrization.kind(), self._kernel._value
         # What PyTorch has split over devices stays as it is.
-        if (
-            kind is None
-            or keras.backend.backend() != "torch"
-            or hasattr(kernel, "placements")
-        ):
+        if kind is None or hasattr(kernel, "placements"):
             return False
-        family = type(self._parametrization), kernel.dtype, kernel.device
+        family = type(self._parametrization), self._kernel.dtype
+        if keras.backend.backend() == "torch":
+            family = *family, kernel.device
         return postpone(self, family, (kind, self.coefficient))
 
     @staticmethod
     def retract_together(groups):
-        """Retracts kernels that an optimizer has moved, on PyTorch.
+        """Retracts kernels that an optimizer has moved.
 
         Args:
             groups: List of lists of `ConstrainedVariable`, each list of kernels
                 that are one operand.
         """
+        if keras.backend.backend() != "torch":
+            # Compilers join small operations by themselves.
+            for wbar in [wbars[0] for wbars in groups if len(wbars) == 1]:
+                wbar._kernel.assign(wbar.retract(wbar._kernel.value))
+            groups = [wbars for wbars in groups if len(wbars) > 1]
+            if not groups:
+                return
         retract_stacks = groups[0][0]._parametrization.retract_stacks
         stacks = [
-            _stacked([float32_at_least(wbar._kernel.value) for wbar in wbars])
+            ops.stop_gradient(_stacked([wbar._kernel.value for wbar in wbars]))
             for wbars in groups
         ]
         pairs = []
         for wbars, (free, constrained, *states) in zip(
-            groups, retract_stacks(stacks), strict=True
+            groups,
+            retract_stacks(list(map(float32_at_least, stacks))),
+            strict=True,
         ):
             found = free, wbars[0].scale(constrained), *states
             for wbar, *values in zip(wbars, *found, strict=True):

@@ -112,12 +112,14 @@ def _branched(layer, input_shapes, context):
     value = factor * layer.joined_constant(branch.value) * (1 + 1e-12)
     value *= (1 + half_unit(layer)) ** 2
     entries = size_of(shape)
+    inexact = count_inexact(layer._get_coef())
     passed = Step(entries=entries)
     if isinstance(layer, layers.PartialResidual):
         joined = Beside(passed, branch.rounding)
     else:
-        joined = Sum(passed, branch.rounding, entries=entries)
-    inexact = count_inexact(layer._get_coef())
+        # What is added may have been scaled, and rounded, before.
+        passed = Step(1.0, 2, entries=entries, inexact=inexact)
+        joined = Sum(passed, Chain(branch.rounding, passed), entries=entries)
     scaled = Chain(joined, Step(factor, 2, entries=entries, inexact=inexact))
     return Bound(value, "branch", rounding=scaled)
 
