@@ -19,7 +19,7 @@ FOLDERS = {
         _compatible _register _validation _defaults
         _backend/ _graph _loss_variables _labels
         _numerics/ normalizers utils
-        _lipschitz _export parametrizations/ _constrained
+        _lipschitz _export _stock_only parametrizations/ _constrained
         constraints initializers regularizers
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/

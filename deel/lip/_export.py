@@ -7,25 +7,10 @@ from deel.lip._lipschitz import Condensable
 from deel.lip._validation import require_built
 
 
-def vanillaModel(model):
-    """Converts a model to stock Keras, without the cost of the constraints.
+def without_constraints(model):
+    """A copy of a model whose constrained layers are stock ones.
 
-    Each layer with a constrained kernel is replaced by the stock layer with
-    that kernel, every other layer by a copy. Names, topology and predictions
-    (within 1e-5) are those of the model, which is left as it is and shares no
-    variable with the result. Layers without kernel, such as `GroupSort` or
-    `ScaledL2NormPooling2D`, stay what they are.
-
-    Args:
-        model: A `keras.Sequential` or functional `keras.Model`, or one of
-            `deel.lip.model`, that is built.
-
-    Returns:
-        A `keras.Sequential` or `keras.Model`, not compiled.
-
-    Raises:
-        ValueError: If the model is not built, has weights that are not finite,
-            or is a subclass of `keras.Model` with a `call` of its own.
+    What `deel.lip.model.vanillaModel` says, but for `stock_only`.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(
@@ -61,12 +46,12 @@ def vanillaModel(model):
             exported.build(model.input_shape)
     else:
         clone = keras.models.clone_model(
-            _as_functional(model),
-            input_tensors=_renewed_inputs(model),
+            as_functional(model),
+            input_tensors=renewed_inputs(model),
             clone_function=convert,
             call_function=call,
         )
-        exported = _as_functional(clone, name=model.name)
+        exported = as_functional(clone, name=model.name)
     for layer, copy in copies:
         copy_state(layer, copy)
     return exported
@@ -93,7 +78,7 @@ def stock_version(layer):
         it has yet to get the weights of the layer.
     """
     if isinstance(layer, keras.Model):
-        return vanillaModel(layer), False
+        return without_constraints(layer), False
     if isinstance(layer, Condensable):
         return layer.vanilla_export(), False
     return type(layer).from_config(layer.get_config()), True
@@ -124,13 +109,14 @@ def condense_layers(model):
         layer.condense()
 
 
-def _as_functional(model, name=None):
+def as_functional(model, name=None):
+    """The graph of a functional model, as one of the stock class."""
     # `input` and `output` keep the structure that the user gave: a tensor, a
     # list or a dictionary.
     return keras.Model(model.input, model.output, name=name or model.name)
 
 
-def _renewed_inputs(model):
+def renewed_inputs(model):
     """New input tensors like those of a functional model, names included."""
     names = {
         id(operation.output): operation.name

@@ -12,7 +12,6 @@ from deel.lip._constrained import ConstrainedKernel
 from deel.lip._export import condensable_layers
 from deel.lip._export import condense_layers
 from deel.lip._export import input_signature
-from deel.lip._export import vanillaModel
 from deel.lip._graph import is_graph
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import KnownConstant
@@ -22,6 +21,7 @@ from deel.lip._loss_variables import TrainsLossVariables
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._stock_metrics import warn_of_stock_metrics
+from deel.lip._stock_only import vanillaModel
 from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
@@ -119,22 +119,24 @@ class _LipschitzModel(Condensable):
         """Overwrites the free kernels with the constrained ones, everywhere."""
         condense_layers(self)
 
-    def vanilla_export(self, verify=False):
+    def vanilla_export(self, verify=False, stock_only=False):
         """Returns the stock Keras model with the same predictions.
 
-        See `vanillaModel`.
+        See `vanillaModel`. A file of it is loaded where `deel.lip` has been
+        imported; of `vanilla_export(stock_only=True)`, everywhere.
 
         Args:
             verify: Boolean, or a float. True refuses to export a network whose
                 proven constant exceeds `k_coef_lip`; a float, one whose
                 constant exceeds that number. With `FrobeniusDense` and disjoint
                 neurons at the end, the constant is that of a single score.
+            stock_only: Boolean, as of `vanillaModel`.
 
         Raises:
             ValueError: As `vanillaModel`; and if `verify` finds a constant that
                 is larger than promised, or cannot be proven.
         """
-        exported = vanillaModel(self)
+        exported = vanillaModel(self, stock_only=stock_only)
         if verify is not False:
             _verify(self, exported, verify)
         return exported

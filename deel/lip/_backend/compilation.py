@@ -65,7 +65,10 @@ def has_fast_strides(tensor, training):
     """Whether slices with a step, and small axes, cost what their size says.
 
     On TensorFlow they do in `fused` functions alone, which are for training.
+    What is recorded may run anywhere.
     """
+    if isinstance(tensor, keras.KerasTensor):
+        return False
     if keras.backend.backend() != "tensorflow":
         return True
     return bool(training) and _is_worth_fusing(tensor)

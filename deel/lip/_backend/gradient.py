@@ -20,9 +20,23 @@ def custom_gradient(function):
             for those that have no gradient.
     """
 
-    if keras.backend.backend() == "torch":
-        return _by_torch(function)
+    differentiable = (
+        _by_torch(function)
+        if keras.backend.backend() == "torch"
+        else _by_keras(function)
+    )
 
+    @functools.wraps(function)
+    def called(*tensors):
+        # What Keras records, for a file, has the gradients of its operations.
+        if isinstance(tensors[0], keras.KerasTensor):
+            return function(*tensors)[0]
+        return differentiable(*tensors)
+
+    return called
+
+
+def _by_keras(function):
     @ops.custom_gradient
     def differentiable(*tensors):
         value, pull_back = function(*tensors)
@@ -38,7 +52,7 @@ def custom_gradient(function):
 
         return value, gradient
 
-    return functools.wraps(function)(differentiable)
+    return differentiable
 
 
 def _by_torch(function):
@@ -48,7 +62,6 @@ def _by_torch(function):
     function is traced into another format.
     """
 
-    @functools.wraps(function)
     def called(*tensors):
         if torch.jit.is_tracing():
             return function(*tensors)[0]

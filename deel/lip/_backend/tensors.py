@@ -44,6 +44,21 @@ def chosen(is_first, first, second):
     return is_first * (first - second) + second
 
 
+def cast(x, dtype):
+    """`ops.cast`, but nothing at all where the dtype is there already."""
+    own = keras.backend.standardize_dtype(x.dtype)
+    dtype = keras.backend.standardize_dtype(dtype)
+    return x if own == dtype else ops.cast(x, dtype)
+
+
+def is_symbolic(x):
+    """Whether Keras records what is computed of `x`, in place of computing it.
+
+    What is recorded can be saved, so numbers in it are those of NumPy.
+    """
+    return isinstance(x, keras.KerasTensor)
+
+
 def scaled(x, factor):
     """`factor * x`; `x` itself for the number one."""
     return x if factor == 1.0 else x * factor

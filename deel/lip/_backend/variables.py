@@ -7,12 +7,13 @@ from keras import ops
 
 def float32_at_least(variable):
     """Value of a variable, or a tensor, in float32 at least."""
-    tensor = ops.convert_to_tensor(variable)
+    symbolic = isinstance(variable, keras.KerasTensor)
+    tensor = variable if symbolic else ops.convert_to_tensor(variable)
     own = keras.backend.standardize_dtype(tensor.dtype)
     dtype = keras.backend.result_type(own, "float32")
     # On TensorFlow a variable is still one until it is cast; on PyTorch a cast
     # that changes nothing takes time.
-    if own == dtype and keras.backend.backend() == "torch":
+    if own == dtype and (symbolic or keras.backend.backend() == "torch"):
         return tensor
     return ops.cast(tensor, dtype)
 

@@ -50,6 +50,19 @@ def sort_pairs(inputs, training):
     return _sort_by_products(inputs)
 
 
+def halves(channels):
+    """The order of channels in which pairs of neighbours are two halves."""
+    return np.arange(channels).reshape(-1, 2).T.reshape(-1)
+
+
+def sorted_halves(inputs):
+    """Sorts the pairs of channels that are in the order of `halves`."""
+    first, second = ops.split(inputs, 2, axis=-1)
+    return ops.concatenate(
+        [ops.minimum(first, second), ops.maximum(first, second)], axis=-1
+    )
+
+
 def _sorting(descending, exchange):
     """The first values of all pairs against the second ones."""
 

@@ -60,6 +60,12 @@ def first_spatial_axis(data_format):
     return 2 if data_format == "channels_first" else 1
 
 
+def spatial_axes(x, data_format):
+    """The numbers of the axes of the image itself, a list."""
+    first = first_spatial_axis(data_format)
+    return list(range(first, first + len(x.shape) - 2))
+
+
 def channel_axis(data_format):
     """Returns the number of the axis of the channels, 1 or -1."""
     return 1 if data_format == "channels_first" else -1

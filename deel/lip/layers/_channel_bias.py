@@ -3,7 +3,10 @@
 import keras
 from keras import ops
 
+from deel.lip._backend.tensors import cast
+from deel.lip._backend.tensors import is_symbolic
 from deel.lip._backend.variables import float32_at_least
+from deel.lip._backend.variables import host
 
 
 class ChannelBias(keras.layers.Layer):
@@ -36,16 +39,18 @@ class ChannelBias(keras.layers.Layer):
                 autocast=False,
             )
 
-    def _by_channel(self, values, rank):
-        """Reshapes one value for each channel, to broadcast over an input."""
-        shape = [1] * rank
+    def _by_channel(self, values, x):
+        """Reshapes one value for each channel, to broadcast over `x`."""
+        shape = [1] * len(x.shape)
         shape[self._channel_axis] = -1
+        if is_symbolic(x):
+            return host(values).reshape(shape)
         return ops.reshape(ops.convert_to_tensor(values), shape)
 
     def _biased(self, x):
         if self.bias is not None:
-            x = x + self._by_channel(float32_at_least(self.bias), len(x.shape))
-        return ops.cast(x, self.compute_dtype)
+            x = x + self._by_channel(float32_at_least(self.bias), x)
+        return cast(x, self.compute_dtype)
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)

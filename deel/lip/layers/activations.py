@@ -6,9 +6,13 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.tensors import is_symbolic
+from deel.lip._backend.variables import host
 from deel.lip._lipschitz import LipschitzLayer
+from deel.lip._numerics.sorting import halves
 from deel.lip._numerics.sorting import sort_groups
 from deel.lip._numerics.sorting import sort_pairs
+from deel.lip._numerics.sorting import sorted_halves
 from deel.lip._numerics.windows import channel_axis
 from deel.lip._numerics.windows import check_data_format
 from deel.lip._register import register
@@ -107,6 +111,17 @@ class GroupSort(_Activation):
             return self._scaled(sort_pairs(inputs, training))
         return self._scaled(sort_groups(inputs, size))
 
+    def _stock_call(self, inputs, convert):
+        channels = inputs.shape[-1]
+        size = self._group_size(channels)
+        if size != 2:
+            return self.call(inputs)
+        # In each half, one of each pair; a maximum and a minimum sort them.
+        order = halves(channels)
+        outputs = sorted_halves(ops.take(inputs, order, axis=-1))
+        outputs = ops.take(outputs, np.argsort(order), axis=-1)
+        return self._scaled(outputs)
+
     def _group_size(self, channels):
         if self.n is None or self.n > channels:
             return channels
@@ -194,7 +209,7 @@ class Abs(_Activation):
         shape[axis] = -1
         slopes = ops.cast(slopes.reshape(shape), inputs.dtype)
         # The larger one of x and -x, or of x and x.
-        return self._scaled(ops.maximum(inputs, slopes * inputs))
+        return self._scaled(ops.maximum(inputs, inputs * slopes))
 
     def get_config(self):
         return {**super().get_config(), "beta": self.beta}
@@ -313,11 +328,15 @@ class Householder(_Activation):
         )
 
     def call(self, inputs):
-        angles = ops.convert_to_tensor(self.theta)
-        angles = ops.reshape(angles, (self.order, -1))
+        functions = np if is_symbolic(inputs) else ops
+        if functions is np:
+            angles = host(self.theta)
+        else:
+            angles = ops.convert_to_tensor(self.theta)
+        angles = functions.reshape(angles, (self.order, -1))
         parts = ops.split(inputs, 2, axis=-1)
         for fold in range(self.order):
-            parts = _folded(*parts, angles[fold])
+            parts = _folded(*parts, angles[fold], functions)
         return self._scaled(ops.concatenate(parts, axis=-1))
 
     def get_config(self):
@@ -341,10 +360,18 @@ def _halving(shape, dtype=None):
     return ops.convert_to_tensor(angles.reshape(shape), dtype=dtype)
 
 
-def _folded(first, second, theta):
-    """Reflects the points on one side of a line, which is at half the angle."""
-    side = first * ops.sin(theta / 2) - second * ops.cos(theta / 2)
-    sine, cosine = ops.sin(theta), ops.cos(theta)
+def _folded(first, second, theta, functions):
+    """Reflects the points on one side of a line, which is at half the angle.
+
+    Args:
+        first: Tensor, a coordinate of the points.
+        second: Tensor, the other one.
+        theta: Tensor or array, the angles.
+        functions: `ops` or `np`, what has the sine of these.
+    """
+    sin, cos = functions.sin, functions.cos
+    side = first * sin(theta / 2) - second * cos(theta / 2)
+    sine, cosine = sin(theta), cos(theta)
     reflected = (
         first * cosine + second * sine,
         first * sine - second * cosine,

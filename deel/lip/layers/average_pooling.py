@@ -2,6 +2,7 @@
 
 import keras
 
+from deel.lip._backend.tensors import scaled
 from deel.lip._register import register
 from deel.lip.layers._window_pooling import WindowPooling
 
@@ -11,6 +12,9 @@ class _WindowAverage(WindowPooling):
 
     def call(self, inputs):
         return super().call(inputs) * self._get_coef()
+
+    def _stock_call(self, inputs, convert):
+        return scaled(self._stock_mean()(inputs), self._get_coef())
 
 
 @register("ScaledAveragePooling2D")

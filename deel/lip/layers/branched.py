@@ -105,7 +105,14 @@ class _Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
 
     def call(self, inputs, training=None):
         # Keras hands `training` to what is called inside.
-        return self._joined(inputs, self._get_coef())
+        return self._joined(inputs, self.layer)
+
+    def _joined(self, inputs, branch):
+        """What the block makes of its inputs and of a function, its branch."""
+        raise NotImplementedError
+
+    def _stock_call(self, inputs, convert):
+        return self._joined(inputs, convert(self.layer))
 
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
@@ -207,8 +214,8 @@ class PrescaledResidual(_Branched):
     def branch_shape(self, input_shape):
         return tuple(input_shape)
 
-    def _joined(self, inputs, factor):
-        return scaled_sum(inputs, self.layer(inputs), factor)
+    def _joined(self, inputs, branch):
+        return scaled_sum(inputs, branch(inputs), self._get_coef())
 
 
 @register("PartialResidual")
@@ -260,7 +267,7 @@ class PartialResidual(_Branched):
             )
         return (*leading, channels // 2)
 
-    def _joined(self, inputs, factor):
+    def _joined(self, inputs, branch):
         passed, changed = ops.split(inputs, 2, axis=-1)
-        joined = ops.concatenate([passed, self.layer(changed)], axis=-1)
-        return scaled(joined, factor)
+        joined = ops.concatenate([passed, branch(changed)], axis=-1)
+        return scaled(joined, self._get_coef())

@@ -5,14 +5,17 @@ import math
 import keras
 from keras import ops
 
+from deel.lip._backend.tensors import cast
+from deel.lip._backend.tensors import scaled
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._lipschitz import LipschitzLayer
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.window_norms import unmasked
-from deel.lip._numerics.windows import first_spatial_axis
+from deel.lip._numerics.windows import spatial_axes
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
+from deel.lip._stock_only import stock_class_of
 from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import nonnegative_float
@@ -50,6 +53,18 @@ class _GlobalAverage(_GlobalPooling):
             root = ops.sqrt(ops.cast(size, inputs.dtype))
         return super().call(inputs) * (root * self.k_coef_lip)
 
+    def _stock_call(self, inputs, convert):
+        stock = stock_class_of(self)
+        mean = stock.from_config(stock.get_config(self))(inputs)
+        lengths = spatial_shape(inputs.shape, self.data_format)
+        if None not in lengths:
+            return scaled(mean, math.sqrt(math.prod(lengths)) * self.k_coef_lip)
+        axes = spatial_axes(inputs, self.data_format)
+        size = ops.sum(
+            ops.ones_like(inputs), axis=axes, keepdims=self.keepdims
+        )
+        return scaled(mean * ops.sqrt(size), self.k_coef_lip)
+
 
 class _GlobalL2Norm(_GlobalPooling):
     """Mixin: the Euclidean norm of all positions."""
@@ -67,14 +82,13 @@ class _GlobalL2Norm(_GlobalPooling):
         return 1.0
 
     def call(self, inputs):
-        first = first_spatial_axis(self.data_format)
-        axes = list(range(first, first + len(inputs.shape) - 2))
+        axes = spatial_axes(inputs, self.data_format)
         # In float16 the square of 256 is infinite.
         values = float32_at_least(inputs)
         squares = ops.sum(ops.square(values), axis=axes, keepdims=self.keepdims)
         squares = ops.minimum(squares, largest_square(values))
         norms = square_root(squares + self.eps_grad_sqrt) * self.k_coef_lip
-        return ops.cast(norms, inputs.dtype)
+        return cast(norms, inputs.dtype)
 
     def get_config(self):
         return {**super().get_config(), "eps_grad_sqrt": self.eps_grad_sqrt}

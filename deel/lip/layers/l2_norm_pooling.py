@@ -6,6 +6,7 @@ import keras
 from keras import ops
 
 from deel.lip._backend.compilation import has_fast_strides
+from deel.lip._backend.tensors import cast
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._numerics.window_norms import largest_square
 from deel.lip._numerics.window_norms import norms_of_windows
@@ -41,17 +42,23 @@ class _WindowL2Norm(WindowPooling):
         windows = self._windows(inputs.shape)
         # In float16 the square of 256 is infinite.
         values = float32_at_least(inputs)
-        scale = self._get_coef()
         if windows is not None and has_fast_strides(inputs, training):
             norms = norms_of_windows(
-                values, *windows, self.eps_grad_sqrt, scale
+                values, *windows, self.eps_grad_sqrt, self._get_coef()
             )
         else:
-            mean_square = super().call(ops.square(values))
-            limit = largest_square(values, math.prod(self.pool_size))
-            mean_square = ops.minimum(mean_square, limit)
-            norms = square_root(mean_square + self.eps_grad_sqrt) * scale
-        return ops.cast(norms, inputs.dtype)
+            norms = self._norms(values, super().call)
+        return cast(norms, inputs.dtype)
+
+    def _norms(self, values, mean_of_windows):
+        mean_square = mean_of_windows(ops.square(values))
+        limit = largest_square(values, math.prod(self.pool_size))
+        mean_square = ops.minimum(mean_square, limit)
+        return square_root(mean_square + self.eps_grad_sqrt) * self._get_coef()
+
+    def _stock_call(self, inputs, convert):
+        norms = self._norms(float32_at_least(inputs), self._stock_mean())
+        return cast(norms, inputs.dtype)
 
     def _windows(self, shape):
         """The shape of inputs whose spatial axes are split, and the new axes.

@@ -72,7 +72,7 @@ class _BatchStatistics(Condensable, ChannelBias):
         x = float32_at_least(inputs)
         mean, factor = self._observe(x) if training else self._recall()
         if mean is not None:
-            x = x - self._by_channel(mean, len(x.shape))
+            x = x - self._by_channel(mean, x)
         return self._biased(x * factor)
 
     def _add_statistic(self, name, shape, initializer):
@@ -343,7 +343,7 @@ class BatchLipNorm(_BatchStatistics):
 
     def _observe(self, x):
         mean = ops.mean(x, axis=self._reduced)
-        offset = x - self._by_channel(mean, len(x.shape))
+        offset = x - self._by_channel(mean, x)
         squares = ops.sum(ops.square(offset), axis=self._reduced)
         # All values but those of the channels themselves.
         count = ops.cast(ops.size(x) // x.shape[self._channel_axis], x.dtype)

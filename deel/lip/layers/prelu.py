@@ -3,10 +3,13 @@
 import keras
 from keras import ops
 
+from deel.lip._backend.variables import host
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._lipschitz import changing_together
 from deel.lip._lipschitz import tell_of_constant
 from deel.lip._register import register
+from deel.lip._stock_only import with_weights
+from deel.lip._stock_only import without_training
 from deel.lip._validation import positive_float
 from deel.lip.constraints import WeightClipConstraint
 
@@ -116,6 +119,11 @@ class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
     @alpha.setter
     def alpha(self, variable):
         self._free_alpha = variable
+
+    def _stock_call(self, inputs, convert):
+        config = keras.layers.PReLU.get_config(self)
+        stock = keras.layers.PReLU.from_config(without_training(config))
+        return with_weights(stock, [host(self.alpha)])(inputs)
 
     def get_config(self):
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}

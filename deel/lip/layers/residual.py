@@ -47,6 +47,11 @@ class LipResidual(KnownConstant, keras.layers.Layer):
         weight = ops.sigmoid(ops.convert_to_tensor(self.alpha))
         return weight * x + (1 - weight) * y
 
+    def _stock_call(self, inputs, convert):
+        x, y = inputs
+        weight = float(ops.sigmoid(ops.convert_to_tensor(self.alpha)))
+        return x * weight + y * (1 - weight)
+
     def _whole_constant(self):
         return 1.0
 

@@ -62,7 +62,7 @@ class ScaleBiasLayer(KnownConstant, ChannelBias):
         x = float32_at_least(inputs)
         if self.mean is not None:
             mean = ops.convert_to_tensor(self.mean, dtype=x.dtype)
-            x = x - self._by_channel(mean, len(x.shape))
+            x = x - self._by_channel(mean, x)
         return self._biased(x * self.scalar)
 
     def _whole_constant(self):

@@ -4,6 +4,8 @@ import keras
 from keras import ops
 
 from deel.lip._backend.tensors import mirrored_kernel
+from deel.lip._backend.tensors import scaled
+from deel.lip._backend.variables import host
 from deel.lip._lipschitz import Condensable
 from deel.lip._numerics.activations import MONOTONE
 from deel.lip._numerics.activations import facts_of
@@ -12,6 +14,8 @@ from deel.lip._numerics.padding import pad
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
+from deel.lip._stock_only import stock_class_of
+from deel.lip._stock_only import with_weights
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
@@ -121,18 +125,16 @@ class _PadConvolution(ExplicitPadding, Condensable):
     def compute_output_shape(self, input_shape):
         return super().compute_output_shape(self._padded_shape(input_shape))
 
+    def _stock_call(self, inputs, convert):
+        return convert.built(self, self._padded(inputs))
+
     def condense(self):
         """Does nothing: the kernel is not constrained."""
 
     def vanilla_export(self):
         """Returns a copy, of the stock class if that one can pad so."""
         require_built(self, "vanilla_export")
-        stock = next(
-            base
-            for base in type(self).__mro__
-            if not issubclass(base, ExplicitPadding)
-            and issubclass(base, keras.layers.Layer)
-        )
+        stock = stock_class_of(self)
         exported_class = stock if self._pad_mode is None else type(self)
         exported = exported_class.from_config(self.get_config())
         exported.build(self._build_shapes_dict["input_shape"])
@@ -230,6 +232,16 @@ class _Residual:
     def _adjoint(self, hidden):
         raise NotImplementedError
 
+    def _stock_adjoint(self, inputs):
+        """The stock layer of `_adjoint` without its weights, and these."""
+        raise NotImplementedError
+
+    def _stock_call(self, inputs, convert):
+        layer, kernel = self._stock_adjoint(inputs)
+        kernel = (2.0 / self.k_coef_lip) * kernel
+        step = with_weights(layer, [kernel])(convert.built(self, inputs))
+        return scaled(inputs, self.k_coef_lip) - step
+
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
@@ -262,6 +274,15 @@ class ResidualDense(_Residual, keras.layers.Dense):
     def _adjoint(self, hidden):
         # The axes are named, for the ONNX exporter of PyTorch knows no `.T`.
         return ops.matmul(hidden, ops.transpose(self.kernel, (1, 0)))
+
+    def _stock_adjoint(self, inputs):
+        layer = keras.layers.Dense(
+            inputs.shape[-1],
+            use_bias=False,
+            name=f"{self.name}_adjoint",
+            dtype=self.dtype_policy,
+        )
+        return layer, host(self.kernel).T
 
 
 @register("ResidualConv2D")
@@ -314,3 +335,16 @@ class ResidualConv2D(_Residual, keras.layers.Conv2D):
             padding="same",
             data_format=self.data_format,
         )
+
+    def _stock_adjoint(self, inputs):
+        kernel = mirrored_kernel(ops.convert_to_tensor(self.kernel))
+        layer = keras.layers.Conv2D(
+            kernel.shape[-1],
+            self.kernel_size,
+            padding="same",
+            data_format=self.data_format,
+            use_bias=False,
+            name=f"{self.name}_adjoint",
+            dtype=self.dtype_policy,
+        )
+        return layer, host(kernel)
