@@ -77,6 +77,9 @@ def stock_version(layer):
         Pair: the object, and whether it is a copy that is not built, so that
         it has yet to get the weights of the layer.
     """
+    if not isinstance(layer, keras.layers.Layer):
+        # An operation on the tensors of a functional model has no state.
+        return layer, False
     if isinstance(layer, keras.Model):
         return without_constraints(layer), False
     if isinstance(layer, Condensable):

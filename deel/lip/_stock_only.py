@@ -18,6 +18,7 @@ import inspect
 import keras
 
 from deel.lip._backend.tensors import cast
+from deel.lip._backend.variables import host
 from deel.lip._export import as_functional
 from deel.lip._export import copy_state
 from deel.lip._export import renewed_inputs
@@ -67,12 +68,12 @@ def vanillaModel(model, stock_only=False):
     >>> {type(x).__module__.split(".")[0] for x in served.operations}
     {'keras'}
     """
-    converted = without_constraints(model)
     if not stock_only:
-        return converted
-    converted = _Converter().model(converted)
-    _require_stock(converted)
-    return converted
+        return without_constraints(model)
+    if isinstance(model, keras.Model):
+        for layer in model._flatten_layers(include_self=False):
+            _require_known(layer)
+    return _Converter().model(without_constraints(model))
 
 
 class _Converter:
@@ -139,12 +140,6 @@ class _Converter:
             return self.model(layer)
         if _is_stock(type(layer)):
             return self._stock_form(layer)
-        if not _is_ours(type(layer)):
-            raise ValueError(
-                "Keras alone cannot load a layer of your own. Expected layers "
-                "of Keras and of this library. Received: layer "
-                f"'{layer.name}' of type {type(layer).__name__}"
-            )
         if hasattr(layer, "_stock_call"):
             return lambda inputs: layer._stock_call(inputs, self)
         if isinstance(layer, Condensable):
@@ -152,17 +147,6 @@ class _Converter:
         return _Traced(layer)
 
     def _stock_form(self, layer):
-        if isinstance(layer, keras.layers.Lambda):
-            raise ValueError(
-                "What is in a `Lambda` layer is not loaded in safe mode. "
-                "Expected operations of `keras.ops`, on the tensors of a "
-                f"functional model. Received: layer '{layer.name}'"
-            )
-        if _makes_mask(layer):
-            raise ValueError(
-                "Operations take no mask. Expected a model that makes none. "
-                f"Received: layer '{layer.name}' of type {type(layer).__name__}"
-            )
         if isinstance(layer, keras.layers.Wrapper):
             return self._wrapped(layer)
         activation = getattr(layer, "activation", None)
@@ -171,7 +155,9 @@ class _Converter:
             return _Copy(layer, type(layer).from_config(config))
         # Stock layers take for granted that an activation is a function.
         linear = type(layer).from_config({**config, "activation": "linear"})
-        return _Chain(_Copy(layer, linear), self(activation))
+        inner = {id(variable) for variable in activation.weights}
+        weights = [host(x) for x in layer.weights if id(x) not in inner]
+        return _Chain(with_weights(linear, weights), self(activation))
 
     def _wrapped(self, layer):
         inner = layer.layer
@@ -277,13 +263,6 @@ def _is_ours(kind):
     return kind.__module__.startswith("deel.lip.")
 
 
-def _makes_mask(layer):
-    """Whether a layer makes a mask, instead of handing on that of its input."""
-    return isinstance(layer, keras.layers.Masking) or bool(
-        getattr(layer, "mask_zero", False)
-    )
-
-
 # What training needs and inference does not.
 _TRAINING = ("initializer", "regularizer", "constraint")
 
@@ -297,36 +276,58 @@ def without_training(config):
     }
 
 
+def _require_known(layer):
+    """Raises ValueError for a layer that has no form; see [forms]."""
+    described = f"layer '{layer.name}' of type {type(layer).__name__}"
+    if not _is_stock(type(layer)):
+        if _is_ours(type(layer)) or isinstance(layer, Condensable):
+            return
+        raise ValueError(
+            "Keras alone cannot load a layer of your own. Expected layers of "
+            f"Keras and of this library. Received: {described}"
+        )
+    if isinstance(layer, keras.layers.Lambda):
+        raise ValueError(
+            "What is in a `Lambda` layer is not loaded in safe mode. Expected "
+            "operations of `keras.ops`, on the tensors of a functional model. "
+            f"Received: {described}"
+        )
+    if isinstance(layer, keras.layers.Masking) or getattr(
+        layer, "mask_zero", False
+    ):
+        raise ValueError(
+            "Operations take no mask. Expected a model that makes none. "
+            f"Received: {described}"
+        )
+    if isinstance(layer, keras.Model):
+        return
+    found = next(_unknown_in(without_training(layer.get_config())), None)
+    if found is not None:
+        raise ValueError(
+            "Keras alone cannot load functions and objects of your own. "
+            f"Expected those of Keras. Received: {found} in {described}"
+        )
+
+
+def _unknown_in(config):
+    """Yields the names, at any depth, of what is of neither library."""
+    if isinstance(config, dict):
+        if "class_name" in config and "module" in config:
+            module = config["module"] or ""
+            if not _is_foreign(config) or module.startswith("deel.lip."):
+                yield from _unknown_in(config.get("config"))
+            else:
+                is_function = config["class_name"] == "function"
+                yield config["config" if is_function else "class_name"]
+            return
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for part in config:
+            yield from _unknown_in(part)
+
+
 def _is_foreign(config):
     """Whether a config names a class or function that is not of Keras."""
     if not isinstance(config, dict):
         return False
     return (config.get("module") or "").split(".")[0] != "keras"
-
-
-def _require_stock(model):
-    """Raises ValueError if a config names what is not of Keras."""
-    for operation in model.operations:
-        config = keras.saving.serialize_keras_object(operation)
-        foreign = next(_foreign_in(config), None)
-        if foreign is not None:
-            raise ValueError(
-                "Keras alone could not load what is not its own. Expected "
-                "layers, functions and other objects of Keras. Received: "
-                f"{foreign['class_name']} {foreign.get('config')} in layer "
-                f"'{operation.name}'"
-            )
-
-
-def _foreign_in(config):
-    """Yields the configs, at any depth, of what is not of Keras."""
-    if isinstance(config, (list, tuple)):
-        for part in config:
-            yield from _foreign_in(part)
-    if isinstance(config, dict):
-        if "class_name" in config and "module" in config:
-            if _is_foreign(config):
-                yield config
-                return
-        for part in config.values():
-            yield from _foreign_in(part)

@@ -60,9 +60,7 @@ class _GlobalAverage(_GlobalPooling):
         if None not in lengths:
             return scaled(mean, math.sqrt(math.prod(lengths)) * self.k_coef_lip)
         axes = spatial_axes(inputs, self.data_format)
-        size = ops.sum(
-            ops.ones_like(inputs), axis=axes, keepdims=self.keepdims
-        )
+        size = ops.sum(ops.ones_like(inputs), axis=axes, keepdims=self.keepdims)
         return scaled(mean * ops.sqrt(size), self.k_coef_lip)
 
 

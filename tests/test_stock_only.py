@@ -1,0 +1,225 @@
+"""Exports that Keras alone can load and run."""
+
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from harness import assert_close
+from harness import normal
+from harness import to_numpy
+from registry import CONSTRAINED
+from registry import OTHERS
+from registry import rows
+from test_every_layer import network
+
+from deel.lip import layers
+from deel.lip.initializers import SpectralInitializer
+from deel.lip.losses import MulticlassHKRauto
+from deel.lip.model import Model
+from deel.lip.model import Sequential
+from deel.lip.model import vanillaModel
+
+WITHIN = {"rtol": 1e-5, "atol": 1e-5}
+
+pytestmark = [
+    # A layer with a free factor is among them.
+    pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer"),
+]
+
+# Runs as a process of its own: whoever serves a model need not have this
+# library. `numpy.save` holds the samples, and what is expected of them.
+SERVE = """
+import sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "deel":
+            raise ImportError(name)
+
+sys.meta_path.insert(0, Blocked())
+import keras, numpy as np
+
+for name in sys.argv[1:]:
+    model = keras.saving.load_model(name + ".keras")
+    found = model.predict(np.load(name + ".x.npy"), verbose=0)
+    np.testing.assert_allclose(
+        found, np.load(name + ".y.npy"), rtol=1e-5, atol=1e-5, err_msg=name
+    )
+assert "deel" not in sys.modules
+"""
+
+
+def _is_of_keras(model):
+    parts = [*model._flatten_layers(), *model.operations]
+    return {type(part).__module__.split(".")[0] for part in parts} == {"keras"}
+
+
+def _around(row):
+    inputs = keras.Input(row.input_shape)
+    return keras.Model(inputs, row.make()(inputs))
+
+
+def _write(model, path):
+    """Writes the stock model, samples, and the predictions of the model."""
+    x = normal(3, *model.input_shape[1:])
+    vanillaModel(model, stock_only=True).save(f"{path}.keras")
+    np.save(f"{path}.x.npy", x)
+    np.save(f"{path}.y.npy", model.predict(x, verbose=0))
+    return str(path)
+
+
+def _serve(paths):
+    subprocess.run([sys.executable, "-c", SERVE, *paths], check=True)
+
+
+@rows(CONSTRAINED, OTHERS, slow=True)
+def test_every_layer_has_a_stock_form(row):
+    model = _around(row)
+    exported = vanillaModel(model, stock_only=True)
+    assert _is_of_keras(exported)
+    assert not any(
+        mine is theirs
+        for mine in model.variables
+        for theirs in exported.variables
+    )
+    x = normal(3, *row.input_shape)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+@pytest.mark.slow
+@pytest.mark.processes
+def test_every_layer_is_loaded_without_the_library(tmp_path):
+    from registry.row import _can_run
+
+    made = [row for row in [*CONSTRAINED, *OTHERS] if _can_run(row)]
+    _serve(
+        [_write(_around(row), tmp_path / f"{i}") for i, row in enumerate(made)]
+    )
+
+
+@pytest.mark.processes
+def test_a_trained_network_is_served_without_the_library(tmp_path):
+    model = network()
+    x = normal(10, *model.input_shape[1:])
+    y = np.eye(model.output_shape[-1], dtype="float32")[np.arange(10) % 3]
+    loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1)
+    model.compile("adam", loss, jit_compile=False)
+    model.fit(x, y, batch_size=5, verbose=0)
+    _serve([_write(model, tmp_path / "network")])
+
+
+def _small():
+    return Sequential(
+        [
+            keras.Input((6,), name="digits"),
+            layers.SpectralDense(
+                8, activation=layers.GroupSort2(), name="first"
+            ),
+            layers.SpectralDense(4, name="last"),
+        ]
+    )
+
+
+def test_names_and_weights_are_kept():
+    model = _small()
+    exported = model.vanilla_export(stock_only=True)
+    assert type(exported).__name__ == "Functional"
+    assert exported.name == model.name
+    assert [x.name for x in exported.inputs] == ["digits"]
+    names = [layer.name for layer in exported.layers]
+    assert [x for x in names if x in ("first", "last")] == ["first", "last"]
+    expected = model.vanilla_export().get_layer("last")
+    found = exported.get_layer("last")
+    assert found.kernel.shape == expected.kernel.shape
+    assert found.activation is keras.activations.linear
+
+
+def test_objects_of_training_are_left_behind():
+    inputs = keras.Input((4,))
+    x = keras.layers.Dense(
+        3,
+        kernel_initializer=SpectralInitializer(),
+        activation=layers.MaxMin(),
+    )(inputs)
+    model = keras.Model(inputs, x)
+    exported = vanillaModel(model, stock_only=True)
+    assert _is_of_keras(exported)
+    x = normal(5, 4)
+    assert_close(exported(x), to_numpy(model(x)), **WITHIN)
+
+
+def test_what_is_shared_stays_shared():
+    inputs = [keras.Input((4,)), keras.Input((4,))]
+    shared = layers.SpectralDense(6, activation=layers.GroupSort2())
+    joined = keras.layers.Concatenate()([shared(x) for x in inputs])
+    model = Model(inputs=inputs, outputs=layers.SpectralDense(2)(joined))
+    exported = model.vanilla_export(stock_only=True)
+    assert exported.count_params() == model.vanilla_export().count_params()
+    x = [normal(5, 4), normal(5, 4, seed=1)]
+    assert_close(
+        exported.predict(x, verbose=0), model.predict(x, verbose=0), **WITHIN
+    )
+
+
+def test_models_and_wrappers_inside_are_converted():
+    inner = Sequential(
+        [layers.SpectralDense(4), layers.Householder()], name="inner"
+    )
+    inputs = keras.Input((5, 4))
+    x = keras.layers.TimeDistributed(inner, name="steps")(inputs)
+    x = keras.layers.TimeDistributed(layers.GroupSort2(), name="sorts")(x)
+    x = keras.layers.TimeDistributed(keras.layers.Dense(2), name="ends")(x)
+    model = keras.Model(inputs, x + 1.0)
+    exported = vanillaModel(model, stock_only=True)
+    assert _is_of_keras(exported)
+    assert exported.get_layer("steps").layer.name == "inner"
+    x = normal(3, 5, 4)
+    assert_close(
+        exported.predict(x, verbose=0), model.predict(x, verbose=0), **WITHIN
+    )
+
+
+@keras.saving.register_keras_serializable("tests")
+class Mine(keras.layers.Layer):
+    def call(self, inputs):
+        return inputs
+
+
+def mine(x):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (Mine(name="my_layer"), "'my_layer' of type Mine"),
+        (keras.layers.Dense(2, activation=mine, name="tail"), "mine .*'tail'"),
+        (keras.layers.Lambda(mine, name="body"), "safe mode.*'body'"),
+        (keras.layers.Masking(name="hole"), "take no mask.*'hole'"),
+    ],
+    ids=["layer", "function", "lambda", "mask"],
+)
+def test_what_keras_could_not_load_is_refused_by_name(layer, message):
+    inputs = keras.Input((3, 4))
+    model = keras.Model(inputs, layers.GroupSort2()(layer(inputs)))
+    with pytest.raises(ValueError, match=message):
+        vanillaModel(model, stock_only=True)
+
+
+def test_half_precision_is_kept():
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    inputs = keras.Input((8, 8, 2))
+    x = layers.SpectralConv2D(4, 3, activation=layers.GroupSort2())(inputs)
+    x = layers.ScaledL2NormPooling2D()(x)
+    x = layers.LayerCentering()(x)
+    model = Model(inputs=inputs, outputs=layers.Householder()(x))
+    exported = model.vanilla_export(stock_only=True)
+    x = normal(3, 8, 8, 2)
+    found, expected = (
+        to_numpy(keras.ops.cast(m(x, training=False), "float32"))
+        for m in (exported, model)
+    )
+    assert_close(found, expected, rtol=2e-2, atol=2e-2)
