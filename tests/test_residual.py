@@ -164,6 +164,28 @@ def test_bound_of_a_block_is_proven_from_the_weights_inside(block):
         lipschitz_bound(unknown)
 
 
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="XLA's text")
+def test_a_chain_of_blocks_is_not_computed_anew_for_each_of_them():
+    import jax
+
+    def instructions(blocks):
+        inputs = x = keras.Input((8, 8, 4))
+        for _ in range(blocks):
+            branch = SpectralConv2D(4, 3, activation=GroupSort2())
+            x = PrescaledResidual(branch)(x)
+        model = keras.Model(inputs, x)
+
+        def forward(x):
+            return model(x, training=False)
+
+        x = np.zeros((2, 8, 8, 4), "float32")
+        return jax.jit(forward).lower(x).compile().as_text().count(" = ")
+
+    few, some, many = map(instructions, (4, 8, 12))
+    # Each block adds as many as the others.
+    assert many - some <= 1.1 * (some - few)
+
+
 def _computed(model):
     """What is known of the float32 arithmetic of a model or layer."""
     walk, inputs = Walk(), start(model)
