@@ -151,6 +151,49 @@ def test_objects_of_training_are_left_behind():
     assert_close(exported(x), to_numpy(model(x)), **WITHIN)
 
 
+def test_sorts_need_no_gather_between_layers_with_kernels():
+    model = Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
+            layers.ScaledL2NormPooling2D(),
+            layers.SpectralConv2D(6, 3),
+            keras.layers.Dropout(0.5),
+            layers.GroupSort2(k_coef_lip=2.0),
+            keras.layers.AveragePooling2D(2),
+            keras.layers.Flatten(),
+            layers.SpectralDense(8, activation=layers.GroupSort2()),
+            layers.FrobeniusDense(3),
+        ]
+    )
+    exported = model.vanilla_export(stock_only=True, verify=2.1)
+    kinds = {type(x).__name__ for x in exported.operations}
+    assert "Minimum" in kinds
+    assert "Take" not in kinds
+    x = normal(5, 8, 8, 2)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+def test_channels_are_as_they_were_where_somebody_reads_them():
+    inputs = keras.Input((4, 6))
+    hidden = layers.SpectralDense(6, activation=layers.GroupSort2())(inputs)
+    dense = layers.SpectralDense(6)
+    twice = layers.GroupSort2()(dense(hidden))
+    again = layers.GroupSort2()(dense(twice))
+    joined = keras.layers.Concatenate()([hidden, again])
+    sort = layers.GroupSort2()(keras.layers.LayerNormalization()(joined))
+    # Two readers, of which one takes no other order.
+    outputs = [hidden, keras.layers.Flatten()(sort), sort + again[..., :1]]
+    model = keras.Model(inputs, outputs)
+    exported = vanillaModel(model, stock_only=True)
+    x = normal(5, 4, 6)
+    for found, expected in zip(
+        exported.predict(x, verbose=0), model.predict(x, verbose=0), strict=True
+    ):
+        assert_close(found, expected, **WITHIN)
+
+
 def test_what_is_shared_stays_shared():
     inputs = [keras.Input((4,)), keras.Input((4,))]
     shared = layers.SpectralDense(6, activation=layers.GroupSort2())

@@ -11,11 +11,24 @@ of its own making.
 
 What has weights becomes a stock layer with these weights; a few numbers, such
 as a mean for each channel, are arguments of an operation.
+
+Note [orders]
+
+A maximum and a minimum sort pairs of channels, once the first ones of all pairs
+are one half of the channels and the second ones the other. To bring them there
+and back is slow everywhere (a gather takes several times as long as the sort).
+But the channels between two layers with kernels may have any order: the one
+before makes them in that order, the one behind takes them so. So each tensor
+has an order of its last axis, which layers without a mind of their own hand on,
+and which is undone where a layer needs its channels as they were.
 """
 
 import inspect
+import math
 
 import keras
+import numpy as np
+from keras import ops
 
 from deel.lip._backend.tensors import cast
 from deel.lip._backend.variables import host
@@ -24,7 +37,9 @@ from deel.lip._export import copy_state
 from deel.lip._export import renewed_inputs
 from deel.lip._export import stock_version
 from deel.lip._export import without_constraints
+from deel.lip._graph import nodes_in_order
 from deel.lip._lipschitz import Condensable
+from deel.lip._numerics.sorting import halves
 
 
 def vanillaModel(model, stock_only=False):
@@ -79,16 +94,64 @@ def vanillaModel(model, stock_only=False):
 class _Converter:
     """Finds the form of each layer; see [forms].
 
-    Called with a layer, it returns a function from symbolic tensors to those
-    that the layer makes of them. For the same layer the same, so that what is
-    shared stays shared.
+    Called with a layer, it returns a function from symbolic tensors, with their
+    channels as they were, to those that the layer makes of them.
     """
 
     def __init__(self):
         self._forms = {}
         self._layers = []
+        self._orders = {}
+        self._stock = {}
+
+    def order_of(self, x):
+        """The channels of a tensor: an array of integers, None as they were."""
+        return self._orders.get(id(x), (None, None, ()))[1]
+
+    def in_order(self, x, order, parts=()):
+        """Notes the order of the channels of a tensor, and returns it.
+
+        Args:
+            x: Symbolic tensor.
+            order: As `order_of` returns it.
+            parts: Symbolic tensors, whose channels side by side are those of
+                `x`. What reads them in place of `x` saves a copy.
+        """
+        # With the tensor, whose id is its own while it is there.
+        self._orders[id(x)] = x, order, parts
+        return x
+
+    def stock(self, layer):
+        """The stock layer that one of ours is a kind of, without weights."""
+        if id(layer) not in self._stock:
+            stock = stock_class_of(layer)
+            self._stock[id(layer)] = stock.from_config(stock.get_config(layer))
+        return self._stock[id(layer)]
+
+    def _each_part(self, form, x, order):
+        """A form of a layer that handles all channels alike."""
+        parts = self._orders[id(x)][2]
+        if not parts:
+            return self.in_order(form(x), order)
+        parts = [form(part) for part in parts]
+        return self.in_order(ops.concatenate(parts, axis=-1), order, parts)
+
+    def restored(self, x):
+        """The tensor with its channels as they were."""
+        order = self.order_of(x)
+        if order is None:
+            return x
+        return ops.take(x, np.argsort(order), axis=-1)
 
     def __call__(self, layer):
+        form = self.form(layer)
+        return lambda *args: self.restored(form(*args))
+
+    def form(self, layer):
+        """The form of a layer, the same for the same layer.
+
+        So what is shared stays shared. What it returns may have another order.
+        """
         if id(layer) not in self._forms:
             self._forms[id(layer)] = self._form_of(layer)
             # An id is that of one object for as long as the object is there.
@@ -98,27 +161,60 @@ class _Converter:
     def model(self, model):
         """A functional model of the forms of a stock model's layers."""
         if isinstance(model, keras.Sequential):
-            return self._sequential(model)
-        clone = keras.models.clone_model(
-            as_functional(model),
-            input_tensors=renewed_inputs(model),
-            clone_function=self,
-            call_function=_call,
+            graph = keras.Model(model.inputs[0], model.outputs[0])
+        else:
+            graph = as_functional(model)
+        readers, uses = _readers_of(graph)
+        inputs = renewed_inputs(graph)
+        found = dict(
+            zip(
+                map(id, keras.tree.flatten(graph.input)),
+                keras.tree.flatten(inputs),
+                strict=True,
+            )
         )
-        return as_functional(clone, name=model.name)
 
-    def _sequential(self, model):
-        (given,) = model.inputs
-        first = model._layers[0]
-        is_input = isinstance(first, keras.layers.InputLayer)
-        x = inputs = keras.Input(
-            batch_shape=given.shape,
-            dtype=given.dtype,
-            name=first.name if is_input else None,
+        def known(x):
+            return found[id(x)] if isinstance(x, keras.KerasTensor) else x
+
+        for node in nodes_in_order(graph):
+            args, kwargs = keras.tree.map_structure(
+                known, (node.arguments.args, node.arguments.kwargs)
+            )
+            outputs = self._called(node, args, kwargs, readers, uses)
+            outputs = keras.tree.flatten(outputs)
+            for x, made in zip(node.outputs, outputs, strict=True):
+                found[id(x)] = made
+        outputs = keras.tree.map_structure(
+            lambda x: self.restored(found[id(x)]), graph.output
         )
-        for layer in model.layers:
-            x = self(layer)(x)
-        return keras.Model(inputs, x, name=model.name)
+        return keras.Model(inputs, outputs, name=model.name)
+
+    def _called(self, node, args, kwargs, readers, uses):
+        form = self.form(node.operation)
+        if uses[id(node.operation)] == 1 and len(args) == 1:
+            (x,) = args
+            if isinstance(form, _Linear):
+                wanted = _wants_halves(node.outputs[0], readers)
+                return form.in_orders(x, wanted)
+            keeps = _KEEPS_ORDER.get(type(node.operation))
+            if keeps is not None and _is_channels_last(node.operation):
+                order = self.order_of(x)
+                if order is not None:
+                    order = keeps(order, x.shape)
+                if keeps is _same and order is not None:
+                    return self._each_part(form, x, order)
+                if order is not None:
+                    return self.in_order(form(x), order)
+        if getattr(form, "takes_orders", False):
+            return form(*args)
+        args = keras.tree.map_structure(
+            lambda x: (
+                self.restored(x) if isinstance(x, keras.KerasTensor) else x
+            ),
+            args,
+        )
+        return _call(form, *args, **kwargs)
 
     def built(self, layer, inputs):
         """What the stock layer that one of ours is a kind of makes of inputs.
@@ -141,9 +237,9 @@ class _Converter:
         if _is_stock(type(layer)):
             return self._stock_form(layer)
         if hasattr(layer, "_stock_call"):
-            return lambda inputs: layer._stock_call(inputs, self)
+            return _Own(layer, self)
         if isinstance(layer, Condensable):
-            return self(stock_version(layer)[0])
+            return self.form(stock_version(layer)[0])
         return _Traced(layer)
 
     def _stock_form(self, layer):
@@ -151,20 +247,22 @@ class _Converter:
             return self._wrapped(layer)
         activation = getattr(layer, "activation", None)
         config = without_training(layer.get_config())
-        if not isinstance(activation, keras.layers.Layer):
+        is_layer = _has_layer(layer)
+        is_linear = is_layer or activation is keras.activations.linear
+        if type(layer) in _KERNELS and is_linear and _is_plain(layer):
+            return _Linear(layer, config, self)
+        if not is_layer:
             return _Copy(layer, type(layer).from_config(config))
         # Stock layers take for granted that an activation is a function.
         linear = type(layer).from_config({**config, "activation": "linear"})
-        inner = {id(variable) for variable in activation.weights}
-        weights = [host(x) for x in layer.weights if id(x) not in inner]
-        return _Chain(with_weights(linear, weights), self(activation))
+        form = with_weights(linear, _own_weights(layer))
+        return _Chain(form, self(activation))
 
     def _wrapped(self, layer):
         inner = layer.layer
-        if not isinstance(inner, keras.Model):
-            form = self(inner)
-            if isinstance(form, _Copy):
-                return _Copy(layer, type(layer).from_config(layer.get_config()))
+        is_model = isinstance(inner, keras.Model)
+        if not is_model and _is_stock(type(inner)) and not _has_layer(inner):
+            return _Copy(layer, type(layer).from_config(layer.get_config()))
         # All wrappers whose inner layer is one of ours are `TimeDistributed`.
         if type(layer) is not keras.layers.TimeDistributed:
             raise ValueError(
@@ -173,11 +271,11 @@ class _Converter:
                 f"{inner.name} of type {type(inner).__name__}"
             )
         shape = layer._build_shapes_dict["input_shape"]
-        if not isinstance(inner, keras.Model):
+        if not is_model:
             inputs = keras.Input((*shape[2:],), dtype=inner.compute_dtype)
-            inner = keras.Model(inputs, form(inputs), name=inner.name)
+            inner = keras.Model(inputs, self(inner)(inputs), name=inner.name)
         else:
-            inner = self(inner)
+            inner = self.form(inner)
         return keras.layers.TimeDistributed(
             inner, name=layer.name, dtype=layer.dtype_policy
         )
@@ -207,15 +305,85 @@ class _Copy:
 
 
 class _Chain:
-    """One form after the other."""
+    """A form, and that of an activation behind it."""
 
-    def __init__(self, *forms):
-        self._forms = forms
+    def __init__(self, first, activation):
+        self._first = first
+        self._activation = activation
 
     def __call__(self, x):
-        for form in self._forms:
-            x = form(x)
-        return x
+        return self._activation(self._first(x))
+
+
+class _Own:
+    """The form that a layer of this library says it has.
+
+    Attributes:
+        takes_orders: Boolean, whether it takes its input in any order, and
+            notes that of its output.
+    """
+
+    def __init__(self, layer, convert):
+        self.layer = layer
+        self.takes_orders = getattr(layer, "_takes_orders", False)
+        self._convert = convert
+
+    def __call__(self, inputs):
+        return self.layer._stock_call(inputs, self._convert)
+
+
+class _Linear:
+    """A stock layer with a kernel, whose channels may be in any order."""
+
+    def __init__(self, layer, config, convert):
+        self._layer = layer
+        self._config = {**config, "activation": "linear"}
+        self._convert = convert
+        self._made = None
+        self._activation = None
+        if _has_layer(layer):
+            self._activation = convert.form(layer.activation)
+
+    def in_orders(self, x, wants_halves):
+        """The output for an input in the order that it has.
+
+        Args:
+            x: Symbolic tensor.
+            wants_halves: Boolean, whether the output is read in halves alone.
+        """
+        layer, convert = self._layer, self._convert
+        if self._activation is not None:
+            wants_halves = _sorts_pairs(
+                layer.activation, layer.kernel.shape[-1]
+            )
+        kernel, *bias = _own_weights(layer)
+        if (given := convert.order_of(x)) is not None:
+            kernel = np.take(kernel, given, axis=-2)
+        order = None
+        if wants_halves:
+            order = halves(kernel.shape[-1])
+            kernel, *bias = (
+                np.take(w, order, axis=-1) for w in (kernel, *bias)
+            )
+        made = type(layer).from_config(self._config)
+        y = with_weights(made, [kernel, *bias])(x)
+        y = convert.in_order(y, order)
+        if self._activation is None:
+            return y
+        if not getattr(self._activation, "takes_orders", False):
+            y = convert.restored(y)
+        return self._activation(y)
+
+    def __call__(self, x):
+        # One for all places, with all channels as they were.
+        if self._made is None:
+            self._made = type(self._layer).from_config(self._config)
+            y = with_weights(self._made, _own_weights(self._layer))(x)
+        else:
+            y = self._made(x)
+        if self._activation is not None:
+            y = self._activation(y)
+        return y
 
 
 class _Traced:
@@ -253,6 +421,119 @@ def with_weights(layer, weights):
 def stock_class_of(layer):
     """The stock class that a layer of this library is a kind of."""
     return next(base for base in type(layer).__mro__ if _is_stock(base))
+
+
+def _own_weights(layer):
+    """Weights of a layer without those of an activation that is a layer."""
+    inner = layer.activation.weights if _has_layer(layer) else ()
+    inner = set(map(id, inner))
+    return [host(x) for x in layer.weights if id(x) not in inner]
+
+
+def _has_layer(layer):
+    """Whether the activation inside of a layer is a layer."""
+    activation = getattr(layer, "activation", None)
+    return isinstance(activation, keras.layers.Layer)
+
+
+# Layers whose kernel ends with the axes of inputs and outputs.
+_KERNELS = {
+    keras.layers.Conv1D,
+    keras.layers.Conv2D,
+    keras.layers.Conv3D,
+    keras.layers.Dense,
+}
+
+
+def _is_plain(layer):
+    """Whether each output of a layer with a kernel reads all of its inputs."""
+    return _is_channels_last(layer) and getattr(layer, "groups", 1) == 1
+
+
+def _is_channels_last(layer):
+    return getattr(layer, "data_format", None) in (None, "channels_last")
+
+
+def _same(order, shape):
+    return order
+
+
+def _flattened(order, shape):
+    """The order of all values of an image whose channels have an order."""
+    if None in shape[1:]:
+        return None
+    positions = np.arange(math.prod(shape[1:-1]))[:, None]
+    return (positions * shape[-1] + order).reshape(-1)
+
+
+# What handles all channels alike, and what it makes of their order.
+_KEEPS_ORDER = {
+    getattr(keras.layers, name): _same
+    for name in [
+        "Dropout",
+        "ELU",
+        "GaussianDropout",
+        "GaussianNoise",
+        "Identity",
+        "LeakyReLU",
+        "ReLU",
+        *(f"SpatialDropout{n}D" for n in (1, 2)),
+        *(
+            f"{kind}{n}D"
+            for n in (1, 2, 3)
+            for kind in (
+                "AveragePooling",
+                "Cropping",
+                "GlobalAveragePooling",
+                "GlobalMaxPooling",
+                "MaxPooling",
+                "UpSampling",
+                "ZeroPadding",
+            )
+        ),
+    ]
+}
+_KEEPS_ORDER[keras.layers.Flatten] = _flattened
+
+
+def keeps_order(layer_class):
+    """Decorator: a layer of this library handles all channels alike."""
+    _KEEPS_ORDER[layer_class] = _same
+    return layer_class
+
+
+def _sorts_pairs(layer, channels):
+    return getattr(layer, "_sorts_pairs", lambda channels: False)(channels)
+
+
+def _readers_of(graph):
+    """Nodes that read each tensor, by id, and the number of uses of layers."""
+    readers, uses = {}, {}
+    for node in nodes_in_order(graph):
+        uses[id(node.operation)] = uses.get(id(node.operation), 0) + 1
+        for x in node.input_tensors:
+            readers.setdefault(id(x), []).append(node)
+    # Who reads an output is not known.
+    for x in graph.outputs:
+        readers.setdefault(id(x), []).append(None)
+    return readers, uses
+
+
+def _wants_halves(x, readers):
+    """Whether all that becomes of a tensor is that its pairs are sorted."""
+    nodes = readers.get(id(x), [None])
+    return all(node is not None and _sorts(node, readers) for node in nodes)
+
+
+def _sorts(node, readers):
+    layer = node.operation
+    (x,) = node.input_tensors if len(node.input_tensors) == 1 else (None,)
+    if x is None:
+        return False
+    if _sorts_pairs(layer, x.shape[-1]):
+        return True
+    keeps = _KEEPS_ORDER.get(type(layer)) is _same and _is_channels_last(layer)
+    return keeps and _wants_halves(node.outputs[0], readers)
 
 
 def _is_stock(kind):

@@ -56,11 +56,9 @@ def halves(channels):
 
 
 def sorted_halves(inputs):
-    """Sorts the pairs of channels that are in the order of `halves`."""
+    """The two halves of what sorts pairs that are in the order of `halves`."""
     first, second = ops.split(inputs, 2, axis=-1)
-    return ops.concatenate(
-        [ops.minimum(first, second), ops.maximum(first, second)], axis=-1
-    )
+    return ops.minimum(first, second), ops.maximum(first, second)
 
 
 def _sorting(descending, exchange):

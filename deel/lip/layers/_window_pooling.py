@@ -13,7 +13,6 @@ PyTorch), while the limit is one operation on the small tensor. Values below
 import math
 
 from deel.lip._lipschitz import LipschitzLayer
-from deel.lip._stock_only import stock_class_of
 from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 
@@ -67,8 +66,3 @@ class WindowPooling(LipschitzLayer):
 
     def get_config(self):
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
-
-    def _stock_mean(self):
-        """The stock layer with the mean of these windows."""
-        stock = stock_class_of(self)
-        return stock.from_config(stock.get_config(self))

@@ -111,16 +111,22 @@ class GroupSort(_Activation):
             return self._scaled(sort_pairs(inputs, training))
         return self._scaled(sort_groups(inputs, size))
 
+    _takes_orders = True
+
+    def _sorts_pairs(self, channels):
+        """Whether that is all it does to so many channels."""
+        return self._group_size(channels) == 2
+
     def _stock_call(self, inputs, convert):
         channels = inputs.shape[-1]
-        size = self._group_size(channels)
-        if size != 2:
-            return self.call(inputs)
-        # In each half, one of each pair; a maximum and a minimum sort them.
-        order = halves(channels)
-        outputs = sorted_halves(ops.take(inputs, order, axis=-1))
-        outputs = ops.take(outputs, np.argsort(order), axis=-1)
-        return self._scaled(outputs)
+        if not self._sorts_pairs(channels):
+            return self.call(convert.restored(inputs))
+        order, given = halves(channels), convert.order_of(inputs)
+        if not np.array_equal(given, order):
+            inputs = ops.take(convert.restored(inputs), order, axis=-1)
+        parts = [self._scaled(part) for part in sorted_halves(inputs)]
+        outputs = ops.concatenate(parts, axis=-1)
+        return convert.in_order(outputs, order, parts)
 
     def _group_size(self, channels):
         if self.n is None or self.n > channels:

@@ -4,6 +4,7 @@ import keras
 
 from deel.lip._backend.tensors import scaled
 from deel.lip._register import register
+from deel.lip._stock_only import keeps_order
 from deel.lip.layers._window_pooling import WindowPooling
 
 
@@ -14,9 +15,10 @@ class _WindowAverage(WindowPooling):
         return super().call(inputs) * self._get_coef()
 
     def _stock_call(self, inputs, convert):
-        return scaled(self._stock_mean()(inputs), self._get_coef())
+        return scaled(convert.stock(self)(inputs), self._get_coef())
 
 
+@keeps_order
 @register("ScaledAveragePooling2D")
 class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
     """Average pooling multiplied by the root of the window size.
@@ -56,6 +58,7 @@ class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
     _spatial_rank = 2
 
 
+@keeps_order
 @register("ScaledAveragePooling1D")
 class ScaledAveragePooling1D(_WindowAverage, keras.layers.AveragePooling1D):
     """Like `ScaledAveragePooling2D`, for sequences.
@@ -72,6 +75,7 @@ class ScaledAveragePooling1D(_WindowAverage, keras.layers.AveragePooling1D):
     _spatial_rank = 1
 
 
+@keeps_order
 @register("ScaledAveragePooling3D")
 class ScaledAveragePooling3D(_WindowAverage, keras.layers.AveragePooling3D):
     """Like `ScaledAveragePooling2D`, for volumes.

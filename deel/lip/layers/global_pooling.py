@@ -15,7 +15,7 @@ from deel.lip._numerics.window_norms import unmasked
 from deel.lip._numerics.windows import spatial_axes
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
-from deel.lip._stock_only import stock_class_of
+from deel.lip._stock_only import keeps_order
 from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import nonnegative_float
@@ -54,8 +54,7 @@ class _GlobalAverage(_GlobalPooling):
         return super().call(inputs) * (root * self.k_coef_lip)
 
     def _stock_call(self, inputs, convert):
-        stock = stock_class_of(self)
-        mean = stock.from_config(stock.get_config(self))(inputs)
+        mean = convert.stock(self)(inputs)
         lengths = spatial_shape(inputs.shape, self.data_format)
         if None not in lengths:
             return scaled(mean, math.sqrt(math.prod(lengths)) * self.k_coef_lip)
@@ -111,6 +110,7 @@ class _Adaptive:
         return config
 
 
+@keeps_order
 @register("ScaledGlobalAveragePooling2D")
 class ScaledGlobalAveragePooling2D(
     _GlobalAverage, keras.layers.GlobalAveragePooling2D
@@ -145,6 +145,7 @@ class ScaledGlobalAveragePooling2D(
     """
 
 
+@keeps_order
 @register("ScaledGlobalAveragePooling1D")
 class ScaledGlobalAveragePooling1D(
     _GlobalAverage, keras.layers.GlobalAveragePooling1D
@@ -168,6 +169,7 @@ class ScaledGlobalAveragePooling1D(
         return super().call(kept) / ops.sqrt(share)
 
 
+@keeps_order
 @register("ScaledGlobalAveragePooling3D")
 class ScaledGlobalAveragePooling3D(
     _GlobalAverage, keras.layers.GlobalAveragePooling3D
@@ -182,6 +184,7 @@ class ScaledGlobalAveragePooling3D(
     """
 
 
+@keeps_order
 @register("ScaledGlobalL2NormPooling2D")
 class ScaledGlobalL2NormPooling2D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling2D
@@ -211,6 +214,7 @@ class ScaledGlobalL2NormPooling2D(
     """
 
 
+@keeps_order
 @register("ScaledGlobalL2NormPooling1D")
 class ScaledGlobalL2NormPooling1D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling1D
@@ -229,6 +233,7 @@ class ScaledGlobalL2NormPooling1D(
         return super().call(inputs)
 
 
+@keeps_order
 @register("ScaledGlobalL2NormPooling3D")
 class ScaledGlobalL2NormPooling3D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling3D

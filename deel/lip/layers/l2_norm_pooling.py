@@ -13,6 +13,7 @@ from deel.lip._numerics.window_norms import norms_of_windows
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
+from deel.lip._stock_only import keeps_order
 from deel.lip._validation import ArgumentError
 from deel.lip._validation import nonnegative_float
 from deel.lip.layers._window_pooling import WindowPooling
@@ -57,7 +58,7 @@ class _WindowL2Norm(WindowPooling):
         return square_root(mean_square + self.eps_grad_sqrt) * self._get_coef()
 
     def _stock_call(self, inputs, convert):
-        norms = self._norms(float32_at_least(inputs), self._stock_mean())
+        norms = self._norms(float32_at_least(inputs), convert.stock(self))
         return cast(norms, inputs.dtype)
 
     def _windows(self, shape):
@@ -78,6 +79,7 @@ class _WindowL2Norm(WindowPooling):
         return {**super().get_config(), "eps_grad_sqrt": self.eps_grad_sqrt}
 
 
+@keeps_order
 @register("ScaledL2NormPooling2D")
 class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
     """Euclidean norm of each window: pooling that keeps the norm.
@@ -115,6 +117,7 @@ class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
     _spatial_rank = 2
 
 
+@keeps_order
 @register("ScaledL2NormPooling1D")
 class ScaledL2NormPooling1D(_WindowL2Norm, keras.layers.AveragePooling1D):
     """Like `ScaledL2NormPooling2D`, for sequences.
@@ -131,6 +134,7 @@ class ScaledL2NormPooling1D(_WindowL2Norm, keras.layers.AveragePooling1D):
     _spatial_rank = 1
 
 
+@keeps_order
 @register("ScaledL2NormPooling3D")
 class ScaledL2NormPooling3D(_WindowL2Norm, keras.layers.AveragePooling3D):
     """Like `ScaledL2NormPooling2D`, for volumes.
