@@ -3,6 +3,7 @@
 import keras
 from keras import ops
 
+from deel.lip._backend.variables import host
 from deel.lip._lipschitz import KnownConstant
 from deel.lip._register import register
 
@@ -49,7 +50,7 @@ class LipResidual(KnownConstant, keras.layers.Layer):
 
     def _stock_call(self, inputs, convert):
         x, y = inputs
-        weight = float(ops.sigmoid(ops.convert_to_tensor(self.alpha)))
+        weight = float(host(ops.sigmoid(ops.convert_to_tensor(self.alpha))))
         return x * weight + y * (1 - weight)
 
     def _whole_constant(self):
