@@ -196,11 +196,24 @@ def test_channels_are_as_they_were_where_somebody_reads_them():
 
 def test_what_is_shared_stays_shared():
     inputs = [keras.Input((4,)), keras.Input((4,))]
-    shared = layers.SpectralDense(6, activation=layers.GroupSort2())
-    joined = keras.layers.Concatenate()([shared(x) for x in inputs])
+    shared = keras.Sequential(
+        [
+            layers.SpectralDense(6, activation=layers.GroupSort2()),
+            layers.SLLDense(3),
+            layers.LipschitzPReLU(),
+        ]
+    )
+    one_by_one = [layers.SLLDense(5), layers.LipschitzPReLU(), shared]
+    ends = inputs
+    for layer in one_by_one:
+        ends = [layer(x) for x in ends]
+    joined = keras.layers.Concatenate()(ends)
     model = Model(inputs=inputs, outputs=layers.SpectralDense(2)(joined))
     exported = model.vanilla_export(stock_only=True)
-    assert exported.count_params() == model.vanilla_export().count_params()
+    # Each of the two residual blocks has its kernel once for each direction.
+    further = 4 * 5 + 6 * 3
+    expected = model.vanilla_export().count_params() + further
+    assert exported.count_params() == expected
     x = [normal(5, 4), normal(5, 4, seed=1)]
     assert_close(
         exported.predict(x, verbose=0), model.predict(x, verbose=0), **WITHIN

@@ -102,7 +102,7 @@ class _Converter:
         self._forms = {}
         self._layers = []
         self._orders = {}
-        self._stock = {}
+        self._made = {}
 
     def order_of(self, x):
         """The channels of a tensor: an array of integers, None as they were."""
@@ -121,12 +121,25 @@ class _Converter:
         self._orders[id(x)] = x, order, parts
         return x
 
+    def once(self, layer, make):
+        """What a function makes for a layer, the same for the same layer.
+
+        Stock layers that stand for it are made by this, so that they are
+        shared, and named, as it is.
+        """
+        key = id(layer), make.__code__
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
     def stock(self, layer):
         """The stock layer that one of ours is a kind of, without weights."""
-        if id(layer) not in self._stock:
+
+        def make():
             stock = stock_class_of(layer)
-            self._stock[id(layer)] = stock.from_config(stock.get_config(layer))
-        return self._stock[id(layer)]
+            return stock.from_config(stock.get_config(layer))
+
+        return self.once(layer, make)
 
     def _each_part(self, form, x, order):
         """A form of a layer that handles all channels alike."""
@@ -192,7 +205,9 @@ class _Converter:
 
     def _called(self, node, args, kwargs, readers, uses):
         form = self.form(node.operation)
-        if uses[id(node.operation)] == 1 and len(args) == 1:
+        # Keras records `training=False` as well.
+        is_plain = all(x is None or x is False for x in kwargs.values())
+        if uses[id(node.operation)] == 1 and len(args) == 1 and is_plain:
             (x,) = args
             if isinstance(form, _Linear):
                 wanted = _wants_halves(node.outputs[0], readers)
@@ -208,11 +223,11 @@ class _Converter:
                     return self.in_order(form(x), order)
         if getattr(form, "takes_orders", False):
             return form(*args)
-        args = keras.tree.map_structure(
+        args, kwargs = keras.tree.map_structure(
             lambda x: (
                 self.restored(x) if isinstance(x, keras.KerasTensor) else x
             ),
-            args,
+            (args, kwargs),
         )
         return _call(form, *args, **kwargs)
 
@@ -221,12 +236,16 @@ class _Converter:
 
         With its weights, and an activation that may be one of ours.
         """
-        stock = stock_class_of(layer)
-        config = without_training(stock.get_config(layer))
-        stock = stock.from_config(config)
-        stock.build(inputs.shape)
-        stock.set_weights(layer.get_weights())
-        return self(stock)(inputs)
+
+        def make():
+            stock = stock_class_of(layer)
+            config = without_training(stock.get_config(layer))
+            stock = stock.from_config(config)
+            stock.build(inputs.shape)
+            stock.set_weights(layer.get_weights())
+            return stock
+
+        return self(self.once(layer, make))(inputs)
 
     def _form_of(self, layer):
         if not isinstance(layer, keras.layers.Layer):

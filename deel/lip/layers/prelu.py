@@ -121,9 +121,12 @@ class LipschitzPReLU(KnownConstant, keras.layers.PReLU):
         self._free_alpha = variable
 
     def _stock_call(self, inputs, convert):
-        config = keras.layers.PReLU.get_config(self)
-        stock = keras.layers.PReLU.from_config(without_training(config))
-        return with_weights(stock, [host(self.alpha)])(inputs)
+        def make():
+            config = keras.layers.PReLU.get_config(self)
+            stock = keras.layers.PReLU.from_config(without_training(config))
+            return with_weights(stock, [host(self.alpha)])
+
+        return convert.once(self, make)(inputs)
 
     def get_config(self):
         return {**super().get_config(), "k_coef_lip": self.k_coef_lip}

@@ -237,9 +237,11 @@ class _Residual:
         raise NotImplementedError
 
     def _stock_call(self, inputs, convert):
-        layer, kernel = self._stock_adjoint(inputs)
-        kernel = (2.0 / self.k_coef_lip) * kernel
-        step = with_weights(layer, [kernel])(convert.built(self, inputs))
+        def make():
+            layer, kernel = self._stock_adjoint(inputs)
+            return with_weights(layer, [(2.0 / self.k_coef_lip) * kernel])
+
+        step = convert.once(self, make)(convert.built(self, inputs))
         return scaled(inputs, self.k_coef_lip) - step
 
     def compute_output_shape(self, input_shape):
