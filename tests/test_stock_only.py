@@ -220,6 +220,88 @@ def test_what_is_shared_stays_shared():
     )
 
 
+def test_activations_inside_of_cells_stay_inside():
+    inputs = keras.Input((5, 3))
+    slope = keras.layers.LeakyReLU(0.3)
+    x = keras.layers.SimpleRNN(4, activation=slope)(inputs)
+    model = keras.Model(inputs, layers.GroupSort2()(x))
+    exported = vanillaModel(model, stock_only=True)
+    x = normal(6, 5, 3)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+def test_layers_of_images_are_shared():
+    padded = layers.SpectralConv2D(2, 3, padding_mode="circular")
+    around = layers.PrescaledResidual(
+        layers.SpectralConv2D(2, 3, padding_mode="circular")
+    )
+    pools = [
+        layers.ScaledAveragePooling2D(),
+        layers.ScaledL2NormPooling2D(),
+        layers.ScaledGlobalAveragePooling2D(),
+    ]
+    inputs = keras.Input((8, 8, 2))
+    ends = [inputs, inputs + 1.0]
+    for layer in [padded, around, *pools]:
+        ends = [layer(x) for x in ends]
+    model = keras.Model(inputs, keras.layers.Concatenate()(ends))
+    exported = vanillaModel(model, stock_only=True)
+    x = normal(3, 8, 8, 2)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+def test_initializers_deep_inside_are_left_behind():
+    drawn = SpectralInitializer()
+    inputs = keras.Input((5, 3))
+    x = keras.layers.TimeDistributed(
+        keras.layers.Dense(4, kernel_initializer=drawn)
+    )(inputs)
+    cell = keras.layers.LSTMCell(4, kernel_initializer=drawn)
+    x = keras.layers.RNN(cell)(x)
+    model = keras.Model(inputs, x)
+    exported = vanillaModel(model, stock_only=True)
+    assert "deel" not in exported.to_json()
+    x = normal(6, 5, 3)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+def test_names_inside_of_blocks_may_be_those_of_others():
+    inputs = x = keras.Input((4,))
+    for _ in range(2):
+        branch = [
+            layers.SpectralDense(6, activation=layers.GroupSort2(), name="a"),
+            layers.SpectralDense(4, name="b"),
+        ]
+        x = layers.PrescaledResidual(Sequential(branch, name="branch"))(x)
+    x = layers.PrescaledResidual(layers.SpectralDense(4, name="head"))(x)
+    x = keras.layers.Dense(4, name="head")(x)
+    # As in a file of another process, whose operations count anew.
+    x = keras.layers.Multiply(name="multiply")([x, x])
+    model = keras.Model(inputs, keras.layers.Add(name="add")([x, inputs]))
+    exported = vanillaModel(model, stock_only=True)
+    for name in ("head", "multiply", "add"):
+        assert isinstance(exported.get_layer(name), keras.layers.Layer)
+    kernel = to_numpy(exported.get_layer("head").kernel)
+    assert_close(kernel, to_numpy(model.get_layer("head").kernel), **WITHIN)
+    x = normal(6, 4)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+@pytest.mark.parametrize("activation", [layers.Householder, keras.layers.PReLU])
+def test_activations_are_exported_before_they_see_data(activation):
+    inputs = keras.Input((8, 8, 2))
+    layer = keras.layers.Conv2D(6, 3, activation=activation())
+    model = keras.Model(inputs, layer(inputs))
+    exported = vanillaModel(model, stock_only=True)
+    x = normal(3, 8, 8, 2)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
 def test_models_and_wrappers_inside_are_converted():
     inner = Sequential(
         [layers.SpectralDense(4), layers.Householder()], name="inner"
@@ -255,8 +337,18 @@ def mine(x):
         (keras.layers.Dense(2, activation=mine, name="tail"), "mine .*'tail'"),
         (keras.layers.Lambda(mine, name="body"), "safe mode.*'body'"),
         (keras.layers.Masking(name="hole"), "take no mask.*'hole'"),
+        (
+            keras.layers.LSTM(4, activation=layers.GroupSort2(), name="cells"),
+            "GroupSort2 in layer 'cells'",
+        ),
+        (
+            keras.layers.Bidirectional(
+                keras.layers.LSTM(4, recurrent_activation=layers.Abs())
+            ),
+            "Abs in layer 'bidirectional",
+        ),
     ],
-    ids=["layer", "function", "lambda", "mask"],
+    ids=["layer", "function", "lambda", "mask", "inside", "deep_inside"],
 )
 def test_what_keras_could_not_load_is_refused_by_name(layer, message):
     inputs = keras.Input((3, 4))

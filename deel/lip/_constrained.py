@@ -10,6 +10,7 @@ from deel.lip._backend.retraction import AfterUpdate
 from deel.lip._backend.retraction import follow_torch_optimizers
 from deel.lip._backend.tensors import in_rows
 from deel.lip._backend.variables import host
+from deel.lip._export import build_once
 from deel.lip._export import copy_state
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import LipschitzLayer
@@ -156,7 +157,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         # All state must exist before the first step, weights of an activation
         # layer included.
         if isinstance(self.activation, keras.layers.Layer):
-            _build_once(self.activation, self._linear_output_shape(input_shape))
+            build_once(self.activation, self._linear_output_shape(input_shape))
 
     def call(self, inputs, training=True):
         if training:
@@ -270,7 +271,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             activation = type(self.activation).from_config(
                 self.activation.get_config()
             )
-        _build_once(activation, linear_shape)
+        build_once(activation, linear_shape)
         copy_state(self.activation, activation)
         if keeps_shape:
             return exported
@@ -319,9 +320,3 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
                 f"Received: {int(np.sum(~np.isfinite(values)))} NaN or "
                 f"infinite values out of {values.size}"
             )
-
-
-def _build_once(layer, input_shape):
-    # Keras builds layers inside of a config by itself when it reads one.
-    if not layer.built:
-        layer.build(input_shape)

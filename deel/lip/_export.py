@@ -67,6 +67,13 @@ def copy_state(source, target):
             copy.mean, copy.variance = used.mean, used.variance
 
 
+def build_once(layer, input_shape):
+    """Builds a layer that may have been built before."""
+    # Keras builds layers inside of a config by itself when it reads one.
+    if not layer.built:
+        layer.build(input_shape)
+
+
 def stock_version(layer):
     """A layer or model with the same inference, without the constraints.
 

@@ -33,6 +33,7 @@ from keras import ops
 from deel.lip._backend.tensors import cast
 from deel.lip._backend.variables import host
 from deel.lip._export import as_functional
+from deel.lip._export import build_once
 from deel.lip._export import copy_state
 from deel.lip._export import renewed_inputs
 from deel.lip._export import stock_version
@@ -178,6 +179,7 @@ class _Converter:
         else:
             graph = as_functional(model)
         readers, uses = _readers_of(graph)
+        names = _Names(graph)
         inputs = renewed_inputs(graph)
         found = dict(
             zip(
@@ -196,12 +198,16 @@ class _Converter:
             )
             outputs = self._called(node, args, kwargs, readers, uses)
             outputs = keras.tree.flatten(outputs)
+            names.give(outputs, node.operation.name)
             for x, made in zip(node.outputs, outputs, strict=True):
                 found[id(x)] = made
         outputs = keras.tree.map_structure(
             lambda x: self.restored(found[id(x)]), graph.output
         )
-        return keras.Model(inputs, outputs, name=model.name)
+        names.give(keras.tree.flatten(outputs))
+        made = keras.Model(inputs, outputs, name=model.name)
+        _require_stock(made)
+        return made
 
     def _called(self, node, args, kwargs, readers, uses):
         form = self.form(node.operation)
@@ -266,24 +272,26 @@ class _Converter:
             return self._wrapped(layer)
         activation = getattr(layer, "activation", None)
         config = without_training(layer.get_config())
-        is_layer = _has_layer(layer)
-        is_linear = is_layer or activation is keras.activations.linear
+        is_last = _has_layer(layer) and type(layer) in _END_WITH_ACTIVATION
+        is_linear = is_last or activation is keras.activations.linear
         if type(layer) in _KERNELS and is_linear and _is_plain(layer):
             return _Linear(layer, config, self)
-        if not is_layer:
+        if not is_last:
             return _Copy(layer, type(layer).from_config(config))
         # Stock layers take for granted that an activation is a function.
         linear = type(layer).from_config({**config, "activation": "linear"})
         form = with_weights(linear, _own_weights(layer))
-        return _Chain(form, self(activation))
+        return _Chain(form, activation, self)
 
     def _wrapped(self, layer):
         inner = layer.layer
         is_model = isinstance(inner, keras.Model)
-        if not is_model and _is_stock(type(inner)) and not _has_layer(inner):
-            return _Copy(layer, type(layer).from_config(layer.get_config()))
-        # All wrappers whose inner layer is one of ours are `TimeDistributed`.
-        if type(layer) is not keras.layers.TimeDistributed:
+        is_steps = type(layer) is keras.layers.TimeDistributed
+        is_alone = not is_steps or not (is_model or _has_layer(inner))
+        if is_alone and _is_stock(type(inner)):
+            config = without_training(layer.get_config())
+            return _Copy(layer, type(layer).from_config(config))
+        if not is_steps:
             raise ValueError(
                 "Expected layers of Keras inside of a wrapper. Received: layer "
                 f"'{layer.name}' of type {type(layer).__name__} with "
@@ -298,6 +306,52 @@ class _Converter:
         return keras.layers.TimeDistributed(
             inner, name=layer.name, dtype=layer.dtype_policy
         )
+
+
+class _Names:
+    """Sees to it that operations of a graph have names of their own.
+
+    Layers keep theirs. Names inside of a block may be those of another block,
+    and those that Keras gives to operations are new in this process only.
+
+    Args:
+        graph: The functional model whose names are kept.
+    """
+
+    def __init__(self, graph):
+        self._kept = {operation.name for operation in graph.operations}
+        self._taken = set()
+        self._seen = set()
+
+    def give(self, outputs, name=None):
+        """Names the operations that are new in a graph.
+
+        Args:
+            outputs: List of symbolic tensors.
+            name: String, the name of the layer that they stand for.
+        """
+        # Keras has no public name for where a tensor comes from.
+        found = [x._keras_history for x in outputs]
+        while found:
+            operation, index, _ = found.pop()
+            if id(operation) in self._seen:
+                continue
+            self._seen.add(id(operation))
+            operation.name = self._unique(operation, name)
+            self._taken.add(operation.name)
+            inputs = operation._inbound_nodes[index].input_tensors
+            found += [x._keras_history for x in inputs]
+
+    def _unique(self, operation, kept):
+        wanted = name = operation.name
+        is_input = isinstance(operation, keras.layers.InputLayer)
+        if is_input or (name == kept and name not in self._taken):
+            return name
+        count = 0
+        while name in self._taken or name in self._kept:
+            count += 1
+            name = f"{wanted}_{count}"
+        return name
 
 
 def _call(form, *args, **kwargs):
@@ -326,12 +380,15 @@ class _Copy:
 class _Chain:
     """A form, and that of an activation behind it."""
 
-    def __init__(self, first, activation):
+    def __init__(self, first, activation, convert):
         self._first = first
         self._activation = activation
+        self._convert = convert
 
     def __call__(self, x):
-        return self._activation(self._first(x))
+        y = self._first(x)
+        build_once(self._activation, y.shape)
+        return self._convert(self._activation)(y)
 
 
 class _Own:
@@ -359,9 +416,17 @@ class _Linear:
         self._config = {**config, "activation": "linear"}
         self._convert = convert
         self._made = None
-        self._activation = None
-        if _has_layer(layer):
-            self._activation = convert.form(layer.activation)
+
+    def _activated(self, y):
+        if not _has_layer(self._layer):
+            return y
+        activation = self._layer.activation
+        # Keras builds it with the first data.
+        build_once(activation, y.shape)
+        form = self._convert.form(activation)
+        if not getattr(form, "takes_orders", False):
+            y = self._convert.restored(y)
+        return form(y)
 
     def in_orders(self, x, wants_halves):
         """The output for an input in the order that it has.
@@ -371,7 +436,7 @@ class _Linear:
             wants_halves: Boolean, whether the output is read in halves alone.
         """
         layer, convert = self._layer, self._convert
-        if self._activation is not None:
+        if _has_layer(layer):
             wants_halves = _sorts_pairs(
                 layer.activation, layer.kernel.shape[-1]
             )
@@ -386,12 +451,7 @@ class _Linear:
             )
         made = type(layer).from_config(self._config)
         y = with_weights(made, [kernel, *bias])(x)
-        y = convert.in_order(y, order)
-        if self._activation is None:
-            return y
-        if not getattr(self._activation, "takes_orders", False):
-            y = convert.restored(y)
-        return self._activation(y)
+        return self._activated(convert.in_order(y, order))
 
     def __call__(self, x):
         # One for all places, with all channels as they were.
@@ -400,9 +460,7 @@ class _Linear:
             y = with_weights(self._made, _own_weights(self._layer))(x)
         else:
             y = self._made(x)
-        if self._activation is not None:
-            y = self._activation(y)
-        return y
+        return self._activated(y)
 
 
 class _Traced:
@@ -563,14 +621,35 @@ def _is_ours(kind):
     return kind.__module__.startswith("deel.lip.")
 
 
+# Stock layers that apply their activation to what they return.
+_END_WITH_ACTIVATION = {
+    *_KERNELS,
+    keras.layers.Conv1DTranspose,
+    keras.layers.Conv2DTranspose,
+    keras.layers.Conv3DTranspose,
+    keras.layers.DepthwiseConv1D,
+    keras.layers.DepthwiseConv2D,
+    keras.layers.EinsumDense,
+    keras.layers.SeparableConv1D,
+    keras.layers.SeparableConv2D,
+}
+
+
 # What training needs and inference does not.
 _TRAINING = ("initializer", "regularizer", "constraint")
 
 
 def without_training(config):
-    """The config of a stock layer, without foreign objects for training."""
+    """The config of a stock layer, without foreign objects for training.
+
+    Also of what is inside: layers of wrappers, cells.
+    """
+    if isinstance(config, (list, tuple)):
+        return type(config)(map(without_training, config))
+    if not isinstance(config, dict):
+        return config
     return {
-        key: value
+        key: without_training(value)
         for key, value in config.items()
         if not (key.endswith(_TRAINING) and _is_foreign(value))
     }
@@ -631,3 +710,33 @@ def _is_foreign(config):
     if not isinstance(config, dict):
         return False
     return (config.get("module") or "").split(".")[0] != "keras"
+
+
+def _require_stock(model):
+    """Raises ValueError if a part of a model is not one of Keras."""
+    for operation in model.operations:
+        if isinstance(operation, keras.Model):
+            continue
+        config = keras.saving.serialize_keras_object(operation)
+        found = next(_foreign_in(config), None)
+        if found is not None:
+            raise ValueError(
+                "Keras alone could not load what is not its own, and it has no "
+                "stock form where it is. Expected activations of this library "
+                "behind layers or as that of dense layers and convolutions. "
+                f"Received: {found} in layer '{operation.name}' of type "
+                f"{type(operation).__name__}"
+            )
+
+
+def _foreign_in(config):
+    """Yields the class names, at any depth, of what is not of Keras."""
+    if isinstance(config, dict):
+        is_object = "class_name" in config and "module" in config
+        if is_object and _is_foreign(config):
+            yield config["class_name"]
+            return
+        config = list(config.values())
+    if isinstance(config, (list, tuple)):
+        for part in config:
+            yield from _foreign_in(part)
