@@ -19,7 +19,7 @@ FOLDERS = {
         _compatible _register _validation _defaults
         _backend/ _graph _loss_variables _labels
         _numerics/ normalizers utils
-        _lipschitz _export _stock_only parametrizations/ _constrained
+        _lipschitz _export _stock_only/ parametrizations/ _constrained
         constraints initializers regularizers
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/
@@ -33,6 +33,9 @@ FOLDERS = {
         activations norm_bounds padding windows sorting window_norms
         convolution_norm one_step polar_on_host polar orthogonal_factors
         orthogonal_maps
+    """,
+    "_stock_only": """
+        checks names orders conversion
     """,
     "parametrizations": """
         constrained_variable base polar spectral spectral_operator frobenius

@@ -21,7 +21,7 @@ from deel.lip._loss_variables import TrainsLossVariables
 from deel.lip._loss_variables import hand_over_loss_parameters
 from deel.lip._register import register
 from deel.lip._stock_metrics import warn_of_stock_metrics
-from deel.lip._stock_only import vanillaModel
+from deel.lip._stock_only.conversion import vanillaModel
 from deel.lip._validation import positive_float
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound

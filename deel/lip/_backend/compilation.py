@@ -10,6 +10,7 @@ import math
 import keras
 
 from deel.lip._backend.products import digits_of_products
+from deel.lip._backend.tensors import is_symbolic
 
 # To start what XLA has compiled takes a tenth of a millisecond, so what is
 # fused has as many entries at least. An unknown number of samples counts as
@@ -67,7 +68,7 @@ def has_fast_strides(tensor, training):
     On TensorFlow they do in `fused` functions alone, which are for training.
     What is recorded may run anywhere.
     """
-    if isinstance(tensor, keras.KerasTensor):
+    if is_symbolic(tensor):
         return False
     if keras.backend.backend() != "tensorflow":
         return True

@@ -96,9 +96,9 @@ def units_of(matrices):
     the reciprocal, which has to be a normal number. Not differentiated.
 
     Returns:
-        List of pairs: a tensor like the matrix, of length one, or zero where no
-        entry is a normal number; and the length, `(..., 1, 1)`, which may be
-        infinite.
+        List of pairs: a tensor like the matrix, of length one, or zero for
+        zeros (and where no entry is a normal number, it may be); and the
+        length, `(..., 1, 1)`, which may be infinite.
     """
     if has_wider(matrices[0]):
         import torch

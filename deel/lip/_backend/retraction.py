@@ -87,12 +87,12 @@ def train_step(model, step, *args):
 
 
 def _jax_train_step(model, step, *args):
-    _retractions.moved = {}
+    before, _retractions.moved = _retractions.moved, {}
     try:
         logs, (trainable, others, *rest) = step(*args)
         moved = _retractions.moved.values()
     finally:
-        _retractions.moved = None
+        _retractions.moved = before
     variables = model.trainable_variables + model.non_trainable_variables
     values = zip(variables, [*trainable, *others], strict=True)
     with keras.StatelessScope(list(values)) as scope, together():

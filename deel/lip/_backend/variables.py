@@ -4,10 +4,12 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.tensors import is_symbolic
+
 
 def float32_at_least(variable):
     """Value of a variable, or a tensor, in float32 at least."""
-    symbolic = isinstance(variable, keras.KerasTensor)
+    symbolic = is_symbolic(variable)
     tensor = variable if symbolic else ops.convert_to_tensor(variable)
     own = keras.backend.standardize_dtype(tensor.dtype)
     dtype = keras.backend.result_type(own, "float32")

@@ -83,7 +83,7 @@ def steps(matrices):
 
 
 def _size(length, of_factor):
-    """A multiple; of zeros, which have none, one."""
+    """A multiple; of zeros, which have none, any number."""
     return length / one_for_tiny(of_factor)
 
 

@@ -4,7 +4,7 @@ import keras
 
 from deel.lip._backend.tensors import scaled
 from deel.lip._register import register
-from deel.lip._stock_only import keeps_order
+from deel.lip._stock_only.orders import keeps_order
 from deel.lip.layers._window_pooling import WindowPooling
 
 

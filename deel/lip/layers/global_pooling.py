@@ -15,7 +15,7 @@ from deel.lip._numerics.window_norms import unmasked
 from deel.lip._numerics.windows import spatial_axes
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip._register import register
-from deel.lip._stock_only import keeps_order
+from deel.lip._stock_only.orders import keeps_order
 from deel.lip._validation import ArgumentError
 from deel.lip._validation import int_tuple
 from deel.lip._validation import nonnegative_float

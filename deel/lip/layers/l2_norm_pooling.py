@@ -13,7 +13,7 @@ from deel.lip._numerics.window_norms import norms_of_windows
 from deel.lip._numerics.window_norms import square_root
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
-from deel.lip._stock_only import keeps_order
+from deel.lip._stock_only.orders import keeps_order
 from deel.lip._validation import ArgumentError
 from deel.lip._validation import nonnegative_float
 from deel.lip.layers._window_pooling import WindowPooling

@@ -11,20 +11,9 @@ of its own making.
 
 What has weights becomes a stock layer with these weights; a few numbers, such
 as a mean for each channel, are arguments of an operation.
-
-Note [orders]
-
-A maximum and a minimum sort pairs of channels, once the first ones of all pairs
-are one half of the channels and the second ones the other. To bring them there
-and back is slow everywhere (a gather takes several times as long as the sort).
-But the channels between two layers with kernels may have any order: the one
-before makes them in that order, the one behind takes them so. So each tensor
-has an order of its last axis, which layers without a mind of their own hand on,
-and which is undone where a layer needs its channels as they were.
 """
 
 import inspect
-import math
 
 import keras
 import numpy as np
@@ -41,6 +30,17 @@ from deel.lip._export import without_constraints
 from deel.lip._graph import nodes_in_order
 from deel.lip._lipschitz import Condensable
 from deel.lip._numerics.sorting import halves
+from deel.lip._stock_only.checks import is_stock
+from deel.lip._stock_only.checks import require_known
+from deel.lip._stock_only.checks import require_stock
+from deel.lip._stock_only.checks import without_training
+from deel.lip._stock_only.names import Names
+from deel.lip._stock_only.orders import KEEPS_ORDER
+from deel.lip._stock_only.orders import is_channels_last
+from deel.lip._stock_only.orders import readers_of
+from deel.lip._stock_only.orders import same
+from deel.lip._stock_only.orders import sorts_pairs
+from deel.lip._stock_only.orders import wants_halves
 
 
 def vanillaModel(model, stock_only=False):
@@ -88,7 +88,7 @@ def vanillaModel(model, stock_only=False):
         return without_constraints(model)
     if isinstance(model, keras.Model):
         for layer in model._flatten_layers(include_self=False):
-            _require_known(layer)
+            require_known(layer)
     return _Converter().model(without_constraints(model))
 
 
@@ -178,8 +178,8 @@ class _Converter:
             graph = keras.Model(model.inputs[0], model.outputs[0])
         else:
             graph = as_functional(model)
-        readers, uses = _readers_of(graph)
-        names = _Names(graph)
+        readers, uses = readers_of(graph)
+        names = Names(graph)
         inputs = renewed_inputs(graph)
         found = dict(
             zip(
@@ -206,7 +206,7 @@ class _Converter:
         )
         names.give(keras.tree.flatten(outputs))
         made = keras.Model(inputs, outputs, name=model.name)
-        _require_stock(made)
+        require_stock(made)
         return made
 
     def _called(self, node, args, kwargs, readers, uses):
@@ -216,14 +216,14 @@ class _Converter:
         if uses[id(node.operation)] == 1 and len(args) == 1 and is_plain:
             (x,) = args
             if isinstance(form, _Linear):
-                wanted = _wants_halves(node.outputs[0], readers)
+                wanted = wants_halves(node.outputs[0], readers)
                 return form.in_orders(x, wanted)
-            keeps = _KEEPS_ORDER.get(type(node.operation))
-            if keeps is not None and _is_channels_last(node.operation):
+            keeps = KEEPS_ORDER.get(type(node.operation))
+            if keeps is not None and is_channels_last(node.operation):
                 order = self.order_of(x)
                 if order is not None:
                     order = keeps(order, x.shape)
-                if keeps is _same and order is not None:
+                if keeps is same and order is not None:
                     return self._each_part(form, x, order)
                 if order is not None:
                     return self.in_order(form(x), order)
@@ -259,7 +259,7 @@ class _Converter:
             return layer
         if isinstance(layer, keras.Model):
             return self.model(layer)
-        if _is_stock(type(layer)):
+        if is_stock(type(layer)):
             return self._stock_form(layer)
         if hasattr(layer, "_stock_call"):
             return _Own(layer, self)
@@ -288,7 +288,7 @@ class _Converter:
         is_model = isinstance(inner, keras.Model)
         is_steps = type(layer) is keras.layers.TimeDistributed
         is_alone = not is_steps or not (is_model or _has_layer(inner))
-        if is_alone and _is_stock(type(inner)):
+        if is_alone and is_stock(type(inner)):
             config = without_training(layer.get_config())
             return _Copy(layer, type(layer).from_config(config))
         if not is_steps:
@@ -306,52 +306,6 @@ class _Converter:
         return keras.layers.TimeDistributed(
             inner, name=layer.name, dtype=layer.dtype_policy
         )
-
-
-class _Names:
-    """Sees to it that operations of a graph have names of their own.
-
-    Layers keep theirs. Names inside of a block may be those of another block,
-    and those that Keras gives to operations are new in this process only.
-
-    Args:
-        graph: The functional model whose names are kept.
-    """
-
-    def __init__(self, graph):
-        self._kept = {operation.name for operation in graph.operations}
-        self._taken = set()
-        self._seen = set()
-
-    def give(self, outputs, name=None):
-        """Names the operations that are new in a graph.
-
-        Args:
-            outputs: List of symbolic tensors.
-            name: String, the name of the layer that they stand for.
-        """
-        # Keras has no public name for where a tensor comes from.
-        found = [x._keras_history for x in outputs]
-        while found:
-            operation, index, _ = found.pop()
-            if id(operation) in self._seen:
-                continue
-            self._seen.add(id(operation))
-            operation.name = self._unique(operation, name)
-            self._taken.add(operation.name)
-            inputs = operation._inbound_nodes[index].input_tensors
-            found += [x._keras_history for x in inputs]
-
-    def _unique(self, operation, kept):
-        wanted = name = operation.name
-        is_input = isinstance(operation, keras.layers.InputLayer)
-        if is_input or (name == kept and name not in self._taken):
-            return name
-        count = 0
-        while name in self._taken or name in self._kept:
-            count += 1
-            name = f"{wanted}_{count}"
-        return name
 
 
 def _call(form, *args, **kwargs):
@@ -437,9 +391,7 @@ class _Linear:
         """
         layer, convert = self._layer, self._convert
         if _has_layer(layer):
-            wants_halves = _sorts_pairs(
-                layer.activation, layer.kernel.shape[-1]
-            )
+            wants_halves = sorts_pairs(layer.activation, layer.kernel.shape[-1])
         kernel, *bias = _own_weights(layer)
         if (given := convert.order_of(x)) is not None:
             kernel = np.take(kernel, given, axis=-2)
@@ -497,7 +449,7 @@ def with_weights(layer, weights):
 
 def stock_class_of(layer):
     """The stock class that a layer of this library is a kind of."""
-    return next(base for base in type(layer).__mro__ if _is_stock(base))
+    return next(base for base in type(layer).__mro__ if is_stock(base))
 
 
 def _own_weights(layer):
@@ -524,101 +476,7 @@ _KERNELS = {
 
 def _is_plain(layer):
     """Whether each output of a layer with a kernel reads all of its inputs."""
-    return _is_channels_last(layer) and getattr(layer, "groups", 1) == 1
-
-
-def _is_channels_last(layer):
-    return getattr(layer, "data_format", None) in (None, "channels_last")
-
-
-def _same(order, shape):
-    return order
-
-
-def _flattened(order, shape):
-    """The order of all values of an image whose channels have an order."""
-    if None in shape[1:]:
-        return None
-    positions = np.arange(math.prod(shape[1:-1]))[:, None]
-    return (positions * shape[-1] + order).reshape(-1)
-
-
-# What handles all channels alike, and what it makes of their order.
-_KEEPS_ORDER = {
-    getattr(keras.layers, name): _same
-    for name in [
-        "Dropout",
-        "ELU",
-        "GaussianDropout",
-        "GaussianNoise",
-        "Identity",
-        "LeakyReLU",
-        "ReLU",
-        *(f"SpatialDropout{n}D" for n in (1, 2)),
-        *(
-            f"{kind}{n}D"
-            for n in (1, 2, 3)
-            for kind in (
-                "AveragePooling",
-                "Cropping",
-                "GlobalAveragePooling",
-                "GlobalMaxPooling",
-                "MaxPooling",
-                "UpSampling",
-                "ZeroPadding",
-            )
-        ),
-    ]
-}
-_KEEPS_ORDER[keras.layers.Flatten] = _flattened
-
-
-def keeps_order(layer_class):
-    """Decorator: a layer of this library handles all channels alike."""
-    _KEEPS_ORDER[layer_class] = _same
-    return layer_class
-
-
-def _sorts_pairs(layer, channels):
-    return getattr(layer, "_sorts_pairs", lambda channels: False)(channels)
-
-
-def _readers_of(graph):
-    """Nodes that read each tensor, by id, and the number of uses of layers."""
-    readers, uses = {}, {}
-    for node in nodes_in_order(graph):
-        uses[id(node.operation)] = uses.get(id(node.operation), 0) + 1
-        for x in node.input_tensors:
-            readers.setdefault(id(x), []).append(node)
-    # Who reads an output is not known.
-    for x in graph.outputs:
-        readers.setdefault(id(x), []).append(None)
-    return readers, uses
-
-
-def _wants_halves(x, readers):
-    """Whether all that becomes of a tensor is that its pairs are sorted."""
-    nodes = readers.get(id(x), [None])
-    return all(node is not None and _sorts(node, readers) for node in nodes)
-
-
-def _sorts(node, readers):
-    layer = node.operation
-    (x,) = node.input_tensors if len(node.input_tensors) == 1 else (None,)
-    if x is None:
-        return False
-    if _sorts_pairs(layer, x.shape[-1]):
-        return True
-    keeps = _KEEPS_ORDER.get(type(layer)) is _same and _is_channels_last(layer)
-    return keeps and _wants_halves(node.outputs[0], readers)
-
-
-def _is_stock(kind):
-    return kind.__module__.split(".")[0] == "keras"
-
-
-def _is_ours(kind):
-    return kind.__module__.startswith("deel.lip.")
+    return is_channels_last(layer) and getattr(layer, "groups", 1) == 1
 
 
 # Stock layers that apply their activation to what they return.
@@ -633,110 +491,3 @@ _END_WITH_ACTIVATION = {
     keras.layers.SeparableConv1D,
     keras.layers.SeparableConv2D,
 }
-
-
-# What training needs and inference does not.
-_TRAINING = ("initializer", "regularizer", "constraint")
-
-
-def without_training(config):
-    """The config of a stock layer, without foreign objects for training.
-
-    Also of what is inside: layers of wrappers, cells.
-    """
-    if isinstance(config, (list, tuple)):
-        return type(config)(map(without_training, config))
-    if not isinstance(config, dict):
-        return config
-    return {
-        key: without_training(value)
-        for key, value in config.items()
-        if not (key.endswith(_TRAINING) and _is_foreign(value))
-    }
-
-
-def _require_known(layer):
-    """Raises ValueError for a layer that has no form; see [forms]."""
-    described = f"layer '{layer.name}' of type {type(layer).__name__}"
-    if not _is_stock(type(layer)):
-        if _is_ours(type(layer)) or isinstance(layer, Condensable):
-            return
-        raise ValueError(
-            "Keras alone cannot load a layer of your own. Expected layers of "
-            f"Keras and of this library. Received: {described}"
-        )
-    if isinstance(layer, keras.layers.Lambda):
-        raise ValueError(
-            "What is in a `Lambda` layer is not loaded in safe mode. Expected "
-            "operations of `keras.ops`, on the tensors of a functional model. "
-            f"Received: {described}"
-        )
-    if isinstance(layer, keras.layers.Masking) or getattr(
-        layer, "mask_zero", False
-    ):
-        raise ValueError(
-            "Operations take no mask. Expected a model that makes none. "
-            f"Received: {described}"
-        )
-    if isinstance(layer, keras.Model):
-        return
-    found = next(_unknown_in(without_training(layer.get_config())), None)
-    if found is not None:
-        raise ValueError(
-            "Keras alone cannot load functions and objects of your own. "
-            f"Expected those of Keras. Received: {found} in {described}"
-        )
-
-
-def _unknown_in(config):
-    """Yields the names, at any depth, of what is of neither library."""
-    if isinstance(config, dict):
-        if "class_name" in config and "module" in config:
-            module = config["module"] or ""
-            if not _is_foreign(config) or module.startswith("deel.lip."):
-                yield from _unknown_in(config.get("config"))
-            else:
-                is_function = config["class_name"] == "function"
-                yield config["config" if is_function else "class_name"]
-            return
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for part in config:
-            yield from _unknown_in(part)
-
-
-def _is_foreign(config):
-    """Whether a config names a class or function that is not of Keras."""
-    if not isinstance(config, dict):
-        return False
-    return (config.get("module") or "").split(".")[0] != "keras"
-
-
-def _require_stock(model):
-    """Raises ValueError if a part of a model is not one of Keras."""
-    for operation in model.operations:
-        if isinstance(operation, keras.Model):
-            continue
-        config = keras.saving.serialize_keras_object(operation)
-        found = next(_foreign_in(config), None)
-        if found is not None:
-            raise ValueError(
-                "Keras alone could not load what is not its own, and it has no "
-                "stock form where it is. Expected activations of this library "
-                "behind layers or as that of dense layers and convolutions. "
-                f"Received: {found} in layer '{operation.name}' of type "
-                f"{type(operation).__name__}"
-            )
-
-
-def _foreign_in(config):
-    """Yields the class names, at any depth, of what is not of Keras."""
-    if isinstance(config, dict):
-        is_object = "class_name" in config and "module" in config
-        if is_object and _is_foreign(config):
-            yield config["class_name"]
-            return
-        config = list(config.values())
-    if isinstance(config, (list, tuple)):
-        for part in config:
-            yield from _foreign_in(part)

@@ -1,0 +1,1 @@
+"""How models become Keras alone."""

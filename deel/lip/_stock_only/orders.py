@@ -1,0 +1,106 @@
+"""In which order the channels of a tensor may be.
+
+Note [orders]
+
+A maximum and a minimum sort pairs of channels, once the first ones of all pairs
+are one half of the channels and the second ones the other. To bring them there
+and back is slow everywhere (a gather takes several times as long as the sort).
+But the channels between two layers with kernels may have any order: the one
+before makes them in that order, the one behind takes them so. So each tensor
+has an order of its last axis, which layers without a mind of their own hand on,
+and which is undone where a layer needs its channels as they were.
+"""
+
+import math
+
+import keras
+import numpy as np
+
+from deel.lip._graph import nodes_in_order
+
+
+def same(order, shape):
+    """The order itself: of layers that handle all channels alike."""
+    return order
+
+
+def _flattened(order, shape):
+    """The order of all values of an image whose channels have an order."""
+    if None in shape[1:]:
+        return None
+    positions = np.arange(math.prod(shape[1:-1]))[:, None]
+    return (positions * shape[-1] + order).reshape(-1)
+
+
+# What handles all channels alike, and what it makes of their order.
+KEEPS_ORDER = {
+    getattr(keras.layers, name): same
+    for name in [
+        "Dropout",
+        "ELU",
+        "GaussianDropout",
+        "GaussianNoise",
+        "Identity",
+        "LeakyReLU",
+        "ReLU",
+        *(f"SpatialDropout{n}D" for n in (1, 2)),
+        *(
+            f"{kind}{n}D"
+            for n in (1, 2, 3)
+            for kind in (
+                "AveragePooling",
+                "Cropping",
+                "GlobalAveragePooling",
+                "GlobalMaxPooling",
+                "MaxPooling",
+                "UpSampling",
+                "ZeroPadding",
+            )
+        ),
+    ]
+}
+KEEPS_ORDER[keras.layers.Flatten] = _flattened
+
+
+def keeps_order(layer_class):
+    """Decorator: a layer of this library handles all channels alike."""
+    KEEPS_ORDER[layer_class] = same
+    return layer_class
+
+
+def is_channels_last(layer):
+    return getattr(layer, "data_format", None) in (None, "channels_last")
+
+
+def sorts_pairs(layer, channels):
+    return getattr(layer, "_sorts_pairs", lambda channels: False)(channels)
+
+
+def readers_of(graph):
+    """Nodes that read each tensor, by id, and the number of uses of layers."""
+    readers, uses = {}, {}
+    for node in nodes_in_order(graph):
+        uses[id(node.operation)] = uses.get(id(node.operation), 0) + 1
+        for x in node.input_tensors:
+            readers.setdefault(id(x), []).append(node)
+    # Who reads an output is not known.
+    for x in graph.outputs:
+        readers.setdefault(id(x), []).append(None)
+    return readers, uses
+
+
+def wants_halves(x, readers):
+    """Whether all that becomes of a tensor is that its pairs are sorted."""
+    nodes = readers.get(id(x), [None])
+    return all(node is not None and _sorts(node, readers) for node in nodes)
+
+
+def _sorts(node, readers):
+    layer = node.operation
+    (x,) = node.input_tensors if len(node.input_tensors) == 1 else (None,)
+    if x is None:
+        return False
+    if sorts_pairs(layer, x.shape[-1]):
+        return True
+    keeps = KEEPS_ORDER.get(type(layer)) is same and is_channels_last(layer)
+    return keeps and wants_halves(node.outputs[0], readers)
