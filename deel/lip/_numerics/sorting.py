@@ -32,7 +32,8 @@ _WORDS = {
 
 def sort_groups(inputs, size):
     """Sorts groups of `size` neighbours on the last axis."""
-    groups = reshaped(inputs, (-1, inputs.shape[-1] // size, size))
+    *others, channels = _shape(inputs)
+    groups = reshaped(inputs, (*others, channels // size, size))
     return reshaped(ops.sort(groups, axis=-1), _shape(inputs))
 
 

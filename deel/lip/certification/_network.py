@@ -12,6 +12,9 @@ from deel.lip.certification._data import checked_labels
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
+from deel.lip.certification._flow import joint_gain
+from deel.lip.certification._flow import propagate
+from deel.lip.certification._pieces import Piece
 from deel.lip.certification._rounding import FLOAT32
 from deel.lip.certification._rounding import FLOAT64
 from deel.lip.certification._rounding import Computed
@@ -20,8 +23,6 @@ from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import followed
 from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
-from deel.lip.certification._walk import joint_gain
-from deel.lip.certification._walk import propagate
 from deel.lip.certification._walk import start
 from deel.lip.certification.bounds import score_gain
 
@@ -162,13 +163,13 @@ class Network:
             values = {self.input: as_float64(x)}
             sizes[self.input] = _norms(values[self.input])
             for index, call in enumerate(self.calls):
-                if id(call.layer) not in self.copies:
-                    self.copies[id(call.layer)] = float64_copy(call.layer)
-                layer = self.copies[id(call.layer)]
                 inputs = [values[flow] for flow in call.inputs]
-                outputs = layer(
-                    inputs if len(inputs) > 1 else inputs[0], training=False
-                )
+                if isinstance(call.layer, Piece):
+                    outputs = call.layer.run(inputs, self._in_float64)
+                else:
+                    outputs = self._in_float64(call.layer)(
+                        inputs if len(inputs) > 1 else inputs[0]
+                    )
                 outputs = keras.tree.flatten(outputs)
                 for flow, value in zip(call.outputs, outputs, strict=True):
                     _require_float64(value, call.layer)
@@ -179,6 +180,16 @@ class Network:
                         values.pop(flow, None)
             scores = ops.convert_to_numpy(values[self.output])
         return np.asarray(scores, "float64"), sizes
+
+    def _in_float64(self, operation):
+        """A layer at inference, or operation, that computes in float64."""
+        if not isinstance(operation, keras.layers.Layer):
+            return operation
+        if id(operation) not in self.copies:
+            self.copies[id(operation)] = float64_copy(operation)
+        copy = self.copies[id(operation)]
+        # Whatever it was called with, where it is a part of a piece.
+        return lambda inputs, **kwargs: copy(inputs, training=False)
 
     def _check_scores(self, found, exact, float32, float64):
         """Raises ValueError where scores differ by more than rounding can.

@@ -29,6 +29,11 @@ class Bound:
         rounding: What the layer computes in floating point: a `Step`. None for
             one product with a matrix, of the norm `value`, in which every input
             is a term of every output.
+        pull: None, or what is known beyond `value`: a function of a list with a
+            nonnegative float or array a for each output, that returns one with
+            such a b for each input. For any two inputs, the squares of the
+            changes of the outputs times `a**2` add up to at most those of the
+            inputs times `b**2`. Arrays have shapes without the batch axis.
 
     Example:
 
@@ -49,6 +54,7 @@ class Bound:
     weights: tuple | None = None
     adds: bool = False
     rounding: typing.Callable | None = None
+    pull: typing.Callable | None = None
 
 
 class Later:
@@ -175,7 +181,7 @@ def layer_bound(layer, input_shapes, context):
     if constant is not None:
         _refuse_masks(layer)
         bound = Bound(checked_constant(layer.name, constant), "given")
-        return _rounded_like_a_product(layer, bound, input_shapes)
+        return rounded_like_a_product(layer, bound, input_shapes)
     if type(layer) not in _BOUNDS:
         raise ValueError(_unknown(layer))
     if not keras.backend.is_float_dtype(layer.compute_dtype):
@@ -197,7 +203,7 @@ def layer_bound(layer, input_shapes, context):
             f"one tensor. Received: {len(input_shapes)} tensors"
         )
     if bound.rounding is None:
-        return _rounded_like_a_product(layer, bound, input_shapes)
+        return rounded_like_a_product(layer, bound, input_shapes)
     _check_rounding(layer, bound)
     return bound
 
@@ -244,7 +250,7 @@ def _check_rounding(layer, bound):
         )
 
 
-def _rounded_like_a_product(layer, bound, input_shapes):
+def rounded_like_a_product(layer, bound, input_shapes):
     """A bound of which nothing is known but the constant; see `Bound`."""
 
     def make():
@@ -274,6 +280,8 @@ def _rounded_like_a_product(layer, bound, input_shapes):
 
 def output_shapes(layer, input_shapes):
     """Shapes of the outputs of a layer, a list of tuples."""
+    if not isinstance(layer, keras.layers.Layer):
+        return layer.output_shapes(input_shapes)
     tensors = [
         keras.KerasTensor(shape, layer.compute_dtype) for shape in input_shapes
     ]

@@ -275,36 +275,52 @@ def _entering(parts):
 
 def followed(first, second):
     """`Computed` of a map after another one."""
-    return dataclasses.replace(
-        join([first], [second.constant], second),
+    return combined(
+        [(second.constant, first), (1.0, own_error([first], second))],
         constant=first.constant * second.constant,
         zero=second.constant * first.zero + second.zero,
     )
 
 
-def join(inputs, weights, layer):
-    """Errors of a layer of some inputs; see [Errors on their way].
+def own_error(inputs, layer):
+    """The error that a layer adds to that of its inputs.
 
     Args:
         inputs: List of `Computed`, those of the tensors that it takes.
-        weights: List of floats, the constant of the layer for each of them.
         layer: `Computed` of the layer, for inputs of which the norms add up.
 
     Returns:
-        `Computed`, whose `constant` and `zero` are those of the first input.
+        `Computed`, whose errors and `reach` count.
     """
     zero, slope = _entering(inputs)
-    pairs = list(zip(weights, inputs, strict=True))
     reach = _distance(layer.reach, zero, slope)
     for part in inputs:
         reach = np.minimum(reach, part.reach)
-    return dataclasses.replace(
-        inputs[0],
-        relative=sum(w * part.relative for w, part in pairs)
-        + layer.relative * slope,
-        absolute=sum(w * part.absolute for w, part in pairs)
-        + layer.relative * zero
-        + layer.absolute,
+    return Computed(
+        constant=layer.constant,
+        relative=layer.relative * slope,
+        absolute=layer.relative * zero + layer.absolute,
+        reach=reach,
+    )
+
+
+def combined(errors, constant, zero):
+    """`Computed` of a map with errors from several places.
+
+    Args:
+        errors: List of pairs of a float, by which errors are multiplied on
+            their way, and a `Computed`.
+        constant: As of `Computed`.
+        zero: As of `Computed`.
+    """
+    reach = math.inf
+    for _, part in errors:
+        reach = np.minimum(reach, part.reach)
+    return Computed(
+        constant=constant,
+        zero=zero,
+        relative=sum(a * part.relative for a, part in errors),
+        absolute=sum(a * part.absolute for a, part in errors),
         reach=reach,
     )
 

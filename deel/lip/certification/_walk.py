@@ -1,21 +1,24 @@
 """The way of bounds through the graph of a model."""
 
 import dataclasses
-import math
 
 import keras
 import numpy as np
 
-from deel.lip._graph import nodes_in_order
 from deel.lip._graph import require_float_inputs
 from deel.lip._graph import require_graph
 from deel.lip._graph import require_plain_call
-from deel.lip.certification._norms import matrix_norm
+from deel.lip.certification._flow import Flow
+from deel.lip.certification._flow import called
+from deel.lip.certification._flow import joint_gain
+from deel.lip.certification._flow import propagate
+from deel.lip.certification._pieces import Piece
+from deel.lip.certification._pieces import piece_bound
+from deel.lip.certification._pieces import pieces_of
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._registry import output_shapes
 from deel.lip.certification._rounding import Computed
-from deel.lip.certification._rounding import join
 from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.certification.rules.dense import DENSE
 
@@ -38,80 +41,6 @@ class LayerBound:
     value: float
     method: str
     exact: bool
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Flow:
-    """What is known of a tensor; see the notes of this module.
-
-    Attributes:
-        shape: Tuple, with the batch axis.
-        gain: Array `(rows, inputs)`, the matrix M.
-    """
-
-    shape: tuple
-    gain: np.ndarray
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Call:
-    """A layer, as it is called at one place of a graph.
-
-    Attributes:
-        layer: The layer.
-        bound: `Bound` of the layer.
-        weights: Tuple of floats, its constant for each input.
-        inputs: List of `Flow`.
-        outputs: List of `Flow`.
-    """
-
-    layer: keras.layers.Layer
-    bound: Bound
-    weights: tuple
-    inputs: list
-    outputs: list
-
-
-def propagate(calls, known, arithmetic, sizes=None):
-    """Follows errors of a forward pass; see `_rounding`.
-
-    Args:
-        calls: List of `Call`.
-        known: Dictionary from inputs of the graph, `Flow`, to `Computed`.
-        arithmetic: `Arithmetic`.
-        sizes: Dictionary from other flows to the norms of their values at some
-            samples; None for an input of zero, and the norms that layers claim.
-
-    Returns:
-        The dictionary, with all flows of the graph.
-    """
-    known = dict(known)
-    for call in calls:
-        layer = call.bound.rounding(arithmetic)
-        inputs = [known[flow] for flow in call.inputs]
-        joined = join(inputs, call.weights, layer)
-        claimed = [
-            w * x.zero for w, x in zip(call.weights, inputs, strict=True)
-        ]
-        for flow in call.outputs:
-            zero = sum(claimed) + layer.zero
-            known[flow] = dataclasses.replace(
-                joined,
-                constant=joint_gain([flow]),
-                zero=zero if sizes is None else sizes[flow],
-            )
-    return known
-
-
-def joint_gain(flows):
-    """Bound of all tensors together, as a function of all inputs."""
-    bound = _norm(np.concatenate([flow.gain for flow in flows]))
-    if not math.isfinite(bound):
-        raise ValueError(
-            "The product of the constants of the layers is too large for a "
-            f"float. Received: {bound}"
-        )
-    return bound
 
 
 def final_dense(model, walk):
@@ -143,30 +72,6 @@ def final_dense(model, walk):
             return None
     (flow,) = walk.entering[id(last)]
     return last, inference_kernel(last), flow
-
-
-# Products below this one lose digits, or vanish, see `_scaled_gain`.
-_SMALLEST_GAIN = 1e-290
-
-
-def _scaled_gain(weight, gain):
-    """`weight * gain`, or a matrix with no less of a norm in any direction.
-
-    A product that vanishes where no factor does would make a constant of zero,
-    which later layers could not make larger again. A row for each input, of a
-    size that is 1e17 times what can vanish, bounds it, whatever is added to it.
-    """
-    part = weight * gain
-    small = (np.abs(part) < _SMALLEST_GAIN) & (gain != 0)
-    if weight and np.any(small):
-        part = np.concatenate([part, _SMALLEST_GAIN * np.eye(part.shape[1])])
-    return part
-
-
-def _norm(gain):
-    if gain.shape == (1, 1):
-        return float(abs(gain[0, 0]))
-    return float(matrix_norm(gain)[0])
 
 
 def start(model, input_shape=None):
@@ -273,6 +178,7 @@ class Walk:
         self.entering = {}
         self._constants = dict(constants or {})
         self._known = {}
+        self._pieces = {}
         # The layers whose constants were given by name.
         self._named = {}
 
@@ -341,15 +247,19 @@ class Walk:
             id(tensor): flow
             for tensor, flow in zip(model.inputs, inputs, strict=True)
         }
-        for node in nodes_in_order(model):
-            layer = node.operation
-            require_plain_call(node)
-            outputs = self.run(
-                layer,
-                [flows[id(x)] for x in node.input_tensors],
-                self._inside(layer, prefix),
+        if model not in self._pieces:
+            self._pieces[model] = pieces_of(
+                model, lambda x: self.given(x) is not None
             )
-            for tensor, flow in zip(node.outputs, outputs, strict=True):
+        for piece in self._pieces[model]:
+            if isinstance(piece, Piece):
+                layer, tensors = piece, piece.inputs
+            else:
+                require_plain_call(piece)
+                layer, tensors = piece.operation, piece.input_tensors
+            inputs = [flows[id(x)] for x in tensors]
+            outputs = self.run(layer, inputs, self._inside(layer, prefix))
+            for tensor, flow in zip(piece.outputs, outputs, strict=True):
                 flows[id(tensor)] = flow
         return [flows[id(tensor)] for tensor in model.outputs]
 
@@ -358,36 +268,24 @@ class Walk:
         bound = self._bound(layer, shapes, prefix)
         if bound.method != "given":
             self.entering[id(layer)] = inputs
-        weights = bound.weights or (bound.value,) * len(inputs)
-        # An overflow is an error at the end, in `joint_gain`.
-        with np.errstate(over="ignore", invalid="ignore"):
-            parts = [
-                _scaled_gain(weight, flow.gain)
-                for weight, flow in zip(weights, inputs, strict=True)
-            ]
-        if bound.adds:
-            # Not `norm`, whose squares vanish below 1e-154.
-            columns = [np.hypot.reduce(part, axis=0) for part in parts]
-            gain = np.sum(columns, axis=0)[None]
-        else:
-            gain = np.concatenate(parts)
-        # Rotating the rows changes no norm; this keeps their number down.
-        if len(gain) > gain.shape[1]:
-            gain = np.linalg.qr(gain, mode="r") * (1 + 1e-12)
-        outputs = [Flow(x, gain) for x in output_shapes(layer, shapes)]
-        self.calls.append(Call(layer, bound, weights, inputs, outputs))
-        return outputs
+        call = called(
+            layer, bound, inputs, output_shapes(layer, shapes), len(self.calls)
+        )
+        self.calls.append(call)
+        return call.outputs
 
     def _bound(self, layer, shapes, prefix):
-        key = (id(layer), tuple(shapes))
+        key = (layer, tuple(shapes))
         if key not in self._known:
             context = Context(self, f"{prefix}{layer.name}/")
-            bound = layer_bound(layer, shapes, context)
+            is_piece = isinstance(layer, Piece)
+            find = piece_bound if is_piece else layer_bound
+            bound = find(layer, shapes, context)
             self._known[key] = bound
             self.table.append(
                 LayerBound(
                     prefix + layer.name,
-                    type(layer).__name__,
+                    layer.type_name if is_piece else type(layer).__name__,
                     bound.value,
                     bound.method,
                     bound.exact,

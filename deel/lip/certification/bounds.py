@@ -26,9 +26,9 @@ import keras
 import numpy as np
 
 from deel.lip._validation import require_built
+from deel.lip.certification._flow import joint_gain
 from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
-from deel.lip.certification._walk import joint_gain
 from deel.lip.certification._walk import start
 
 

@@ -340,9 +340,10 @@ class Householder(_Activation):
         else:
             angles = ops.convert_to_tensor(self.theta)
         angles = functions.reshape(angles, (self.order, -1))
+        fold = _symbolic_fold if functions is np else _folded
         parts = ops.split(inputs, 2, axis=-1)
-        for fold in range(self.order):
-            parts = _folded(*parts, angles[fold], functions)
+        for i in range(self.order):
+            parts = fold(*parts, angles[i])
         return self._scaled(ops.concatenate(parts, axis=-1))
 
     def get_config(self):
@@ -366,16 +367,15 @@ def _halving(shape, dtype=None):
     return ops.convert_to_tensor(angles.reshape(shape), dtype=dtype)
 
 
-def _folded(first, second, theta, functions):
+def _folded(first, second, theta):
     """Reflects the points on one side of a line, which is at half the angle.
 
     Args:
         first: Tensor, a coordinate of the points.
         second: Tensor, the other one.
-        theta: Tensor or array, the angles.
-        functions: `ops` or `np`, what has the sine of these.
+        theta: Tensor, the angles.
     """
-    sin, cos = functions.sin, functions.cos
+    sin, cos = ops.sin, ops.cos
     side = first * sin(theta / 2) - second * cos(theta / 2)
     sine, cosine = sin(theta), cos(theta)
     reflected = (
@@ -387,3 +387,19 @@ def _folded(first, second, theta, functions):
         ops.where(stays, first, reflected[0]),
         ops.where(stays, second, reflected[1]),
     ]
+
+
+def _symbolic_fold(first, second, theta):
+    """As `_folded`, for an export, whose sines are numbers that are rounded.
+
+    A step along the normal of the line, as long as the point is off it: what
+    rounding makes of it has no jump at the line, hence a constant.
+
+    Args:
+        first: Symbolic tensor.
+        second: Symbolic tensor.
+        theta: NumPy array.
+    """
+    sine, cosine = np.sin(theta / 2), np.cos(theta / 2)
+    step = ops.relu(first * sine - second * cosine)
+    return [first - step * (2 * sine), second + step * (2 * cosine)]

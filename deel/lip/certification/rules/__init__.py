@@ -1,7 +1,8 @@
 """The constant of each type of layer, from its weights: a rule for each class.
 
 Only the class itself counts, not its subclasses, which may compute something
-else. Importing this registers all rules.
+else. Operations of functional graphs have theirs in `operations`, and in
+`patterns` what several of them are together. Importing this registers all.
 """
 
 from deel.lip.certification.rules import activations
@@ -10,5 +11,7 @@ from deel.lip.certification.rules import convolutions
 from deel.lip.certification.rules import dense
 from deel.lip.certification.rules import joins
 from deel.lip.certification.rules import normalization
+from deel.lip.certification.rules import operations
+from deel.lip.certification.rules import patterns
 from deel.lip.certification.rules import pooling
 from deel.lip.certification.rules import shapes

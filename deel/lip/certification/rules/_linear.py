@@ -139,23 +139,42 @@ def symmetric(layer, linear, terms_back, shape, context):
         channels = layer.kernel.shape[-1]
         hidden = (None, size_of(shape) // shape[-1] * channels)
         entries = max(size_of(shape), size_of(hidden))
-        activation = activation_bound(layer.activation, hidden, context)
-
-        def scaling(factor, terms):
-            inexact = count_inexact(factor)
-            return Step(factor, terms, entries=entries, inexact=inexact)
-
-        # The step may be twice as long as the output, before they cancel.
-        return Sum(
-            scaling(k, 2),
-            Chain(
-                linear.step(layer.bias, shape, hidden),
-                activation.rounding,
-                linear.step(None, hidden, shape, terms_back),
-                scaling(2.0 / k, 3),
-            ),
-            entries=entries,
+        back = Chain(
+            linear.step(None, hidden, shape, terms_back),
+            scaling(2.0 / k, 3, entries),
+        )
+        return stepped(
+            layer, linear, scaling(k, 2, entries), back, shape, hidden, context
         )
 
     value = float(magnitude(layer, constant))
     return Bound(value, linear.method, rounding=Later(make))
+
+
+def scaling(factor, terms, entries):
+    """The step of a product with a number."""
+    inexact = count_inexact(factor)
+    return Step(factor, terms, entries=entries, inexact=inexact)
+
+
+def stepped(layer, linear, passed, back, shape, hidden, context):
+    """What a residual block with a step that is computed by itself rounds.
+
+    The step may be twice as long as the output, before they cancel.
+
+    Args:
+        layer: The layer that maps to the hidden values.
+        linear: `LinearMap` of it, without its activation.
+        passed: What is rounded of the input that the step is added to.
+        back: What is rounded on the way from the hidden values to the step.
+        shape: Tuple, of the input.
+        hidden: Tuple, of the hidden values.
+        context: That of the rule.
+    """
+    activation = activation_bound(layer.activation, hidden, context)
+    there = linear.step(layer.bias, shape, hidden)
+    return Sum(
+        passed,
+        Chain(there, activation.rounding, back),
+        entries=max(size_of(shape), size_of(hidden)),
+    )

@@ -47,10 +47,24 @@ _PADDED_CONVOLUTIONS = (
 
 @rule(*_PLAIN_CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
 def _convolution(layer, input_shapes, context):
+    axes = _axes(layer, input_shapes[0])
+    return convolved(layer, axes, input_shapes[0], context)
+
+
+def convolved(layer, axes, shape, context):
+    """Bound of a convolution of which each output reads its group of inputs.
+
+    Args:
+        layer: The layer.
+        axes: List of `Axis`, as the kernel reads them.
+        shape: Tuple, of what the layer is called with.
+        context: That of the rule.
+    """
     kernel = inference_kernel(layer)
     # The outputs, split by the group that they belong to.
     kernel = kernel.reshape(*kernel.shape[:-1], layer.groups, -1)
-    return _convolved(layer, np.swapaxes(kernel, -2, -3), input_shapes, context)
+    linear = of_convolution(np.swapaxes(kernel, -2, -3), axes)
+    return activated(layer, linear, shape, context)
 
 
 @rule(
@@ -60,9 +74,9 @@ def _convolution(layer, input_shapes, context):
 )
 def _depthwise(layer, input_shapes, context):
     # Each channel is a group with one input.
-    return _convolved(
-        layer, inference_kernel(layer)[..., None, :], input_shapes, context
-    )
+    kernel = inference_kernel(layer)[..., None, :]
+    linear = of_convolution(kernel, _axes(layer, input_shapes[0]))
+    return activated(layer, linear, input_shapes[0], context)
 
 
 @rule(keras.layers.SeparableConv1D, keras.layers.SeparableConv2D)
@@ -105,13 +119,13 @@ def _separable(layer, input_shapes, context):
 _PRODUCT_SLACK = 4 * float(np.finfo("float64").eps)
 
 
-def _convolved(layer, kernel, input_shapes, context):
-    linear = of_convolution(kernel, _axes(layer, input_shapes[0]))
-    return activated(layer, linear, input_shapes[0], context)
-
-
 def _axes(layer, shape):
     padding = getattr(layer, "_pad_mode", None) or layer.padding
+    return axes_of(layer, shape, padding)
+
+
+def axes_of(layer, shape, padding):
+    """How the windows of a layer read an image of a shape, a list of `Axis`."""
     return [Axis(*window, padding) for window in _windows(layer, shape)]
 
 

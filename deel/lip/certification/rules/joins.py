@@ -23,7 +23,7 @@ from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import step_of
 
 
-def _joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
+def joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
     """Bound of a layer that joins branches; see `Bound`."""
     squares = math.sqrt(math.fsum(w**2 for w in weights))
     value = squares * (1 + 1e-12) if adds else max(weights)
@@ -39,7 +39,7 @@ def _joined(layer, input_shapes, weights, adds, terms=None, method="formula"):
     )
 
 
-def _repetitions(layer, input_shapes):
+def repetitions(layer, input_shapes):
     """For each input, the root of how often it is broadcast."""
     rank = max(len(shape) for shape in input_shapes)
     shapes = [(1,) * (rank - len(s)) + tuple(s[1:]) for s in input_shapes]
@@ -57,16 +57,16 @@ def _repetitions(layer, input_shapes):
 
 @rule(keras.layers.Add, keras.layers.Subtract)
 def _sum(layer, input_shapes):
-    weights = _repetitions(layer, input_shapes)
-    return _joined(layer, input_shapes, weights, adds=True)
+    weights = repetitions(layer, input_shapes)
+    return joined(layer, input_shapes, weights, adds=True)
 
 
 @rule(keras.layers.Average)
 def _mean(layer, input_shapes):
-    weights = _repetitions(layer, input_shapes)
+    weights = repetitions(layer, input_shapes)
     weights = [w / len(weights) for w in weights]
     terms = len(weights) + 4
-    bound = _joined(layer, input_shapes, weights, adds=True, terms=terms)
+    bound = joined(layer, input_shapes, weights, adds=True, terms=terms)
     loosened = bound.value * (1 + half_unit(layer)) ** 2
     return dataclasses.replace(bound, value=loosened)
 
@@ -75,14 +75,14 @@ def _mean(layer, input_shapes):
 def _maximum(layer, input_shapes):
     # |max a - max b| is at most the largest |a - b|, hence its square at most
     # the sum of all squares.
-    weights = _repetitions(layer, input_shapes)
-    return _joined(layer, input_shapes, weights, adds=False, terms=0)
+    weights = repetitions(layer, input_shapes)
+    return joined(layer, input_shapes, weights, adds=False, terms=0)
 
 
 @rule(keras.layers.Concatenate)
 def _concatenation(layer, input_shapes):
     weights = [1.0] * len(input_shapes)
-    return _joined(layer, input_shapes, weights, adds=False, terms=0)
+    return joined(layer, input_shapes, weights, adds=False, terms=0)
 
 
 @rule(layers.LipResidual)
@@ -92,7 +92,7 @@ def _residual(layer, input_shapes):
     # The weight is a sigmoid, right to some units of one.
     excess = 1e-6 + 2 * half_unit(layer)
     weights = [weight + excess, 1 - weight + excess]
-    bound = _joined(
+    bound = joined(
         layer,
         input_shapes,
         weights,

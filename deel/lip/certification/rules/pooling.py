@@ -23,7 +23,8 @@ from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import step_of
 
 
-def _pooling_axes(layer, shape):
+def pooling_axes(layer, shape):
+    """How the windows of a layer read an image of a shape, a list of `Axis`."""
     windows = zip(
         spatial_shape(shape, layer.data_format),
         layer.pool_size,
@@ -44,7 +45,7 @@ def _pooling_axes(layer, shape):
 def _max_pooling(layer, input_shapes):
     # |max a - max b| is at most the largest |a - b| of a window, and a value
     # is read by `overlap` windows.
-    axes = _pooling_axes(layer, input_shapes[0])
+    axes = pooling_axes(layer, input_shapes[0])
     overlap = math.prod(axis.overlap() for axis in axes)
     value = math.sqrt(overlap)
     rounding = step_of(layer, input_shapes, value, 0)
@@ -57,7 +58,7 @@ def _max_pooling(layer, input_shapes):
     keras.layers.AveragePooling3D,
 )
 def _average_pooling(layer, input_shapes):
-    axes = _pooling_axes(layer, input_shapes[0])
+    axes = pooling_axes(layer, input_shapes[0])
     norms = [_average_norm(axis) for axis in axes]
     value = math.prod(norm for norm, _ in norms)
     value *= (1 + half_unit(layer)) ** 2
@@ -127,6 +128,24 @@ def _pooled(layer, value, size, input_shapes):
     """Bound of a scaled mean or norm of so many values."""
     value *= (1 + 1e-12) * (1 + half_unit(layer)) ** 3
     epsilon = getattr(layer, "eps_grad_sqrt", None)
+    inexact = count_inexact(layer.k_coef_lip)
+    rounding = pooled_rounding(
+        layer, input_shapes, value, size, epsilon, inexact
+    )
+    return Bound(value, "formula", True, rounding=rounding)
+
+
+def pooled_rounding(layer, input_shapes, value, size, epsilon=None, inexact=0):
+    """What a mean or norm of so many values rounds.
+
+    Args:
+        layer: The layer or `Piece`.
+        input_shapes: List of tuples.
+        value: Float, its Lipschitz constant.
+        size: Integer, how many values a window has.
+        epsilon: Float, what is added to the mean of squares; None for a mean.
+        inexact: As of `Step`.
+    """
 
     def offset():
         if epsilon is None:
@@ -141,7 +160,7 @@ def _pooled(layer, value, size, input_shapes):
         size + FACTORS,
         offset=offset,
         squares=epsilon is not None,
-        inexact=count_inexact(layer.k_coef_lip),
+        inexact=inexact,
         partial=max(value, 1.0) * math.sqrt(size),
     )
     if epsilon and count_inexact(epsilon):
@@ -150,7 +169,7 @@ def _pooled(layer, value, size, input_shapes):
             lambda: Step(magnified=0.0, offset=offset(), inexact=1)
         )
         rounding = Chain(rounding, of_epsilon)
-    return Bound(value, "formula", True, rounding=rounding)
+    return rounding
 
 
 @rule(
