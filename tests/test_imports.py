@@ -55,12 +55,16 @@ FOLDERS = {
         _base _kantorovich _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
-        _norms _rounding _float64 _registry rules/ _walk _promises bounds
+        _norms _rounding _float64 _registry _flow _pieces rules/ patterns/
+        _walk _promises bounds
         _curves _data _network certificates attacks
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling
-        normalization shapes augmentation joins
+        normalization shapes augmentation joins _pulled copying operations
+    """,
+    "certification.patterns": """
+        comparisons norms folds symmetric_steps padded
     """,
 }
 

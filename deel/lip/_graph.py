@@ -72,15 +72,8 @@ def require_float_inputs(model):
 
 
 def require_plain_call(node):
-    """Raises ValueError if a node is no layer, called on its inputs alone."""
+    """Raises ValueError if a layer is called with more than its inputs."""
     layer = node.operation
-    if not isinstance(layer, keras.layers.Layer):
-        raise ValueError(
-            "Bounds are known for layers, not for operations on the tensors "
-            "of a functional model. Use a layer, such as `keras.layers.Add` "
-            f"for `+`. Received: operation '{layer.name}' of type "
-            f"{type(layer).__name__}"
-        )
     further = list(node.arguments.args[1:])
     further += [
         value

@@ -11,7 +11,8 @@ that they are made of, with numbers of their own. What is read twice adds its
 squares. A layer of constant L gives all of its inputs L times the largest
 number of its outputs; an operation that copies gives each value its own.
 Tracing goes back from the latest tensor to earlier ones and ends where one
-tensor is left, of which the gain is known, or sums, whose parts may add up.
+tensor is left, of which the gain is known, with one number for all its values;
+or at sums, whose parts may add up.
 
 Note [Errors of parts]
 
@@ -141,14 +142,25 @@ def _traced(frontier):
     behind = []
     while True:
         made = [f for f in frontier if f.call and not f.call.bound.adds]
-        if len(frontier) < 2 or not made:
+        if not made or (
+            len(frontier) == 1 and not _tells_more(*made, frontier)
+        ):
             break
         call = max((f.call for f in made), key=lambda call: call.index)
         amplitudes = [frontier.pop(f, 0.0) for f in call.outputs]
-        behind.append((call, float(max(np.max(a, initial=0.0) for a in amplitudes))))
+        behind.append(
+            (call, float(max(np.max(a, initial=0.0) for a in amplitudes)))
+        )
         _pulled(call, amplitudes, frontier)
-    sources = ((flow, float(np.max(a, initial=0.0))) for flow, a in frontier.items())
+    sources = (
+        (flow, float(np.max(a, initial=0.0))) for flow, a in frontier.items()
+    )
     return tuple(sources), tuple(behind)
+
+
+def _tells_more(flow, frontier):
+    """Whether the call that makes the last tensor tells its values apart."""
+    return np.ndim(frontier[flow]) > 0 and flow.call.bound.pull is not None
 
 
 def propagate(calls, known, arithmetic, sizes=None):
@@ -190,7 +202,7 @@ def joint_gain(flows):
     (first, *others) = flows
     gain = first.gain
     if others:
-        sources, _ = _traced({flow: 1.0 for flow in flows})
+        sources, _ = _traced(dict.fromkeys(flows, 1.0))
         with np.errstate(over="ignore", invalid="ignore"):
             gain = _beside([_scaled_gain(a, flow.gain) for flow, a in sources])
     bound = _norm(gain)
@@ -230,7 +242,9 @@ def scaled(weight, amplitudes):
     # An overflow is an error at the end, in `joint_gain`.
     with np.errstate(over="ignore", invalid="ignore"):
         product = np.multiply(weight, amplitudes)
-    is_lost = (product < _SMALLEST_GAIN) & (np.multiply(weight > 0, amplitudes > 0))
+    is_lost = (product < _SMALLEST_GAIN) & (
+        np.multiply(weight > 0, amplitudes > 0)
+    )
     return np.where(is_lost, _SMALLEST_GAIN, product)
 
 

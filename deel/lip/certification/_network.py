@@ -347,6 +347,8 @@ def _require_float64(tensor, layer):
 
 def _norms(tensor):
     """Norm of each sample of a tensor, a NumPy array."""
+    if 0 in tensor.shape:
+        return np.full(len(tensor), _VANISHED)
     axes = tuple(range(1, len(tensor.shape)))
     # Squares of what is below 1e-154 or above 1e154 are not there.
     largest = ops.max(ops.abs(tensor), axis=axes, keepdims=True)

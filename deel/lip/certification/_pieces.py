@@ -87,9 +87,7 @@ class Piece:
             used: Function from an operation to a function.
         """
         inputs = keras.tree.flatten(inputs)
-        values = {
-            id(x): v for x, v in zip(self.inputs, inputs, strict=True)
-        }
+        values = {id(x): v for x, v in zip(self.inputs, inputs, strict=True)}
         for node in self.nodes:
             args, kwargs = node.arguments.fill_in(values)
             made = used(node.operation)(*args, **kwargs)
@@ -134,6 +132,47 @@ def arguments_of(node):
     return signature.bind(*arguments.args, **arguments.kwargs).arguments
 
 
+def operands(node):
+    """The two arguments of an operation such as `add`."""
+    arguments = arguments_of(node)
+    return arguments["x1"], arguments["x2"]
+
+
+def is_tensor(x):
+    """Whether an argument is a symbolic tensor."""
+    return isinstance(x, keras.KerasTensor)
+
+
+def scaled_tensor(x, graph):
+    """The tensor and the constant of `tensor * constant`; None otherwise."""
+    node = graph.maker(x, "Multiply")
+    constant = None if node is None else constant_of(node)
+    if constant is None:
+        return None
+    (tensor,) = node.input_tensors
+    if tuple(tensor.shape) != tuple(x.shape):
+        return None
+    return tensor, constant, node
+
+
+def with_constant(x, graph, name):
+    """What `name(tensor, constant)` makes a tensor of: tensor, constant, node.
+
+    The tensor itself, None and None, where it is not made so.
+    """
+    node = graph.maker(x, name)
+    constant = None if node is None else constant_of(node)
+    if constant is None or constant.size != 1:
+        return x, None, None
+    return node.input_tensors[0], float(constant.flat[0]), node
+
+
+def constant_of(node):
+    """The array among the two arguments of an operation, None for tensors."""
+    given = [x for x in operands(node) if not is_tensor(x)]
+    return as_array(given[0]) if given else None
+
+
 def is_operation(node):
     """Whether a node is one of `keras.ops`, not a layer."""
     return not isinstance(node.operation, keras.layers.Layer)
@@ -149,7 +188,9 @@ class Graph:
     def __init__(self, model):
         self.nodes = list(nodes_in_order(model))
         self.outputs = model.outputs
-        self._makers = {id(x): node for node in self.nodes for x in node.outputs}
+        self._makers = {
+            id(x): node for node in self.nodes for x in node.outputs
+        }
 
     def maker(self, x, *names):
         """The node that makes a tensor by one of these operations, or None.
@@ -195,7 +236,7 @@ def pieces_of(model, is_given):
     found, waiting = [], {}
     for node in reversed(graph.nodes):
         if node in waiting:
-            found.append(waiting.pop(node))
+            found += waiting.pop(node)
             continue
         if not any(id(x) in needed for x in node.outputs):
             continue
@@ -213,7 +254,7 @@ def pieces_of(model, is_given):
         if first is node:
             found.append(piece)
         else:
-            waiting[first] = piece
+            waiting.setdefault(first, []).append(piece)
     return found[::-1]
 
 

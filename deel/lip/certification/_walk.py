@@ -5,6 +5,8 @@ import dataclasses
 import keras
 import numpy as np
 
+# Registers what stands for several operations.
+import deel.lip.certification.patterns  # noqa: F401
 from deel.lip._graph import require_float_inputs
 from deel.lip._graph import require_graph
 from deel.lip._graph import require_plain_call

@@ -247,7 +247,8 @@ class SpatialShift2D(keras.layers.Layer):
             start = number * self._quarter
             part = sliced(x, channels, start, start + self._quarter)
             parts.append(_rolled(part, sign * step, axis))
-        parts.append(sliced(x, channels, 4 * self._quarter, None))
+        if 4 * self._quarter < x.shape[channels]:
+            parts.append(sliced(x, channels, 4 * self._quarter, None))
         return ops.concatenate(parts, axis=channels)
 
     def compute_output_shape(self, input_shape):
