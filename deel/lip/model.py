@@ -138,9 +138,7 @@ class _LipschitzModel(Condensable):
         """
         exported = vanillaModel(self, stock_only=stock_only)
         if verify is not False:
-            # Bounds are of layers: what stock operations are made of counts.
-            proven = vanillaModel(self) if stock_only else exported
-            _verify(self, proven, verify)
+            _verify(self, exported, verify)
         return exported
 
     def quantize(self, *args, **kwargs):

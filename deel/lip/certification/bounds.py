@@ -13,7 +13,8 @@ matrices. With one input, this is a product along a path, a sum where branches
 are added and the root of a sum of squares where they are concatenated. A layer
 that is used at several places has one constant and is used with it at each. A
 block that holds its branch has the constant that its formula makes of that of
-the branch, which is found like that of a model.
+the branch, which is found like that of a model. Of operations that only move
+values about more is known: see `deel.lip.certification._flow`.
 
 Note [Calls]
 
@@ -54,15 +55,17 @@ def lipschitz_bound(
 
     Args:
         model: A built `keras.Sequential` or functional model, also of
-            `deel.lip.model`, or a built layer.
+            `deel.lip.model`, or a built layer. Operations of `keras.ops` in its
+            graph count as well: what copies values or compares them, sums,
+            norms, activations, and constants that are added or multiplied by.
         input_shape: Tuple, the shape of an input without the batch axis, or a
             list of such tuples for several inputs. Needed where the model was
             built for images of unknown size, and then only for a tight bound.
         p: The norm. Must be 2.
         constants: Dictionary from layers, their names or their classes, to
             constants that you know, instead of those found here. Layers that
-            stand inside of others count as well, so a name must be that of one
-            layer only.
+            stand inside of others, and operations, count as well, so a name
+            must be that of one only.
         by_output: Boolean. True for the constant of the output that changes
             fastest by itself, instead of that of the vector of all outputs:
             what `FrobeniusDense` with disjoint neurons promises. It differs for

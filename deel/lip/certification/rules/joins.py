@@ -82,7 +82,17 @@ def _maximum(layer, input_shapes):
 @rule(keras.layers.Concatenate)
 def _concatenation(layer, input_shapes):
     weights = [1.0] * len(input_shapes)
-    return joined(layer, input_shapes, weights, adds=False, terms=0)
+    bound = joined(layer, input_shapes, weights, adds=False, terms=0)
+    axis = layer.axis % len(input_shapes[0])
+
+    def pull(amplitudes):
+        (a,) = amplitudes
+        if np.ndim(a) == 0 or axis == 0:
+            return [np.max(a)] * len(input_shapes)
+        ends = np.cumsum([shape[axis] for shape in input_shapes])
+        return np.split(a, ends[:-1], axis=axis - 1)
+
+    return dataclasses.replace(bound, pull=pull)
 
 
 @rule(layers.LipResidual)
