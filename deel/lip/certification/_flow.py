@@ -30,6 +30,7 @@ import math
 import keras
 import numpy as np
 
+from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._rounding import combined
@@ -46,6 +47,7 @@ class Flow:
         call: The `Call` that makes it; None for an input.
         sources: Tuple of pairs of a `Flow` and a float, where tracing ended.
         behind: Tuple of pairs of a `Call` and a float, what stands between.
+        spread: `Ellipsoid` of the differences of a vector; None for a ball.
     """
 
     shape: tuple
@@ -53,6 +55,7 @@ class Flow:
     call: "Call | None" = None
     sources: tuple = ()
     behind: tuple = ()
+    spread: Ellipsoid | None = None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,8 +111,22 @@ def called(layer, bound, inputs, shapes, index):
         with np.errstate(over="ignore", invalid="ignore"):
             parts = [_scaled_gain(a, flow.gain) for flow, a in sources]
             gain = _sum(parts) if bound.adds else _beside(parts)
-        call.outputs.append(Flow(tuple(shape), gain, call, sources, behind))
+        gain, spread = _chained(bound, inputs, gain)
+        call.outputs.append(
+            Flow(tuple(shape), gain, call, sources, behind, spread)
+        )
     return call
+
+
+def _chained(bound, inputs, gain):
+    """The gain and `spread` of an output, with what the chain knows."""
+    if bound.chain is None or gain.shape != (1, 1):
+        return gain, None
+    (flow,) = inputs
+    before = flow.spread or Ellipsoid(float(flow.gain[0, 0]))
+    spread = bound.chain(before)
+    is_better = spread.radius < gain[0, 0]
+    return (np.full((1, 1), spread.radius) if is_better else gain), spread
 
 
 def _origin(call, position, outputs):

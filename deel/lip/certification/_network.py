@@ -21,6 +21,7 @@ from deel.lip.certification._rounding import Computed
 from deel.lip.certification._rounding import Estimated
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import followed
+from deel.lip.certification._walk import METHODS
 from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import start
@@ -35,11 +36,13 @@ _LARGEST_DISTANCE = float(np.finfo("float32").max)
 class Network:
     """What certificates need to know of a network, for one input shape."""
 
-    def __init__(self, model, input_shape, constants, rounding):
+    def __init__(
+        self, model, input_shape, constants, rounding, method=METHODS[0]
+    ):
         self.model = model
         self.rounding = rounding
         self.features = math.prod(input_shape)
-        walk = Walk(constants)
+        walk = Walk(constants, method)
         (self.input,) = start(model, tuple(int(n) for n in input_shape))
         (self.output,) = walk.run(model, [self.input])
         self.calls = walk.calls
@@ -224,9 +227,7 @@ class Network:
         slopes = np.full(scores.leads.shape, scores.root * self.constant)
         if self.last is None:
             return slopes
-        by_pair = self.last.distances(scores)
-        by_pair = by_pair * joint_gain([self.last.flow]) * (1 + 1e-9)
-        return np.minimum(slopes, by_pair)
+        return np.minimum(slopes, self.last.lead_constants(scores))
 
     def _lead_errors(self, known, scores, arithmetic):
         """Errors of each lead at the samples, and for each unit of distance."""
@@ -290,14 +291,26 @@ class _LastLayer:
         if len(columns) == 1:
             columns = np.concatenate([np.zeros_like(columns), columns])
             bias = np.concatenate([np.zeros_like(bias), bias])
-        squares = [np.sum((columns - one) ** 2, axis=-1) for one in columns]
-        self._distances = np.sqrt(squares) * (1 + 1e-12)
+        self._distances = _distances(columns) * (1 + 1e-12)
+        self._leads = self._distances * joint_gain([flow]) * (1 + 1e-9)
+        if flow.spread is not None and flow.spread.matrix is not None:
+            within = columns @ flow.spread.matrix
+            # Sums that cancel are wrong by a share of what they are made of.
+            sizes = np.linalg.norm(within, axis=-1)
+            lost = 1e-11 * (sizes[:, None] + sizes)
+            self._leads = np.minimum(
+                self._leads, _distances(within) * (1 + 1e-9) + lost
+            )
         self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
         self._bias = bias
 
     def distances(self, scores):
         """Distances of the column of the winner from each other."""
         return self._distances[scores.winner]
+
+    def lead_constants(self, scores):
+        """How fast the lead of the winner over each other can change."""
+        return self._leads[scores.winner]
 
     def errors(self, entering, scores, arithmetic):
         """See `Network._lead_errors`.
@@ -322,6 +335,11 @@ class _LastLayer:
             distances * entering.relative
             + magnified * (entering.constant + entering.relative),
         )
+
+
+def _distances(rows):
+    """The distance of each row from each other."""
+    return np.sqrt([np.sum((rows - one) ** 2, axis=-1) for one in rows])
 
 
 def _radius(leads, slopes):

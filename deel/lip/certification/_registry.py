@@ -34,6 +34,9 @@ class Bound:
             such a b for each input. For any two inputs, the squares of the
             changes of the outputs times `a**2` add up to at most those of the
             inputs times `b**2`. Arrays have shapes without the batch axis.
+        chain: None, or a function for a layer of vectors: from the `Ellipsoid`
+            of the differences of its input to that of its output; see
+            `deel.lip.certification._chain`.
 
     Example:
 
@@ -55,6 +58,7 @@ class Bound:
     adds: bool = False
     rounding: typing.Callable | None = None
     pull: typing.Callable | None = None
+    chain: typing.Callable | None = None
 
 
 class Later:

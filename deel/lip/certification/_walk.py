@@ -161,11 +161,16 @@ class Context:
         return self.walk.bound_inside(layer, input_shapes, self.prefix)
 
 
+# How constants of layers join along a path, the default first.
+METHODS = ("chain", "product")
+
+
 class Walk:
     """Follows the graph of a model; see the notes of this module.
 
     Args:
         constants: As of `lipschitz_bound`.
+        method: As of `lipschitz_bound`.
 
     Attributes:
         calls: List of `Call`, in their order.
@@ -174,7 +179,8 @@ class Walk:
             to the flows that they took in their last call.
     """
 
-    def __init__(self, constants=None):
+    def __init__(self, constants=None, method=METHODS[0]):
+        self.has_chain = method == "chain"
         self.calls = []
         self.table = []
         self.entering = {}
@@ -268,6 +274,8 @@ class Walk:
     def _through_layer(self, layer, inputs, prefix):
         shapes = [flow.shape for flow in inputs]
         bound = self._bound(layer, shapes, prefix)
+        if not self.has_chain:
+            bound = dataclasses.replace(bound, chain=None)
         if bound.method != "given":
             self.entering[id(layer)] = inputs
         call = called(

@@ -44,6 +44,7 @@ import keras
 import numpy as np
 
 from deel.lip._validation import positive_int
+from deel.lip._validation import require_one_of
 from deel.lip.certification._curves import draw_accuracy
 from deel.lip.certification._data import check_classifier
 from deel.lip.certification._data import check_precision
@@ -53,6 +54,7 @@ from deel.lip.certification._data import float_type
 from deel.lip.certification._data import in_batches
 from deel.lip.certification._data import share_beyond
 from deel.lip.certification._network import Network
+from deel.lip.certification._walk import METHODS
 
 # From so many samples on, `verbose="auto"` shows a progress bar.
 _MANY = 2000
@@ -239,6 +241,7 @@ def certify(
     constants=None,
     verbose="auto",
     rounding="exact",
+    method="chain",
 ):
     """Certifies the predictions of a classifier.
 
@@ -277,6 +280,7 @@ def certify(
         verbose: `"auto"`, 0 or 1: whether a progress bar is shown. "auto" does
             for many samples.
         rounding: `"exact"`, `"float32"` or `"estimated"`, see above.
+        method: See `lipschitz_bound`.
 
     Returns:
         A `Certificates`.
@@ -302,6 +306,7 @@ def certify(
     """
     check_classifier(model, "certify")
     check_precision(model)
+    require_one_of("method", method, METHODS, ValueError)
     if rounding not in _ROUNDINGS:
         raise ValueError(
             f"Argument `rounding` must be one of {tuple(_ROUNDINGS)}. "
@@ -319,7 +324,7 @@ def certify(
         check_samples(model, x_batch)
         shape = x_batch.shape[1:]
         if shape not in networks:
-            networks[shape] = Network(model, shape, constants, rounding)
+            networks[shape] = Network(model, shape, constants, rounding, method)
         parts.append(networks[shape].certify(x_batch, y_batch))
         if bar is not None:
             bar.add(len(x_batch))

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._norms import nonnegative_convolution_norm
@@ -37,6 +38,7 @@ class LinearMap:
         magnified: Function without arguments that returns a bound of the norm
             of the map with absolute values.
         terms: Integer, how many products each output sums.
+        matrix: Array `(inputs, outputs)`, the map; None for a convolution.
     """
 
     norm: float
@@ -44,6 +46,7 @@ class LinearMap:
     exact: bool
     magnified: typing.Callable
     terms: int
+    matrix: np.ndarray | None = None
 
     def step(self, bias, input_shape, output_shape, terms=None):
         """The `Step` of `A x + b`; with `terms` of its transpose."""
@@ -67,6 +70,7 @@ def of_matrix(matrices):
         exact,
         lambda: nonnegative_norm(np.abs(matrices)),
         matrices.shape[-2],
+        matrices if matrices.ndim == 2 else None,
     )
 
 
@@ -107,15 +111,33 @@ def activated(layer, linear, input_shape, context):
     """
     shape = linear_shape(layer, input_shape)
     activation = activation_bound(layer.activation, shape, context)
+    chain = _chain_of(linear, activation) if len(input_shape) == 2 else None
     rounding = Later(lambda: linear.step(layer.bias, input_shape, shape))
     if layer.activation is keras.activations.linear:
         value = float(linear.norm * activation.value)
-        return Bound(value, linear.method, linear.exact, rounding=rounding)
+        return Bound(
+            value, linear.method, linear.exact, rounding=rounding, chain=chain
+        )
     return Bound(
         float(linear.norm * activation.value),
         f"{linear.method}, activation",
         rounding=Chain(rounding, activation.rounding),
+        chain=chain,
     )
+
+
+def _chain_of(linear, activation):
+    """The `chain` of a matrix that an activation follows."""
+    if linear.matrix is None:
+        return None
+
+    def chain(spread):
+        spread = spread.through_matrix(linear.matrix, linear.norm)
+        if activation.chain is None:
+            return Ellipsoid(spread.radius * activation.value)
+        return activation.chain(spread)
+
+    return chain
 
 
 def symmetric(layer, linear, terms_back, shape, context):

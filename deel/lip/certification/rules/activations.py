@@ -35,13 +35,26 @@ def activation_bound(activation, input_shape, context):
             f"Received: activation={activation}"
         )
     terms = input_shape[-1] if facts.name == "softmax" else 0
-    return _of_slope(
+    bound = _of_slope(
         facts.largest,
         input_shape,
         facts.is_exact,
         terms,
         factor=facts.smallest,
     )
+    if facts.smallest is None:
+        return bound
+    chain = chain_of_slopes(facts.smallest, facts.largest, input_shape)
+    return dataclasses.replace(bound, chain=chain)
+
+
+def chain_of_slopes(smallest, largest, input_shape):
+    """The `chain` of a function of one number whose slopes are known."""
+    if len(input_shape) != 2 or smallest < 0:
+        return None
+    if smallest == largest:
+        return lambda spread: spread.through_factors(np.full(1, largest))
+    return lambda spread: spread.through_slopes(largest)
 
 
 def _of_slope(slope, shape, is_exact, terms=0, factor=0.0):
@@ -133,7 +146,9 @@ def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=0.0):
     slope = max(1.0, magnitude(layer, factor))
     constants = np.append(factor, limit)
     bound = _of_slope(slope, input_shapes[0], is_exact, factor=constants)
-    return dataclasses.replace(bound, method="slopes", exact=True)
+    smallest = min(1.0, float(np.min(factor)))
+    chain = chain_of_slopes(smallest, slope, input_shapes[0])
+    return dataclasses.replace(bound, method="slopes", exact=True, chain=chain)
 
 
 @rule(keras.layers.LeakyReLU)

@@ -164,6 +164,13 @@ def _batch_normalization(layer, input_shapes):
     value = float(np.max(factors)) * (1 + 1e-6 + excess)
     value *= (1 + half_unit(layer)) ** 4
     terms = FACTORS + math.ceil(4 * cancelled)
+    chain = None
+    if len(input_shapes[0]) == 2:
+        by_value = factors * (value / float(np.max(factors) or 1.0))
+
+        def chain(spread):
+            return spread.through_factors(by_value)
+
     shift = spread_norm(layer.moving_mean, input_shapes[0], factors)
     bias = spread_norm(layer.beta if layer.center else None, input_shapes[0])
     rounding = step_of(
@@ -176,4 +183,4 @@ def _batch_normalization(layer, input_shapes):
         inexact=count_inexact(layer.epsilon)
         * float(np.max(layer.epsilon / variance)),
     )
-    return Bound(value, "largest factor", True, rounding=rounding)
+    return Bound(value, "largest factor", True, rounding=rounding, chain=chain)

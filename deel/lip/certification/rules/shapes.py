@@ -38,7 +38,19 @@ from deel.lip.certification.rules._steps import copied
     layers.SpatialShift2D,
 )
 def _isometry(layer, input_shapes):
-    return Bound(1.0, "formula", True, rounding=copied(layer, input_shapes))
+    rounding = copied(layer, input_shapes)
+    chain = None
+    if len(input_shapes[0]) == 2 and type(layer) not in _MOVE_VALUES:
+        chain = _same
+    return Bound(1.0, "formula", True, rounding=rounding, chain=chain)
+
+
+# Of a vector, too.
+_MOVE_VALUES = (keras.layers.Permute, keras.layers.Reshape)
+
+
+def _same(spread):
+    return spread
 
 
 @rule(keras.layers.RepeatVector)

@@ -1,0 +1,160 @@
+"""Bounds that know in which direction a vector moves."""
+
+import itertools
+
+import keras
+import numpy as np
+import pytest
+from harness import assert_close
+from harness import normal
+
+from deel.lip import layers
+from deel.lip.certification import certify
+from deel.lip.certification import lipschitz_bound
+from deel.lip.certification._network import Network
+
+
+def dense(widths, activation="relu", seed=0):
+    """A stock network with random kernels."""
+    random = np.random.default_rng(seed)
+    steps = [keras.Input((widths[0],))]
+    for width in widths[1:-1]:
+        steps.append(keras.layers.Dense(width, activation=activation))
+    model = keras.Sequential([*steps, keras.layers.Dense(widths[-1])])
+    model.set_weights(
+        [
+            random.standard_normal(w.shape) / np.sqrt(w.shape[0])
+            for w in model.weights
+        ]
+    )
+    return model
+
+
+def worst_pattern(model):
+    """The largest norm over all patterns of slopes, and of pairs of outputs."""
+    kernels = [np.asarray(x.kernel, "float64") for x in model.layers]
+    hidden = [k.shape[1] for k in kernels[:-1]]
+    worst, pairs = 0.0, 0.0
+    for pattern in itertools.product((0.0, 1.0), repeat=sum(hidden)):
+        slopes = np.split(np.array(pattern), np.cumsum(hidden)[:-1])
+        jacobian = kernels[0]
+        for d, kernel in zip(slopes, kernels[1:], strict=True):
+            jacobian = jacobian * d @ kernel
+        worst = max(worst, np.linalg.norm(jacobian, 2))
+        leads = jacobian[:, :, None] - jacobian[:, None]
+        pairs = np.maximum(pairs, np.linalg.norm(leads, axis=0))
+    return worst, pairs
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_chain_bounds_every_pattern_of_activations(seed):
+    random = np.random.default_rng(seed)
+    widths = random.integers(1, 5, random.integers(2, 5))
+    model = dense(widths.tolist(), seed=seed)
+    worst, pairs = worst_pattern(model)
+    found = lipschitz_bound(model)
+    assert worst <= found <= lipschitz_bound(model, method="product")
+    if widths[-1] > 1:
+        last = Network(model, (int(widths[0]),), None, "exact").last
+        assert np.all(pairs <= last._leads)
+
+
+def test_the_chain_is_tight_where_the_product_is_not():
+    model = dense([30, 80, 80, 80, 80, 80, 5])
+    chain = lipschitz_bound(model)
+    product = lipschitz_bound(model, method="product")
+    # The specification has 0.38 for five random layers of that width.
+    assert chain < 0.5 * product
+
+
+@pytest.mark.parametrize(
+    "activation", ["relu", "elu", "tanh", "sigmoid", "softplus", "leaky_relu"]
+)
+def test_monotone_activations_use_the_chain(activation):
+    inside = dense([20, 40, 40, 3], activation)
+    outside = keras.Sequential([keras.Input((20,))])
+    for layer in inside.layers[:-1]:
+        outside.add(keras.layers.Dense(layer.units))
+        outside.add(keras.layers.Dropout(0.1))
+        outside.add(keras.layers.Activation(activation))
+    outside.add(keras.layers.Dense(3))
+    outside.set_weights(inside.get_weights())
+    found = lipschitz_bound(inside)
+    assert found < 0.95 * lipschitz_bound(inside, method="product")
+    assert_close(lipschitz_bound(outside), found, rtol=1e-6)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "silu", layers.GroupSort2()])
+def test_other_activations_fall_back_to_numbers(activation):
+    model = dense([20, 40, 40, 3], activation)
+    product = lipschitz_bound(model, method="product")
+    # What stands behind the last of them is a matrix.
+    assert lipschitz_bound(model) == pytest.approx(product, rel=1e-6)
+
+
+def test_batch_statistics_are_factors_of_the_chain():
+    model = keras.Sequential(
+        [
+            keras.Input((10,)),
+            keras.layers.Dense(20),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dense(4),
+        ]
+    )
+    random = np.random.default_rng(0)
+    model.set_weights(
+        [random.uniform(0.3, 2.0, w.shape) for w in model.weights]
+    )
+    kernel, _, gamma, *_, variance, last, _ = model.get_weights()
+    # The same network, with the factors in its first kernel.
+    factors = gamma / np.sqrt(variance + 1e-3)
+    folded = dense([10, 20, 4])
+    folded.set_weights([kernel * factors, np.zeros(20), last, np.zeros(4)])
+    found = lipschitz_bound(model)
+    assert_close(found, lipschitz_bound(folded), rtol=1e-5)
+    assert found < lipschitz_bound(model, method="product")
+
+
+def test_constrained_networks_lose_nothing():
+    model = keras.Sequential(
+        [
+            keras.Input((8,)),
+            layers.SpectralDense(8, activation=layers.GroupSort2()),
+            layers.SpectralDense(8, activation="relu"),
+            layers.FrobeniusDense(3),
+        ]
+    )
+    product = lipschitz_bound(model, method="product")
+    assert lipschitz_bound(model) <= product * (1 + 1e-9)
+
+
+def test_radii_grow_with_the_chain():
+    model = dense([20, 60, 60, 60, 5])
+    x = normal(30, 20)
+    chain = certify(model, x, verbose=0)
+    product = certify(model, x, verbose=0, method="product")
+    assert chain.lead_constant < 0.8 * product.lead_constant
+    ratio = np.median(chain.radius) / np.median(product.radius)
+    assert ratio > 1.3
+    assert np.all(chain.radius >= product.radius)
+
+
+def test_huge_and_tiny_networks_have_a_chain():
+    for scale in (1e-150, 1e150, 0.0):
+        model = dense([3, 4, 4, 2])
+        kernels = model.get_weights()
+        kernels[0] = kernels[0] * 0 + 1
+        model.set_weights(kernels)
+        before = keras.layers.Rescaling(scale)
+        whole = keras.Sequential([keras.Input((3,)), before, *model.layers])
+        expected = scale * lipschitz_bound(model)
+        assert lipschitz_bound(whole) == pytest.approx(expected, rel=1e-6)
+
+
+def test_an_unknown_method_is_an_error():
+    model = dense([3, 4, 2])
+    with pytest.raises(ValueError, match="`method` must be one of"):
+        lipschitz_bound(model, method="chains")
+    with pytest.raises(ValueError, match="`method` must be one of"):
+        certify(model, normal(2, 3), method="chains")
