@@ -180,7 +180,7 @@ def test_summary_is_plain_and_readable():
 def _last(layer):
     x = np.random.default_rng(0).normal(size=(6, 4)).astype("float32")
     model = Sequential(
-        [keras.Input((4,)), SpectralDense(8, activation="relu"), layer]
+        [keras.Input((4,)), SpectralDense(8, activation=GroupSort2()), layer]
     )
     return model, x, certify(model, x)
 

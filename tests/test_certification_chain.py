@@ -49,7 +49,7 @@ def worst_pattern(model):
 @pytest.mark.parametrize("seed", range(12))
 def test_the_chain_bounds_every_pattern_of_activations(seed):
     random = np.random.default_rng(seed)
-    widths = random.integers(1, 5, random.integers(2, 5))
+    widths = random.integers(1, 5, random.integers(3, 6))
     model = dense(widths.tolist(), seed=seed)
     worst, pairs = worst_pattern(model)
     found = lipschitz_bound(model)
@@ -141,7 +141,7 @@ def test_radii_grow_with_the_chain():
 
 
 def test_huge_and_tiny_networks_have_a_chain():
-    for scale in (1e-150, 1e150, 0.0):
+    for scale in (1e-30, 1e30, 0.0):
         model = dense([3, 4, 4, 2])
         kernels = model.get_weights()
         kernels[0] = kernels[0] * 0 + 1
