@@ -20,6 +20,7 @@ from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import FrobeniusDense
 from deel.lip.layers import GroupSort
+from deel.lip.layers import GroupSort2
 from deel.lip.layers import SpectralDense
 from deel.lip.metrics import CategoricalProvableRobustAccuracy
 from deel.lip.model import Model
