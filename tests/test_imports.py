@@ -24,6 +24,7 @@ FOLDERS = {
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/
         _stock_metrics model applications callbacks plots _deprecated
+        _command
     """,
     "_backend": """
         control_flow drawing differentiation gradient products linear_algebra
