@@ -233,11 +233,7 @@ FORMATS = {
         Format(
             "openvino",
             ".xml",
-            {
-                "tensorflow": ("openvino",),
-                "jax": ("openvino", "tensorflow"),
-                "torch": ("openvino",),
-            },
+            {"tensorflow": ("openvino",), "torch": ("openvino",)},
             "openvino",
             _open_openvino,
         ),
