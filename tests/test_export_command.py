@@ -28,8 +28,9 @@ pytestmark = [
     # Of the converters, about what they import or will change.
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore:converters"),
-    pytest.mark.filterwarnings("ignore:.*not properly registered"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+    if BACKEND == "torch"
+    else pytest.mark.filterwarnings("ignore:converters"),
 ]
 
 
