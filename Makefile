@@ -43,7 +43,8 @@ $(VENV)/ready-formats: $(VENV)/ready
 
 test-formats: $(VENV)/ready-formats
 	$(VENV)/bin/python -m pytest -m "not slow" \
-	    tests/test_export.py tests/test_ecosystem.py
+	    tests/test_export.py tests/test_export_command.py \
+	    tests/test_ecosystem.py
 
 # Sphinx shares the environment of the tests: it imports the library to read
 # its docstrings, and a second TensorFlow would only cost time.

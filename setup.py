@@ -90,6 +90,7 @@ setup(
             "keras-tuner>=1.4",
             "onnx>=1.16",
             "onnxruntime>=1.18",
+            "openvino>=2025.0",
             "tf2onnx>=1.16",
         ],
         "demo": FIGURES,

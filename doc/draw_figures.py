@@ -270,6 +270,9 @@ PICTURES = {
     "losses": _hinge,
     "from_keras": lambda ax: _boxes(ax, [GREY, GREY, BLUE, BLUE]),
     "certificates": lambda ax: _balls(ax),
+    "production": lambda ax: _graph(
+        ax, [((0, 0), (1, 0)), *(((1, 0), (2, y)) for y in (-1, 0, 1))]
+    ),
     "training": _descent,
     "performance": lambda ax: _bars(ax, [1.0, 1.25, 1.4]),
     "backends": lambda ax: _rows(ax, 3, GREEN),

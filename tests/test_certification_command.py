@@ -10,6 +10,7 @@ from small_networks import certified_classifier
 from small_networks import samples
 from small_networks import stack
 
+from deel.lip._command import read_samples
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import FrobeniusDense
@@ -102,7 +103,7 @@ def test_command_refuses_negative_counts(option, tmp_path, capsys):
 def test_command_divides_pixels_and_no_other_integers(dtype, factor, tmp_path):
     x = np.arange(12).reshape(3, 4).astype(dtype)
     np.savez(tmp_path / "data.npz", x=x, y=np.zeros(3))
-    found, _ = command._read(tmp_path / "data.npz", (None, 4))
+    found, _ = read_samples(tmp_path / "data.npz", (None, 4))
     assert_close(found, x / factor, rtol=1e-6)
 
 

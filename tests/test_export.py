@@ -14,6 +14,7 @@ from harness import to_numpy
 from test_every_layer import network
 
 from deel.lip import layers
+from deel.lip.export._formats import FORMATS
 from deel.lip.losses import MulticlassHKRauto
 from deel.lip.model import Model
 from deel.lip.model import Sequential
@@ -25,13 +26,15 @@ WITHIN = {"rtol": 1e-5, "atol": 1e-5}
 
 # What a format cannot take is the same for stock Keras; see doc/guide.
 # On TensorFlow, Keras compiles grouped convolutions with XLA on the CPU, which
-# tf2onnx cannot read, and pooling of three axes is not among the operations of
-# LiteRT itself. On PyTorch, Keras orders the memory of kernels of three axes in
-# a way that ONNX has no word for, and jax2onnx does not know such kernels.
+# tf2onnx cannot read, nor OpenVINO dilated ones. Pooling of three axes is not
+# among the operations of LiteRT itself. On PyTorch, Keras orders the
+# memory of kernels of three axes in a way that ONNX has no word for, and
+# jax2onnx does not know such kernels.
 LIMITS = {"groups": 1, "solid": False}
 LIMITED = {
     ("tensorflow", "onnx"),
     ("tensorflow", "litert"),
+    ("tensorflow", "openvino"),
     ("jax", "onnx"),
     ("torch", "onnx"),
 }
@@ -54,6 +57,9 @@ def only_on(*backends):
     return pytest.mark.skipif(
         BACKEND not in backends, reason=f"Keras has it on {backends}."
     )
+
+
+stock_only_or_not = pytest.mark.parametrize("stock_only", [False, True])
 
 
 def _trained(model):
@@ -80,14 +86,6 @@ def trained():
         return made[limited]
 
     return get
-
-
-def _run_onnx(path, x):
-    runtime = pytest.importorskip("onnxruntime")
-    session = runtime.InferenceSession(
-        str(path), providers=["CPUExecutionProvider"]
-    )
-    return session.run(None, {session.get_inputs()[0].name: x})[0]
 
 
 def _run_saved_model(path, x, tmp_path):
@@ -119,10 +117,13 @@ def _run_saved_model(path, x, tmp_path):
 
 @only_on("tensorflow")
 @pytest.mark.slow
-def test_saved_model_is_served_without_the_library(trained, tmp_path):
+@stock_only_or_not
+def test_saved_model_is_served_without_the_library(
+    trained, stock_only, tmp_path
+):
     model, x, expected = trained("tf_saved_model")
     path = tmp_path / "served"
-    model.export(path, verbose=False)
+    model.export(path, verbose=False, stock_only=stock_only)
     assert_close(_run_saved_model(path, x, tmp_path), expected, **WITHIN)
     layer = keras.layers.TFSMLayer(path, call_endpoint="serve")
     assert_close(np.array(layer(x)), expected, **WITHIN)
@@ -151,39 +152,50 @@ def test_saved_model_holds_no_state_of_the_constraints(trained, tmp_path):
     }
 
 
+def _assert_same_scores(trained, form, stock_only, tmp_path, **options):
+    """Exports the network, and runs the file in its own runtime."""
+    form = FORMATS[form]
+    for module in (*form.writers[BACKEND], form.runtime):
+        pytest.importorskip(module)
+    model, x, expected = trained(form.name)
+    path = tmp_path / f"model{form.suffix}"
+    model.export(
+        path, form.name, verbose=False, stock_only=stock_only, **options
+    )
+    assert_close(form.run(path, x), expected, **WITHIN)
+
+
 @only_on("tensorflow", "jax", "torch")
-def test_onnx_gives_the_same_scores(trained, tmp_path):
-    converter = {"tensorflow": "tf2onnx", "jax": "jax2onnx"}
-    pytest.importorskip(converter.get(BACKEND, "onnxscript"))
-    model, x, expected = trained("onnx")
-    model.export(tmp_path / "model.onnx", format="onnx", verbose=False)
-    assert_close(_run_onnx(tmp_path / "model.onnx", x), expected, **WITHIN)
+@stock_only_or_not
+def test_onnx_gives_the_same_scores(trained, stock_only, tmp_path):
+    _assert_same_scores(trained, "onnx", stock_only, tmp_path)
 
 
 @only_on("tensorflow")
-def test_litert_gives_the_same_scores(trained, tmp_path):
-    litert = pytest.importorskip("ai_edge_litert.interpreter")
-    model, x, expected = trained("litert")
-    path = tmp_path / "model.tflite"
-    model.export(path, format="litert", verbose=False)
-    runner = litert.Interpreter(str(path)).get_signature_runner()
-    (name,) = runner.get_input_details()
-    (found,) = runner(**{name: x}).values()
-    assert_close(found, expected, **WITHIN)
+@stock_only_or_not
+def test_litert_gives_the_same_scores(trained, stock_only, tmp_path):
+    _assert_same_scores(trained, "litert", stock_only, tmp_path)
+
+
+# On PyTorch, OpenVINO has no word for how Keras gathers channels.
+@only_on("tensorflow")
+def test_openvino_gives_the_same_scores(trained, tmp_path):
+    _assert_same_scores(trained, "openvino", True, tmp_path)
 
 
 @only_on("torch")
-def test_torch_export_gives_the_same_scores(trained, tmp_path):
+@stock_only_or_not
+def test_torch_export_gives_the_same_scores(trained, stock_only, tmp_path):
     import torch
 
-    model, x, expected = trained("torch")
-    path = tmp_path / "model.pt2"
     batch = torch.export.Dim("batch", min=2)
-    model.export(
-        path, format="torch", verbose=False, dynamic_shapes=({0: batch},)
+    _assert_same_scores(
+        trained,
+        "torch",
+        stock_only,
+        tmp_path,
+        dynamic_shapes=({0: batch},),
     )
-    program = torch.export.load(path).module()
-    assert_close(program(torch.tensor(x)).detach().numpy(), expected, **WITHIN)
 
 
 def test_exported_model_infers_where_nothing_says_how_it_runs():

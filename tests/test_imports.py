@@ -24,6 +24,7 @@ FOLDERS = {
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/
         _stock_metrics model applications callbacks plots _deprecated
+        _command export/
     """,
     "_backend": """
         control_flow drawing differentiation gradient products linear_algebra
@@ -66,6 +67,9 @@ FOLDERS = {
     "certification.patterns": """
         comparisons norms folds symmetric_steps padded
     """,
+    "export": """
+        _formats
+    """,
 }
 
 
@@ -77,7 +81,7 @@ def _flattened(folder=""):
         yield path
 
 
-ORDER = [*_flattened(), "certification.__main__"]
+ORDER = [*_flattened(), "certification.__main__", "export.__main__"]
 BACKENDS = {"tensorflow", "jax", "torch"}
 
 # Where a backend is imported after all, inside a function that runs on it.
@@ -106,6 +110,8 @@ EXCEPTIONS = {
     ("_backend.differentiation", "torch"),
     ("certification._float64", "jax"),
     ("certification._float64", "torch"),
+    ("export._formats", "tensorflow"),
+    ("export._formats", "torch"),
 }
 
 

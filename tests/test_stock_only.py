@@ -9,6 +9,7 @@ import pytest
 from harness import assert_close
 from harness import normal
 from harness import to_numpy
+from keras import ops
 from registry import CONSTRAINED
 from registry import OTHERS
 from registry import rows
@@ -56,6 +57,22 @@ def _is_of_keras(model):
     return {type(part).__module__.split(".")[0] for part in parts} == {"keras"}
 
 
+def _constants(model):
+    """What operations take beside symbolic tensors.
+
+    A tensor of the backend is a number in none of the files: to tf2onnx, it is
+    another input of the network.
+    """
+    for operation in model.operations:
+        if isinstance(operation, keras.Model):
+            yield from _constants(operation)
+        for node in operation._inbound_nodes:
+            given = node.arguments.args, node.arguments.kwargs
+            for x in keras.tree.flatten(given):
+                if not isinstance(x, keras.KerasTensor):
+                    yield x
+
+
 def _around(row):
     inputs = keras.Input(row.input_shape)
     return keras.Model(inputs, row.make()(inputs))
@@ -79,6 +96,7 @@ def test_every_layer_has_a_stock_form(row):
     model = _around(row)
     exported = vanillaModel(model, stock_only=True)
     assert _is_of_keras(exported)
+    assert not any(map(ops.is_tensor, _constants(exported)))
     assert not any(
         mine is theirs
         for mine in model.variables

@@ -1,5 +1,8 @@
 """How models, and layers inside of others, become stock Keras."""
 
+import inspect
+import os
+
 import keras
 
 from deel.lip._graph import require_graph
@@ -141,7 +144,18 @@ def renewed_inputs(model):
     )
 
 
-def input_signature(model):
+def write_for_serving(model, filepath, *args, **kwargs):
+    """Writes a stock model as `keras.Model.export` does, called or not."""
+    # The oldest Keras has one format, and no such argument.
+    known = inspect.signature(model.export).parameters
+    if "input_signature" in known and len(args) < 3:
+        # Of a model that was never called, some formats ask for it.
+        kwargs.setdefault("input_signature", _input_signature(model))
+    # Not every format takes a path that is no string.
+    return model.export(os.fspath(filepath), *args, **kwargs)
+
+
+def _input_signature(model):
     """What `keras.Model.export` needs to know of the inputs of a model."""
     # A list of layers that was never called has no `input`.
     sequential = isinstance(model, keras.Sequential)

@@ -11,7 +11,7 @@ from deel.lip._backend import retraction
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._export import condensable_layers
 from deel.lip._export import condense_layers
-from deel.lip._export import input_signature
+from deel.lip._export import write_for_serving
 from deel.lip._graph import is_graph
 from deel.lip._lipschitz import Condensable
 from deel.lip._lipschitz import KnownConstant
@@ -166,12 +166,7 @@ class _LipschitzModel(Condensable):
             ValueError: As `vanillaModel`.
         """
         exported = vanillaModel(self, stock_only=stock_only)
-        # Of a model that was never called, some formats ask for it. The oldest
-        # Keras has one format, and no such argument.
-        known = inspect.signature(exported.export).parameters
-        if "input_signature" in known and len(args) < 3:
-            kwargs.setdefault("input_signature", input_signature(exported))
-        return exported.export(filepath, *args, **kwargs)
+        return write_for_serving(exported, filepath, *args, **kwargs)
 
     def lipschitz_constant(self, **kwargs):
         """Returns the proven bound of the constant, from the weights.

@@ -6,6 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from deel.lip._backend.tensors import cast
 from deel.lip._backend.tensors import is_symbolic
 from deel.lip._backend.variables import host
 from deel.lip._lipschitz import LipschitzLayer
@@ -209,13 +210,16 @@ class Abs(_Activation):
 
     def call(self, inputs):
         axis = channel_axis(self.data_format)
-        slopes = np.ones(inputs.shape[axis])
+        slopes = np.ones(inputs.shape[axis], "float32")
         slopes[: math.ceil(self.beta * len(slopes))] = -1.0
         shape = [1] * len(inputs.shape)
         shape[axis] = -1
-        slopes = ops.cast(slopes.reshape(shape), inputs.dtype)
+        slopes = slopes.reshape(shape)
+        if not is_symbolic(inputs):
+            slopes = ops.cast(slopes, inputs.dtype)
+        mirrored = cast(inputs * slopes, inputs.dtype)
         # The larger one of x and -x, or of x and x.
-        return self._scaled(ops.maximum(inputs, inputs * slopes))
+        return self._scaled(ops.maximum(inputs, mirrored))
 
     def get_config(self):
         return {**super().get_config(), "beta": self.beta}

@@ -1,0 +1,1 @@
+"""Files for serving from files of models: `python -m deel.lip.export`."""
