@@ -20,6 +20,11 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5
 
+# Whether steps of models are compiled as a whole where a test is not about
+# that. JAX compiles each operation of those that are not, one by one;
+# TensorFlow compiles for longer than the tests train.
+JIT = keras.backend.backend() == "jax"
+
 
 def to_numpy(x):
     """An array of NumPy, of a tensor, a variable or an array."""
@@ -237,9 +242,9 @@ def gradient(function, *arrays):
     elif backend == "jax":
         import jax
 
-        results = jax.grad(function, argnums=tuple(range(len(tensors))))(
-            *tensors
-        )
+        # At once: eagerly, each operation is compiled.
+        slopes = jax.grad(function, argnums=tuple(range(len(tensors))))
+        results = jax.jit(slopes)(*tensors)
     else:
         tensors = [x.detach().requires_grad_(True) for x in tensors]
         function(*tensors).backward()

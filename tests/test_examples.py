@@ -57,6 +57,7 @@ def demo_run(tmp_path_factory):
     return demo.main(words), output
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     "program",
     sorted(
@@ -137,6 +138,7 @@ def test_demo_counts_an_attack_within_a_certificate_as_broken():
     assert demo.summarize(evaluation)["broken"] == 1
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
 def test_demo_builds_a_network_for_images_of_each_data_set(shape):
     model = demo.build_model(shape, 10)
@@ -179,6 +181,7 @@ def test_data_file_that_cannot_be_read_is_an_error_of_the_command_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.elsewhere
 def test_mnist_multiclass_has_the_known_number_of_parameters(
     mnist_like, capsys
 ):
@@ -191,6 +194,7 @@ def test_mnist_multiclass_has_the_known_number_of_parameters(
     assert "val_MulticlassKR: " in printed
 
 
+@pytest.mark.elsewhere
 def test_mnist_binary_has_the_known_number_of_parameters(mnist_like, capsys):
     assert mnist_binary.main(["--data", mnist_like, "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
@@ -256,6 +260,7 @@ def test_walkthrough_writes_logs_for_tensorboard_where_it_can(walkthrough_run):
     assert bool(written) == keras_walkthrough.has_tensorboard()
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     ("units", "last", "total", "trainable"),
     [

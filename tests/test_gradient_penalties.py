@@ -124,7 +124,10 @@ def test_sorts_and_norms_have_the_second_derivatives_of_their_formulas(
 
 # Gradients of kernels are made in one of two ways; the size of a batch decides.
 @pytest.mark.parametrize("batch_size", [5, 300])
-@pytest.mark.parametrize("shape", [(6, 8), (8, 4), (64, 48)])
+@pytest.mark.parametrize(
+    "shape",
+    [(6, 8), (8, 4), pytest.param((64, 48), marks=pytest.mark.elsewhere)],
+)
 def test_penalties_move_kernels_along_the_orthogonal_matrices(
     shape, batch_size
 ):

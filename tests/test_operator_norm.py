@@ -16,12 +16,19 @@ from deel.lip.layers import SpectralConv1D
 from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralGroupedConv2D
 
+
+def _elsewhere(*values):
+    return pytest.param(*values, marks=pytest.mark.elsewhere)
+
+
 CASES = [
     ({"filters": 4, "kernel_size": 3}, (6, 5, 4)),
-    ({"filters": 3, "kernel_size": 4, "strides": 2}, (9, 6, 2)),
-    ({"filters": 4, "kernel_size": 2}, (5, 4, 2)),
+    _elsewhere({"filters": 3, "kernel_size": 4, "strides": 2}, (9, 6, 2)),
+    _elsewhere({"filters": 4, "kernel_size": 2}, (5, 4, 2)),
     ({"filters": 3, "kernel_size": 5, "strides": (2, 3)}, (7, 9, 1)),
-    ({"filters": 4, "kernel_size": 3, "padding_mode": "circular"}, (5, 6, 3)),
+    _elsewhere(
+        {"filters": 4, "kernel_size": 3, "padding_mode": "circular"}, (5, 6, 3)
+    ),
     (
         {
             "filters": 3,

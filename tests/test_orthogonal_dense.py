@@ -166,7 +166,9 @@ def test_condensing_changes_no_prediction(method):
 
 
 @every_method
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.elsewhere), True]
+)
 def test_compiled_training_learns_and_stays_within_the_bound(
     method, jit_compile
 ):

@@ -6,6 +6,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import to_numpy
 from keras import ops
@@ -19,7 +20,7 @@ from deel.lip.model import Sequential
 BACKEND = keras.backend.backend()
 
 # XLA takes most of its time to compile: only where it is what is tested.
-FAST = {"jit_compile": False}
+FAST = {"jit_compile": JIT}
 
 
 def data():

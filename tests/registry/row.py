@@ -72,12 +72,13 @@ def rows(*lists, slow=False):
     Args:
         *lists: Lists of rows.
         slow: Boolean, whether only the first row of each class is tested
-            outside of `make test-slow`.
+            outside of `make test-slow`. On JAX it is the only one in any case.
     """
     selected = [row for rows in lists for row in rows if _can_run(row)]
     parameters, classes = [], set()
     for row in selected:
-        marks = [pytest.mark.slow] if slow and row.layer in classes else []
+        repeated = pytest.mark.slow if slow else pytest.mark.elsewhere
+        marks = [repeated] if row.layer in classes else []
         classes.add(row.layer)
         parameters.append(pytest.param(row, id=row.name, marks=marks))
     return pytest.mark.parametrize("row", parameters)
