@@ -95,7 +95,8 @@ test-torch: export OMP_NUM_THREADS := 1
 
 # JAX compiles each network anew: long programs, more rows of arguments, and what
 # is the same on every backend are left to the others.
-SELECTED_jax = -m "not slow and not elsewhere or processes"
+# By file, for what a process has compiled once it need not read again.
+SELECTED_jax = -m "(not slow or processes) and not elsewhere" --dist loadfile
 
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto \
