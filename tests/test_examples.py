@@ -90,6 +90,7 @@ def test_input_gradient_is_that_of_each_image():
     assert_close(gradient(x), expected, rtol=1e-5)
 
 
+@pytest.mark.elsewhere
 def test_demo_succeeds_and_leaves_its_results(demo_run):
     status, output = demo_run
     assert status == 0
@@ -97,12 +98,14 @@ def test_demo_succeeds_and_leaves_its_results(demo_run):
     assert (output / "results.json").exists()
 
 
+@pytest.mark.elsewhere
 def test_demo_draws_a_figure(demo_run):
     pytest.importorskip("matplotlib")
     _, output = demo_run
     assert (output / "robustness.png").stat().st_size > 10_000
 
 
+@pytest.mark.elsewhere
 def test_demo_breaks_no_certificate(demo_run):
     _, output = demo_run
     results = json.loads((output / "results.json").read_text())
@@ -115,6 +118,7 @@ def test_demo_breaks_no_certificate(demo_run):
     assert certified[0] > 0.3
 
 
+@pytest.mark.elsewhere
 def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
     _, output = demo_run
     results = json.loads((output / "results.json").read_text())
