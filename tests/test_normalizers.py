@@ -214,8 +214,7 @@ def _weighed(x):
 @pytest.mark.parametrize("conv_first", [True, False])
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize(
-    "pad_func",
-    [None, _zeros, _circular, _reflected, _replicated, _weighed],
+    "pad_func", [None, _zeros, _circular, _reflected, _replicated, _weighed]
 )
 @pytest.mark.parametrize("window", [(3, 2), (1, 1)], ids=str)
 def test_adjoint_is_exact(conv_first, stride, pad_func, window):
