@@ -94,9 +94,10 @@ test-jax: export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := -1
 # other by spinning, which is slow where processes share the cores.
 test-torch: export OMP_NUM_THREADS := 1
 
-# JAX compiles each network anew: long programs, and more rows of arguments, are
-# left to the others.
-SELECTED_jax = -m "not slow or processes"
+# JAX compiles each network anew: long programs, more rows of arguments, and what
+# is the same on every backend are left to the others.
+# By file, for what a process has compiled once it need not read again.
+SELECTED_jax = -m "(not slow or processes) and not elsewhere" --dist loadfile
 
 test-jax test-torch: test-%: .venv-%/ready
 	KERAS_BACKEND=$* .venv-$*/bin/python -m pytest --numprocesses auto \

@@ -1,5 +1,6 @@
 """What the tests of all layers share: exact norms, gradients, small data."""
 
+import functools
 import json
 
 import keras
@@ -19,6 +20,11 @@ _DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 
 # Relative slack on bounds: the rounding of float32.
 TOLERANCE = 1e-5
+
+# Whether steps of models are compiled as a whole where a test is not about
+# that. JAX compiles each operation of those that are not, one by one;
+# TensorFlow compiles for longer than the tests train.
+JIT = keras.backend.backend() == "jax"
 
 
 def to_numpy(x):
@@ -176,10 +182,11 @@ def operator_matrix(layer, input_shape):
         float64 array `(inputs, outputs)`.
     """
     size = int(np.prod(input_shape))
-    impulses = np.eye(size, dtype="float32").reshape(size, *input_shape)
-    origin = np.zeros((1, *input_shape), "float32")
-    response = layer(impulses, training=False) - layer(origin, training=False)
-    return to_numpy(response).astype("float64").reshape(size, -1)
+    # The last one is zero: what the layer says there is its bias.
+    impulses = np.eye(size + 1, size, dtype="float32")
+    response = layer(impulses.reshape(-1, *input_shape), training=False)
+    response = to_numpy(response).astype("float64").reshape(size + 1, -1)
+    return response[:-1] - response[-1]
 
 
 def operator_norm(layer, input_shape):
@@ -225,26 +232,47 @@ def assert_all_bounded(model):
 
 def gradient(function, *arrays):
     """Gradients of a scalar function of tensors, as NumPy arrays."""
+    return slopes_of(function)(*arrays)
+
+
+def slopes_of(function):
+    """Function of arrays that returns the `gradient` of one of tensors.
+
+    On JAX it is one program for all arrays of a shape, since each operation of
+    an eager one is compiled: what `function` reads must not change between.
+    """
     backend = keras.backend.backend()
-    tensors = [ops.convert_to_tensor(array) for array in arrays]
-    if backend == "tensorflow":
+
+    def on_tensorflow(*tensors):
         import tensorflow as tf
 
         with tf.GradientTape() as tape:
             tape.watch(tensors)
             value = function(*tensors)
-        results = tape.gradient(value, tensors)
-    elif backend == "jax":
-        import jax
+        return tape.gradient(value, tensors)
 
-        results = jax.grad(function, argnums=tuple(range(len(tensors))))(
-            *tensors
-        )
-    else:
+    def on_torch(*tensors):
         tensors = [x.detach().requires_grad_(True) for x in tensors]
         function(*tensors).backward()
-        results = [x.grad for x in tensors]
-    return [np.asarray(to_numpy(x)) for x in results]
+        return [x.grad for x in tensors]
+
+    @functools.cache
+    def on_jax(count):
+        import jax
+
+        return jax.jit(jax.grad(function, argnums=tuple(range(count))))
+
+    def slopes(*arrays):
+        tensors = [ops.convert_to_tensor(array) for array in arrays]
+        if backend == "tensorflow":
+            results = on_tensorflow(*tensors)
+        elif backend == "jax":
+            results = on_jax(len(tensors))(*tensors)
+        else:
+            results = on_torch(*tensors)
+        return [np.asarray(to_numpy(x)) for x in results]
+
+    return slopes
 
 
 def weighted(function, weights):

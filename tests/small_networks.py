@@ -2,6 +2,7 @@
 
 import keras
 import numpy as np
+from harness import JIT
 
 from deel.lip import layers
 from deel.lip import losses
@@ -89,6 +90,6 @@ def train(model, steps=3):
     y = np.eye(model.output_shape[-1])[np.arange(len(x)) % 3]
     loss = losses.MulticlassHKR(10.0)
     metrics = [losses.MulticlassKR()]
-    model.compile("adam", loss, metrics=metrics, jit_compile=False)
+    model.compile("adam", loss, metrics=metrics, jit_compile=JIT)
     model.fit(x, y, batch_size=8, verbose=0)
     return x

@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import assert_equal
 from harness import built
@@ -245,7 +246,7 @@ def test_householder_is_trained_bounded_and_saved_within_a_layer(
     names = [v.name for v in model.trainable_variables]
     assert names == ["kernel", "bias", "theta"]
     theta = to_numpy(layer.activation.theta[:])
-    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=JIT)
     x = np.random.default_rng(0).standard_normal((8, 3))
     model.fit(x, np.ones((8, 4)), verbose=0)
     # Each of the folds has learned something.
@@ -272,7 +273,7 @@ def test_prelu_slopes_are_bounded_one_by_one():
     model = keras.Sequential([keras.Input((4,)), layers.PReLUlip(0.5)])
     (alpha,) = model.trainable_variables
     alpha.assign([3.0, -2.0, 0.25, 0.5])
-    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=JIT)
     model.fit(np.ones((4, 4)), np.ones((4, 4)), verbose=0)
     assert_close(alpha[:], [0.5, -0.5, 0.25, 0.5])
     with pytest.raises(ValueError, match="Received: k_coef_lip"):
@@ -295,7 +296,7 @@ def test_clipped_prelu_is_bounded_while_it_is_trained():
     layer = layers.LipschitzPReLU(1.0, shared_axes=[1])
     model = keras.Sequential([keras.Input((3, 2)), layer])
     # The wanted slope is 3.
-    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=JIT)
     x = -np.ones((8, 3, 2), "float32")
     model.fit(x, 3 * x, epochs=5, verbose=0)
     assert np.all(to_numpy(layer.weights[0][:]) > 1.0)

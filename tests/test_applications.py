@@ -70,6 +70,7 @@ def test_features_are_a_vector(builder):
     assert model.layers[-1].name != "scores"
 
 
+@pytest.mark.elsewhere
 @every_builder
 def test_wrong_arguments_are_refused(builder):
     with pytest.raises(ValueError, match="size=XS"):

@@ -14,6 +14,8 @@ from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import explicit_matrix
 from deel.lip.certification._norms import matrix_norm
 
+pytestmark = pytest.mark.elsewhere
+
 PADDINGS = (
     "valid",
     "same",

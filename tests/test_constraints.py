@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import to_numpy
 from keras import ops
@@ -60,7 +61,7 @@ def test_zero_stays_zero_and_configs_are_plain(constraint):
 def test_stock_layers_take_them(constraint):
     layer = keras.layers.Dense(2, kernel_constraint=constraint)
     model = keras.Sequential([keras.Input((3,)), layer])
-    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(1.0), "mse", jit_compile=JIT)
     model.fit(np.ones((4, 3)), np.ones((4, 2)), verbose=0)
     kernel = ops.convert_to_tensor(layer.kernel)
     assert_close(constraint(kernel), kernel, atol=1e-3)

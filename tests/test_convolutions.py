@@ -192,6 +192,7 @@ def test_padded_operator_is_bounded_for_any_kernel(
     assert 0.5 < largest <= 1 + TOLERANCE
 
 
+@pytest.mark.elsewhere
 def test_unknown_size_is_bounded_for_every_size():
     for mode, kernel_size in itertools.product(MODES, [3, 5]):
         layer = layers.SpectralConv1D(2, kernel_size, padding_mode=mode)

@@ -13,6 +13,7 @@ import zipfile
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import assert_equal
 from harness import to_numpy
@@ -59,7 +60,7 @@ def _write():
         MulticlassHKRauto(10.0, 0.1, alpha_margin=0.5),
         metrics=["accuracy", CategoricalProvableRobustAccuracy(0.1)],
         # Written into the file, where PyTorch takes it for a wish to compile.
-        jit_compile=False,
+        jit_compile=JIT,
     )
     model.fit(x, y, batch_size=2, epochs=3, verbose=0)
     name = keras.backend.backend()

@@ -10,6 +10,8 @@ import patterns
 import pytest
 from test_surface import NAMES
 
+pytestmark = pytest.mark.elsewhere
+
 DOC = Path(__file__).parents[1] / "doc"
 QUICK_START = DOC / "quickstart.md"
 PAGES = sorted(

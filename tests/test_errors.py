@@ -10,6 +10,8 @@ from deel.lip import layers
 from deel.lip.constraints import SpectralConstraint
 from deel.lip.initializers import SpectralInitializer
 
+pytestmark = pytest.mark.elsewhere
+
 SPECTRAL = [
     lambda **k: layers.SpectralDense(3, **k),
     lambda **k: layers.SpectralConv2D(3, 3, **k),

@@ -57,6 +57,7 @@ def demo_run(tmp_path_factory):
     return demo.main(words), output
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     "program",
     sorted(
@@ -89,6 +90,7 @@ def test_input_gradient_is_that_of_each_image():
     assert_close(gradient(x), expected, rtol=1e-5)
 
 
+@pytest.mark.elsewhere
 def test_demo_succeeds_and_leaves_its_results(demo_run):
     status, output = demo_run
     assert status == 0
@@ -96,12 +98,14 @@ def test_demo_succeeds_and_leaves_its_results(demo_run):
     assert (output / "results.json").exists()
 
 
+@pytest.mark.elsewhere
 def test_demo_draws_a_figure(demo_run):
     pytest.importorskip("matplotlib")
     _, output = demo_run
     assert (output / "robustness.png").stat().st_size > 10_000
 
 
+@pytest.mark.elsewhere
 def test_demo_breaks_no_certificate(demo_run):
     _, output = demo_run
     results = json.loads((output / "results.json").read_text())
@@ -114,6 +118,7 @@ def test_demo_breaks_no_certificate(demo_run):
     assert certified[0] > 0.3
 
 
+@pytest.mark.elsewhere
 def test_demo_saves_a_model_with_the_results_it_prints(demo_run):
     _, output = demo_run
     results = json.loads((output / "results.json").read_text())
@@ -137,6 +142,7 @@ def test_demo_counts_an_attack_within_a_certificate_as_broken():
     assert demo.summarize(evaluation)["broken"] == 1
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("shape", [(8, 8, 1), (28, 28, 1), (32, 32, 3)])
 def test_demo_builds_a_network_for_images_of_each_data_set(shape):
     model = demo.build_model(shape, 10)
@@ -179,6 +185,7 @@ def test_data_file_that_cannot_be_read_is_an_error_of_the_command_line(
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.elsewhere
 def test_mnist_multiclass_has_the_known_number_of_parameters(
     mnist_like, capsys
 ):
@@ -191,6 +198,7 @@ def test_mnist_multiclass_has_the_known_number_of_parameters(
     assert "val_MulticlassKR: " in printed
 
 
+@pytest.mark.elsewhere
 def test_mnist_binary_has_the_known_number_of_parameters(mnist_like, capsys):
     assert mnist_binary.main(["--data", mnist_like, "--epochs", "1"]) == 0
     printed = capsys.readouterr().out
@@ -256,6 +264,7 @@ def test_walkthrough_writes_logs_for_tensorboard_where_it_can(walkthrough_run):
     assert bool(written) == keras_walkthrough.has_tensorboard()
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     ("units", "last", "total", "trainable"),
     [

@@ -7,6 +7,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_all_equal
 from harness import assert_close
 from harness import normal
@@ -68,7 +69,7 @@ def _trained(model):
     y = np.eye(3, dtype="float32")[np.arange(len(x)) % 3]
     # Without XLA for the whole step, parts of it are compiled by XLA instead.
     loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1)
-    model.compile("adam", loss, jit_compile=False)
+    model.compile("adam", loss, jit_compile=JIT)
     model.fit(x, y, batch_size=5, verbose=0)
     return model, x, model.predict(x, verbose=0)
 

@@ -31,6 +31,7 @@ X = normal(12, 4).astype("float32")
 PARITY = np.arange(12) % 2
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     "make",
     [
@@ -51,6 +52,7 @@ def test_a_class_as_activation_is_refused(make):
     make(activation=keras.activations.relu)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("shape", [(4,), (4, 4, 1)])
 def test_a_sample_without_its_batch_axis_is_refused(shape):
     model = keras.Sequential(
@@ -68,12 +70,14 @@ def test_a_sample_without_its_batch_axis_is_refused(shape):
     assert len(certify(model, one[np.newaxis], [0])) == 1
 
 
+@pytest.mark.elsewhere
 def test_samples_of_another_shape_are_refused():
     model = linear_classifier(np.eye(4))
     with pytest.raises(ValueError, match=r"need the shape \(None, 4\)\. Rec"):
         certify(model, np.ones((3, 5)))
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("dtype", ["int32", "float32"])
 def test_a_model_of_tokens_is_refused_with_the_reason(dtype):
     model = keras.Sequential(
@@ -106,8 +110,8 @@ def _messages(function):
 
 AUTO = [
     (losses.HKRauto, 1),
-    (losses.HingeMarginAuto, 1),
-    (losses.MulticlassHKRauto, 3),
+    pytest.param(losses.HingeMarginAuto, 1, marks=pytest.mark.elsewhere),
+    pytest.param(losses.MulticlassHKRauto, 3, marks=pytest.mark.elsewhere),
     (losses.MulticlassHingeAuto, 3),
 ]
 
@@ -157,7 +161,9 @@ HKR_LOSSES = [losses.HKR(10.0), losses.HKRauto(10.0)]
 
 
 @pytest.mark.parametrize("loss", HKR_LOSSES, ids=lambda loss: loss.name)
-@pytest.mark.parametrize("is_column", [True, False])
+@pytest.mark.parametrize(
+    "is_column", [True, pytest.param(False, marks=pytest.mark.elsewhere)]
+)
 def test_labels_that_the_two_terms_read_differently_are_refused(
     loss, is_column
 ):
@@ -227,6 +233,7 @@ def test_our_models_are_not_half_quantized_when_they_refuse():
     assert stock.quantization_mode is None
 
 
+@pytest.mark.elsewhere
 def test_a_clone_is_stock_with_the_same_constants_and_a_rebuilt_one_is_ours():
     model = _model(3, k_coef_lip=4.0)
     clone = keras.models.clone_model(model)
@@ -242,6 +249,7 @@ def test_a_clone_is_stock_with_the_same_constants_and_a_rebuilt_one_is_ours():
         )
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("error", [ValueError, RuntimeError])
 @pytest.mark.parametrize(
     "make",

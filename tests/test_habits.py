@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.elsewhere
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = (ROOT / ".ci/run").read_text()
 MAKEFILE = (ROOT / "Makefile").read_text()

@@ -132,11 +132,13 @@ def _imports(path):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+@pytest.mark.elsewhere
 def test_every_module_has_its_place():
     found = {name for name, _ in _modules()}
     assert found == set(ORDER), "Give each module its place in FOLDERS."
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     ("name", "path"), list(_modules()), ids=lambda value: str(value)[-30:]
 )

@@ -61,7 +61,9 @@ def test_config_is_plain_and_rebuilds_an_equal_layer(row):
             assert np.all(np.asarray(getattr(layer, name)) == value)
 
 
-@registry.rows(registry.CONSTRAINED, registry.OTHERS, slow=True)
+@registry.rows(
+    registry.CONSTRAINED, registry.OTHERS, slow=True, every_class=True
+)
 def test_map_expands_by_no_more_than_its_constant(row):
     layer = row.make()
     rng = np.random.default_rng(0)

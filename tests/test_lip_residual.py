@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import assert_equal
 from harness import normal
@@ -55,7 +56,7 @@ def test_join_of_two_1_lipschitz_branches_is_1_lipschitz(alpha):
 def test_weight_is_trained_saved_and_exported(tmp_path):
     model = _model()
     layer = model.get_layer("join")
-    model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.5), "mse", jit_compile=JIT)
     x = normal(16, 8)
     model.fit(x, x, epochs=2, verbose=0)
     # The wanted output is that of the first branch.

@@ -11,6 +11,7 @@ import pytest
 from golden_scores import BINARY
 from golden_scores import CLASSES
 from golden_scores import column
+from harness import JIT
 from harness import assert_close
 from harness import assert_equal
 from harness import normal
@@ -241,7 +242,7 @@ def test_parameters_out_of_range_are_refused(make, value):
 )
 def test_losses_serve_as_metrics(metrics):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", HKR(10.0), metrics=metrics, jit_compile=False)
+    model.compile("sgd", HKR(10.0), metrics=metrics, jit_compile=JIT)
     x = np.random.default_rng(0).standard_normal((8, 2))
     y = np.array([1, -1] * 4)
     history = model.fit(x, y, epochs=1, verbose=0, batch_size=8).history
@@ -315,7 +316,7 @@ def test_functions_are_what_the_classes_compute():
 def test_one_model_takes_labels_of_both_ranks_in_turn():
     # TensorFlow then traces the step again, with labels of unknown rank.
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    model.compile("sgd", HKR(10.0), metrics=[KR()], jit_compile=False)
+    model.compile("sgd", HKR(10.0), metrics=[KR()], jit_compile=JIT)
     x = np.random.default_rng(0).standard_normal((8, 2))
     y = np.array([1.0, -1.0] * 4)
     found = [

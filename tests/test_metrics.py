@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_equal
 from harness import reloaded
 
@@ -121,7 +122,7 @@ def test_metrics_in_a_compiled_model(jit_compile, tmp_path):
 def test_metric_serves_as_a_loss_to_evaluate():
     model = keras.Sequential([keras.Input((3,)), keras.layers.Identity()])
     loss = CategoricalProvableAvgRobustness(1.0, False)
-    model.compile("sgd", loss, jit_compile=False)
+    model.compile("sgd", loss, jit_compile=JIT)
     labels, scores = D4
     found = model.evaluate(scores, labels, batch_size=4, verbose=0)
     assert found == pytest.approx(0.1944544, abs=1e-6)

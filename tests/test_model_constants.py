@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import built
 from harness import normal
@@ -114,7 +115,7 @@ def test_each_excess_is_spoken_of_once():
 def test_steps_of_a_model_follow_a_layer_inside_of_another_model():
     inner = _chain(1.0, 1)
     model = Sequential([keras.Input((4,)), layers.SpectralDense(4), inner])
-    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=JIT)
     x = normal(8, 4)
     model.fit(x, x, verbose=0)
     inner.layers[0].set_klip_factor(0.1)
@@ -219,7 +220,7 @@ def test_constants_beyond_the_digits_of_float32_change_nothing(k_coef_lip):
 def test_extreme_constants_hold_while_training(k_coef_lip):
     layer = layers.SpectralDense(300, k_coef_lip=k_coef_lip)
     model = keras.Sequential([keras.Input((300,)), layer])
-    model.compile(keras.optimizers.SGD(1e-3), "mae", jit_compile=False)
+    model.compile(keras.optimizers.SGD(1e-3), "mae", jit_compile=JIT)
     x = normal(8, 300)
     model.fit(x, x, verbose=0)
     layer.set_klip_factor(1.0)

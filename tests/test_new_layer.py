@@ -9,6 +9,7 @@ import re
 from pathlib import Path
 
 import keras
+import pytest
 import registry
 import test_surface
 
@@ -16,6 +17,8 @@ from deel.lip import layers
 from deel.lip._register import PACKAGE
 from deel.lip.certification import _registry
 from deel.lip.layers import unconstrained
+
+pytestmark = pytest.mark.elsewhere
 
 ROOT = Path(__file__).parents[1]
 MODULES = [

@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import assert_equal
 from harness import built
@@ -275,7 +276,7 @@ def test_model_with_batch_layers_is_exported_and_condensed():
     outputs = BatchLipNorm()(outputs)
     model = Model(inputs=inputs, outputs=outputs)
     with pytest.warns(UserWarning, match="batch_lip_norm.* not a 1-Lipschitz"):
-        model.compile("adam", "mse", jit_compile=False)
+        model.compile("adam", "mse", jit_compile=JIT)
     x = np.concatenate(BATCHES)
     model.fit(x, x, epochs=2, batch_size=6, verbose=0)
     model.condense()

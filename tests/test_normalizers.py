@@ -92,6 +92,7 @@ def test_golden_value_of_the_reshaped_kernel():
     assert_close(sigma, [[4.0]], rtol=1e-6)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("shape", [(7, 3), (3, 7), (3, 3, 2, 5), (3, 2, 1, 9)])
 def test_rectangular_kernels_become_semi_orthogonal(shape):
     kernel = normal(*shape)
@@ -209,6 +210,7 @@ def _weighed(x):
     return ops.concatenate([0.5 * x[:, :1], -x, 0.5 * x[:, -1:]], axis=1)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("conv_first", [True, False])
 @pytest.mark.parametrize("stride", [1, 3])
 @pytest.mark.parametrize(
@@ -252,6 +254,7 @@ def test_adjoint_is_exact(conv_first, stride, pad_func, window):
     assert abs(left - right) <= 1e-6 * size
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("image", [(6, 7), (2, 3)], ids=str)
 def test_convolution_is_the_padded_one_of_keras(stride, image):
@@ -278,6 +281,7 @@ def test_paddings_that_cannot_be_transposed_are_refused(pad_func):
         get_conv_operators(normal(3, 3, 1, 1), (1, 4, 4, 1), 1, True, pad_func)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("conv_first", [True, False])
 @pytest.mark.parametrize("pad_func", [None, _circular])
 def test_convolution_is_divided_by_the_norm_of_its_operator(

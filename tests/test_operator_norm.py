@@ -16,12 +16,19 @@ from deel.lip.layers import SpectralConv1D
 from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralGroupedConv2D
 
+
+def _elsewhere(*values):
+    return pytest.param(*values, marks=pytest.mark.elsewhere)
+
+
 CASES = [
     ({"filters": 4, "kernel_size": 3}, (6, 5, 4)),
-    ({"filters": 3, "kernel_size": 4, "strides": 2}, (9, 6, 2)),
-    ({"filters": 4, "kernel_size": 2}, (5, 4, 2)),
+    _elsewhere({"filters": 3, "kernel_size": 4, "strides": 2}, (9, 6, 2)),
+    _elsewhere({"filters": 4, "kernel_size": 2}, (5, 4, 2)),
     ({"filters": 3, "kernel_size": 5, "strides": (2, 3)}, (7, 9, 1)),
-    ({"filters": 4, "kernel_size": 3, "padding_mode": "circular"}, (5, 6, 3)),
+    _elsewhere(
+        {"filters": 4, "kernel_size": 3, "padding_mode": "circular"}, (5, 6, 3)
+    ),
     (
         {
             "filters": 3,
@@ -52,6 +59,7 @@ def test_operator_is_bounded_for_hostile_kernels(arguments, shape):
         assert kind == "zero" or norm > 0.2, kind
 
 
+@pytest.mark.elsewhere
 def test_amplitude_is_what_the_coverage_gives_away():
     # A random square layer keeps about half of its norm; 17 % is what the few
     # frequencies cost here at most, and the border of the image some more.
@@ -64,6 +72,7 @@ def test_amplitude_is_what_the_coverage_gives_away():
     assert 0.9 < norms["operator"] <= 1 + TOLERANCE
 
 
+@pytest.mark.elsewhere
 def test_it_is_never_worse_than_the_coverage():
     # Sixteen filters for nine values of a patch: the coverage is exact.
     layer = built(SpectralConv2D(16, 3, bound="operator"), 6, 6, 1)
@@ -82,6 +91,7 @@ def test_circular_padding_of_a_small_image_is_exact():
         layer(np.ones((1, 7, 5, 4), "float32"))
 
 
+@pytest.mark.elsewhere
 def test_stride_that_divides_a_circle_holds_for_this_length_alone():
     arguments = {"padding_mode": "circular", "bound": "operator"}
     layer = built(SpectralConv1D(2, 3, strides=2, **arguments), 40, 2)
@@ -93,7 +103,7 @@ def test_stride_that_divides_a_circle_holds_for_this_length_alone():
     assert harness.operator_norm(layer, (41, 2)) <= 1 + TOLERANCE
 
 
-@pytest.mark.parametrize("taps", [2, 3, 4, 5])
+@pytest.mark.parametrize("taps", [_elsewhere(2), 3, _elsewhere(4), 5])
 def test_few_frequencies_bound_all_of_them(taps):
     # Kernels whose largest singular value lies between the frequencies.
     rng = np.random.default_rng(taps)

@@ -48,15 +48,16 @@ def test_all_singular_values_are_one(method, shape):
 
 
 @every_method
-@pytest.mark.parametrize("shape", [(70, 50), (50, 70)])
+@pytest.mark.parametrize(
+    "shape", [(70, 50), pytest.param((50, 70), marks=pytest.mark.elsewhere)]
+)
 def test_no_kernel_expands_and_no_gradient_is_infinite(method, shape):
     layer = _built(method, shape)
+    value = harness.weighted(layer.parametrization.constrain, normal(*shape))
+    slopes = harness.slopes_of(value)
     for kind, kernel in harness.hostile_matrices(tuple(layer.kernel.shape), 15):
         harness.assert_contracts(_constrained(layer, kernel), kind)
-        value = harness.weighted(
-            layer.parametrization.constrain, normal(*shape)
-        )
-        (slope,) = harness.gradient(value, kernel)
+        (slope,) = slopes(kernel)
         assert np.all(np.isfinite(slope)), kind
 
 
@@ -166,7 +167,9 @@ def test_condensing_changes_no_prediction(method):
 
 
 @every_method
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize(
+    "jit_compile", [pytest.param(False, marks=pytest.mark.elsewhere), True]
+)
 def test_compiled_training_learns_and_stays_within_the_bound(
     method, jit_compile
 ):
@@ -222,7 +225,9 @@ def test_rank_out_of_its_range_is_refused():
 
 
 @every_method
-@pytest.mark.parametrize("shape", [(64, 20), (20, 64)])
+@pytest.mark.parametrize(
+    "shape", [(64, 20), pytest.param((20, 64), marks=pytest.mark.elsewhere)]
+)
 def test_values_that_differ_by_a_hundred_are_all_brought_to_one(method, shape):
     layer = _built(method, shape)
     free = tuple(layer.kernel.shape)

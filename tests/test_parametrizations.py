@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import assert_equal
 from harness import normal
@@ -177,7 +178,7 @@ def test_steps_of_a_large_learning_rate_become_shorter():
     y = rng.standard_normal((32, 8)).astype("float32")
     layer = SpectralDense(8)
     model = keras.Sequential([keras.Input((16,)), layer])
-    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=False)
+    model.compile(keras.optimizers.Adam(0.1), "mse", jit_compile=JIT)
     turned = []
     for _ in range(60):
         before = to_numpy(ops.copy(layer.kernel))

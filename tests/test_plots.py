@@ -56,6 +56,7 @@ def test_every_plot_is_called_here():
     assert set(CALLS) == set(plots.__all__)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("name", list(CALLS))
 def test_plot_draws_into_the_given_axes_and_returns_them(name):
     ax = pyplot.subplots()[1]
@@ -63,6 +64,7 @@ def test_plot_draws_into_the_given_axes_and_returns_them(name):
     assert ax.has_data()
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("name", list(CALLS))
 def test_plot_without_axes_makes_a_figure(name):
     before = set(pyplot.get_fignums())
@@ -71,6 +73,7 @@ def test_plot_without_axes_makes_a_figure(name):
     assert ax.has_data()
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("name", list(CALLS))
 def test_without_matplotlib_the_error_names_it(name, monkeypatch):
     # None in `sys.modules` makes an import fail as if nothing was installed.
@@ -80,6 +83,7 @@ def test_without_matplotlib_the_error_names_it(name, monkeypatch):
         CALLS[name](None)
 
 
+@pytest.mark.elsewhere
 def test_plots_can_be_imported_without_matplotlib():
     # Keras imports matplotlib where it finds it, hence in a new process.
     program = (
@@ -145,6 +149,7 @@ def test_margins_are_leads_over_the_best_other_class():
     assert edges[1] == pytest.approx(4.25)
 
 
+@pytest.mark.elsewhere
 def test_level_sets_show_where_the_class_changes():
     model = linear_classifier(np.array([[1.0], [0.0]]), shape=(2,))
     ax = plots.level_sets(model, resolution=21)

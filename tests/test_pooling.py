@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import built
 from harness import normal
@@ -255,7 +256,7 @@ def test_networks_of_other_ranks_are_trained_and_exported(rank):
     assert [x.k_coef_lip for x in model.layers] == pytest.approx([2.0] * 5)
     x = np.random.default_rng(0).standard_normal((8, *[4] * rank, 2))
     y = np.ones((8, 2))
-    model.compile("adam", "mse", jit_compile=False)
+    model.compile("adam", "mse", jit_compile=JIT)
     losses = model.fit(x, y, epochs=3, verbose=0).history["loss"]
     assert losses[-1] < losses[0]
     assert_close(

@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import built
 from harness import to_numpy
@@ -42,7 +43,7 @@ def test_network_learns_and_its_export_keeps_the_bound(policy):
     if policy.endswith("float16"):
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     loss = MulticlassHKR(alpha=10.0, min_margin=0.5)
-    model.compile(optimizer, loss, jit_compile=False)
+    model.compile(optimizer, loss, jit_compile=JIT)
     y = np.eye(3)[np.arange(24) % 3]
     random = np.random.default_rng(0)
     x = random.standard_normal((3, 6, 6, 1))[np.arange(24) % 3]

@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_all_close
 from harness import assert_equal
 from harness import built
@@ -177,7 +178,7 @@ def test_bound_holds_while_training(monkeypatch):
     rounding = Rounding(monkeypatch, 11)
     model = image_classifier(pooled=False)
     optimizer = keras.optimizers.Adam(1e-1)
-    model.compile(optimizer, MulticlassHKR(10.0), jit_compile=False)
+    model.compile(optimizer, MulticlassHKR(10.0), jit_compile=JIT)
     x = np.random.default_rng(0).standard_normal((8, 6, 6, 1))
     y = np.eye(3)[np.arange(8) % 3]
     for _ in range(4):

@@ -4,6 +4,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+
+pytestmark = pytest.mark.elsewhere
 
 README = Path(__file__).parent.parent / "README.md"
 

@@ -6,6 +6,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import normal
 from harness import reloaded
 from harness import to_numpy
@@ -208,7 +209,7 @@ def test_layers_train_with_them_and_come_back_from_files(make, tmp_path):
     layer = make()
     shape = (5,) if "Dense" in type(layer).__name__ else (6, 6, 2)
     model = keras.Sequential([keras.Input(shape), layer])
-    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=JIT)
     kernel = np.random.default_rng(0).standard_normal(layer.kernel.shape)
     layer.kernel.assign(0.2 * kernel)
     x = np.zeros((4, *shape), "float32")

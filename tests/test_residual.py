@@ -4,6 +4,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_all_equal
 from harness import assert_close
 from harness import assert_equal
@@ -230,7 +231,7 @@ def test_blocks_are_trained_within_their_bound_saved_and_exported(
     assert len(_inner(model)) == 5
     x = normal(32, 8)
     before = [to_numpy(layer.kernel) for layer in _inner(model)]
-    model.compile(keras.optimizers.Adam(0.1), _growth, jit_compile=False)
+    model.compile(keras.optimizers.Adam(0.1), _growth, jit_compile=JIT)
     model.fit(x, x[:, :3], epochs=3, batch_size=8, verbose=0)
     for layer, kernel in zip(_inner(model), before, strict=True):
         harness.assert_bounded(layer)
@@ -294,7 +295,7 @@ def test_condensing_reaches_into_wrappers_of_keras():
 def test_averaged_weights_are_used_inside_of_blocks_too(block):
     model = _deep(block)
     optimizer = keras.optimizers.Adam(0.1, use_ema=True)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", jit_compile=JIT)
     x = normal(32, 8)
     model.fit(x, x[:, :3], batch_size=8, verbose=0)
     for layer in _inner(model):

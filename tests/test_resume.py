@@ -88,7 +88,15 @@ def test_the_training_that_is_killed_changes_all_of_its_state(undisturbed):
     assert np.all(margins != np.float32(0.1))
 
 
-@pytest.mark.parametrize("way", ["backup", "whole", "weights", "orbax"])
+@pytest.mark.parametrize(
+    "way",
+    [
+        "backup",
+        "whole",
+        pytest.param("weights", marks=pytest.mark.elsewhere),
+        "orbax",
+    ],
+)
 def test_killed_training_ends_with_the_figures_of_an_undisturbed_one(
     way, undisturbed, tmp_path
 ):

@@ -6,6 +6,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import to_numpy
 from keras import ops
@@ -44,7 +45,7 @@ def least_value(layer):
 def test_kernels_stay_near_to_orthogonal_ones_and_condense_to_them(models):
     model = image_classifier(models.Sequential, 4)
     loss = MulticlassHKR(10.0)
-    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=False)
+    model.compile(keras.optimizers.Adam(1e-3), loss, jit_compile=JIT)
     x, y = samples()
     model.fit(x, y, batch_size=16, verbose=0)
     for _ in range(5):
@@ -62,7 +63,7 @@ def test_kernels_stay_near_to_orthogonal_ones_and_condense_to_them(models):
 def test_far_kernels_come_back_while_training_goes_on(models):
     layer = SpectralDense(8)
     model = models.Sequential([keras.Input((12,)), layer])
-    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=False)
+    model.compile(keras.optimizers.Adam(1e-3), "mse", jit_compile=JIT)
     u, _, v = np.linalg.svd(
         harness.normal(12, 8).astype("float64"), full_matrices=False
     )
@@ -111,7 +112,7 @@ def test_kernels_retracted_together_are_those_retracted_one_by_one():
             ]
         )
         loss = MulticlassHKR(10.0)
-        model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=False)
+        model.compile(keras.optimizers.SGD(0.05), loss, jit_compile=JIT)
         x, y = samples(64)
         model.fit(x, y, batch_size=16, verbose=0, shuffle=False)
         return polar_layers(model)
@@ -138,7 +139,7 @@ def test_inference_uses_what_was_learned_whatever_wraps_the_optimizer(
         1e-2, gradient_accumulation_steps=accumulation
     )
     optimizer = keras.optimizers.LossScaleOptimizer(inner, initial_scale=8.0)
-    model.compile(optimizer, MulticlassHKR(10.0), jit_compile=False)
+    model.compile(optimizer, MulticlassHKR(10.0), jit_compile=JIT)
     before = [to_numpy(layer.wbar) for layer in polar_layers(model)]
     x, y = samples(64)
     model.fit(x, y, batch_size=8, verbose=0)
@@ -154,7 +155,7 @@ def test_what_inference_uses_after_a_step_has_no_gradient(optimizer):
     import torch
 
     model = image_classifier(lipschitz.Sequential, 4)
-    model.compile("adam", MulticlassHKR(10.0), jit_compile=False)
+    model.compile("adam", MulticlassHKR(10.0), jit_compile=JIT)
     x, y = samples(16)
     if optimizer == "keras":
         model.train_on_batch(x, y)
@@ -184,7 +185,7 @@ def test_a_group_of_zeros_does_not_keep_the_others_from_learning():
 def test_kernel_that_somebody_wrote_is_what_training_goes_on_from(models):
     layer = SpectralDense(4, use_bias=False)
     model = models.Sequential([keras.Input((6,)), layer])
-    model.compile(keras.optimizers.Adam(1e-4), "mse", jit_compile=False)
+    model.compile(keras.optimizers.Adam(1e-4), "mse", jit_compile=JIT)
     x, y = harness.normal(8, 6), np.zeros((8, 4))
     model.fit(x, y, verbose=0)
     written = np.linalg.qr(harness.normal(6, 4, seed=5).astype("float64"))[0]
@@ -284,7 +285,7 @@ def fitted(model, epochs=60, optimizer="adam"):
     """Losses of epochs of one step, on a target that can be learned."""
     if isinstance(optimizer, str):
         optimizer = keras.optimizers.Adam(1e-2)
-    model.compile(optimizer, "mse", jit_compile=False)
+    model.compile(optimizer, "mse", jit_compile=JIT)
     x = harness.normal(32, 6)
     y = x @ np.linalg.qr(harness.normal(6, 4, seed=3))[0]
     fit = model.fit(x, y, batch_size=32, epochs=epochs, verbose=0)

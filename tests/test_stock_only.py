@@ -6,6 +6,7 @@ import sys
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import assert_close
 from harness import normal
 from harness import to_numpy
@@ -124,7 +125,7 @@ def test_a_trained_network_is_served_without_the_library(tmp_path):
     x = normal(10, *model.input_shape[1:])
     y = np.eye(model.output_shape[-1], dtype="float32")[np.arange(10) % 3]
     loss = MulticlassHKRauto(10.0, 0.1, alpha_margin=0.1)
-    model.compile("adam", loss, jit_compile=False)
+    model.compile("adam", loss, jit_compile=JIT)
     model.fit(x, y, batch_size=5, verbose=0)
     _serve([_write(model, tmp_path / "network")])
 

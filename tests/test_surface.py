@@ -4,6 +4,8 @@ import importlib
 
 import pytest
 
+pytestmark = pytest.mark.elsewhere
+
 NAMES = {
     "deel.lip": """
         Model Sequential __version__ activations applications callbacks

@@ -73,7 +73,16 @@ def test_interrupted_training_goes_on_and_is_certified(monkeypatch, tmp_path):
     )
 
 
-@pytest.mark.parametrize("loss", ["annealing", "emma", "hkr"])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        "emma",
+        *(
+            pytest.param(loss, marks=pytest.mark.elsewhere)
+            for loss in ("annealing", "hkr")
+        ),
+    ],
+)
 def test_each_loss_trains_with_augmentation(loss, tmp_path):
     options = ["--loss", loss, "--epsilon", "0.5", "--margin", "0.5"]
     changes = ["--shift", "0.1", "--rotate", "5", "--zoom", "0.1", "--flip"]
@@ -84,6 +93,7 @@ def test_each_loss_trains_with_augmentation(loss, tmp_path):
     assert results["certified_accuracy"][0] > 0.05
 
 
+@pytest.mark.elsewhere
 def test_certificates_of_half_precision_training_are_those_of_float32(tmp_path):
     arguments = [*SHORT, "--policy", "mixed_bfloat16"]
     assert program.main([*arguments, "--output", str(tmp_path)]) == 0

@@ -35,6 +35,7 @@ TESTS = Path(__file__).parents[1]
 sys.path[:0] = [str(TESTS), str(TESTS.parent / "examples")]
 common = importlib.import_module("common")
 families = importlib.import_module("adversarial.families")
+harness = importlib.import_module("harness")
 searches = importlib.import_module("adversarial.searches")
 random_layers = importlib.import_module("adversarial.random_layers")
 
@@ -215,7 +216,7 @@ def train(x, y, epochs):
     model.compile(
         keras.optimizers.Adam(2e-3),
         MulticlassHKR(alpha=50.0, min_margin=0.5),
-        jit_compile=False,
+        jit_compile=harness.JIT,
     )
     model.fit(
         x,

@@ -10,6 +10,7 @@ import warnings
 
 import keras
 import numpy as np
+from harness import JIT
 from harness import normal
 from hypothesis import HealthCheck
 from hypothesis import given
@@ -83,7 +84,7 @@ def _reloaded(model):
 
 
 def _trained(model):
-    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=False)
+    model.compile(keras.optimizers.SGD(0.1), "mse", jit_compile=JIT)
     model.fit(X, X, batch_size=6, verbose=0)
 
 

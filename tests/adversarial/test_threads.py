@@ -6,6 +6,7 @@ import harness
 import keras
 import numpy as np
 import pytest
+from harness import JIT
 from harness import to_numpy
 from keras import ops
 
@@ -28,7 +29,7 @@ def _model(kind):
     model = keras.Sequential([keras.Input((SIZE,)), LAYERS[kind]()])
     # Long steps: one kernel has little to do with the next.
     optimizer = keras.optimizers.SGD(10.0 * SIZE)
-    model.compile(optimizer, "mse", jit_compile=BACKEND == "jax")
+    model.compile(optimizer, "mse", jit_compile=JIT)
     return model
 
 

@@ -16,6 +16,7 @@ from adversarial.writers import UNSEEN
 from adversarial.writers import WAYS
 from adversarial.writers import Attack
 from adversarial.writers import poisoned
+from harness import JIT
 from harness import assert_close
 from harness import to_numpy
 
@@ -68,9 +69,7 @@ def build(kind, container, k=1.0):
     else:
         model = keras.Sequential([keras.Input(shape), make(k)], name="model")
     # A learning rate of zero: what was written is what stays.
-    model.compile(
-        keras.optimizers.SGD(0.0), "mse", jit_compile=BACKEND == "jax"
-    )
+    model.compile(keras.optimizers.SGD(0.0), "mse", jit_compile=JIT)
     return model
 
 

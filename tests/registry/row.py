@@ -66,18 +66,23 @@ def _can_run(row):
     )
 
 
-def rows(*lists, slow=False):
+def rows(*lists, slow=False, every_class=False):
     """Decorator: runs a test on each row of the lists, named after it.
 
     Args:
         *lists: Lists of rows.
         slow: Boolean, whether only the first row of each class is tested
-            outside of `make test-slow`.
+            outside of `make test-slow`. On JAX it is the only one in any case.
+        every_class: Boolean, whether JAX tests layers of one and of three
+            dimensions too, whose code is that of two.
     """
     selected = [row for rows in lists for row in rows if _can_run(row)]
     parameters, classes = [], set()
     for row in selected:
-        marks = [pytest.mark.slow] if slow and row.layer in classes else []
+        repeated = pytest.mark.slow if slow else pytest.mark.elsewhere
+        marks = [repeated] if row.layer in classes else []
+        if not every_class and row.layer.__name__.endswith(("1D", "3D")):
+            marks.append(pytest.mark.elsewhere)
         classes.add(row.layer)
         parameters.append(pytest.param(row, id=row.name, marks=marks))
     return pytest.mark.parametrize("row", parameters)
