@@ -49,14 +49,17 @@ def main(argv=None):
         form.check_written_here()
         _check_destination(args)
         model = load_model(args.model)
-        bound, by_output, _ = proven_bounds(model, args)
+        exported = vanillaModel(model, stock_only=True)
+        # What is written is what is certified; but layers whose constants are
+        # given may be operations of other names there.
+        certified = model if args.constant else exported
+        bound, by_output, _ = proven_bounds(certified, args)
         print_constants(model, bound, by_output, args)
         if exceeds_limit(bound, by_output, args):
             return 1
         x, certificates = _random_samples(model, args), None
         if args.data is not None:
-            x, certificates = certified_samples(model, args)
-        exported = vanillaModel(model, stock_only=True)
+            x, certificates = certified_samples(certified, args)
         # Beside the destination, so that moving what is whole is all that is
         # done there.
         with tempfile.TemporaryDirectory(
