@@ -59,6 +59,17 @@ def test_the_chain_bounds_every_pattern_of_activations(seed):
         assert np.all(pairs <= last._leads)
 
 
+def test_the_table_says_what_the_chain_saves():
+    model = dense([30, 60, 60, 5])
+    found, table = lipschitz_bound(model, return_table=True)
+    parts = [row.value * row.chain for row in table]
+    assert_close(np.prod(parts), found, rtol=1e-6)
+    # Nothing is known of the directions before the first activation.
+    assert [row.chain < 0.999 for row in table] == [False, True, True]
+    _, table = lipschitz_bound(model, return_table=True, method="product")
+    assert [row.chain for row in table] == [1.0] * 3
+
+
 def test_the_chain_is_tight_where_the_product_is_not():
     model = dense([30, 80, 80, 80, 80, 80, 5])
     chain = lipschitz_bound(model)

@@ -68,6 +68,10 @@ def _parse_arguments(argv):
     return parser.parse_args(argv)
 
 
+def _saved(row):
+    return "" if row.chain > 0.9995 else f", {row.chain:.3f} in the chain"
+
+
 def _print_table(table):
     width = max([len("layer"), *(len(row.name) for row in table)])
     kind = max([len("type"), *(len(row.type) for row in table)])
@@ -76,7 +80,7 @@ def _print_table(table):
         relation = "exact" if row.exact else "upper"
         print(
             f"{row.name:{width}}  {row.type:{kind}}  {row.value:12.6f}  "
-            f"{relation}  {row.method}"
+            f"{relation}  {row.method}{_saved(row)}"
         )
 
 

@@ -36,6 +36,9 @@ class LayerBound:
         value: Float, the bound.
         method: String, how it was found.
         exact: Boolean, whether it is the constant of the layer itself.
+        chain: Float, at most one: what the layer multiplies the bound by where
+            it was first called, over `value`. It is smaller where what stands
+            before moves vectors in directions that the layer does not stretch.
     """
 
     name: str
@@ -43,6 +46,7 @@ class LayerBound:
     value: float
     method: str
     exact: bool
+    chain: float = 1.0
 
 
 def final_dense(model, walk):
@@ -187,6 +191,7 @@ class Walk:
         self._constants = dict(constants or {})
         self._known = {}
         self._pieces = {}
+        self._rows = {}
         # The layers whose constants were given by name.
         self._named = {}
 
@@ -282,7 +287,19 @@ class Walk:
             layer, bound, inputs, output_shapes(layer, shapes), len(self.calls)
         )
         self.calls.append(call)
+        self._note_chain(layer, shapes, call)
         return call.outputs
+
+    def _note_chain(self, layer, shapes, call):
+        """Says in the table what the chain saves, at the first call."""
+        row = self._rows.pop((layer, tuple(shapes)), None)
+        if row is None or call.bound.chain is None or not call.bound.value:
+            return
+        before = joint_gain(call.inputs)
+        after = joint_gain(call.outputs)
+        if before:
+            share = min(1.0, after / before / call.bound.value)
+            self.table[row] = dataclasses.replace(self.table[row], chain=share)
 
     def _bound(self, layer, shapes, prefix):
         key = (layer, tuple(shapes))
@@ -292,6 +309,7 @@ class Walk:
             find = piece_bound if is_piece else layer_bound
             bound = find(layer, shapes, context)
             self._known[key] = bound
+            self._rows[key] = len(self.table)
             self.table.append(
                 LayerBound(
                     prefix + layer.name,
