@@ -163,6 +163,24 @@ def test_huge_and_tiny_networks_have_a_chain():
         assert lipschitz_bound(whole) == pytest.approx(expected, rel=1e-6)
 
 
+def test_matrices_that_cancel_are_not_trusted():
+    random = np.random.default_rng(0)
+    first = random.standard_normal((6, 4))
+    # Its rows are orthogonal to those of the first one, up to rounding.
+    last = np.linalg.svd(first)[0][:, 4:] @ random.standard_normal((2, 3))
+    model = dense([6, 4, 6, 3], "linear")
+    model.set_weights(
+        [np.eye(6, 4), np.zeros(4), first.T, np.zeros(6), last, np.zeros(3)]
+    )
+    exact = np.linalg.norm(
+        np.asarray(model.layers[1].kernel, "float64")
+        @ np.asarray(model.layers[2].kernel, "float64"),
+        2,
+    )
+    assert 0 < exact < 1e-6
+    assert exact <= lipschitz_bound(model) < 1e-5
+
+
 def test_an_unknown_method_is_an_error():
     model = dense([3, 4, 2])
     with pytest.raises(ValueError, match="`method` must be one of"):

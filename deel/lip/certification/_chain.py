@@ -20,11 +20,15 @@ slopes from 0 to 1.
 
 Note [Rounding of the chain]
 
-Sums of n products are wrong by n eps in relative terms, and Cholesky's factor
-and its inverse by as little times the condition, which is two at most. Against
-the smallest eigenvalue, t / 2, all of that is below `_SLACK` for n up to
-`_LARGEST`. The map from one ellipsoid to the next is monotone, so a larger one
-is sound.
+A sum of n products is wrong by at most n eps times the sum of their magnitudes.
+So `W R` is wrong by a matrix of the norm `n eps ||W||_F ||R||_F` at most, which
+is added to the radius; where that is no small part of it, as where `W R` nearly
+cancels, a ball remains. Behind an activation it counts twice. The Gram matrix
+of m columns, of norm one together, is wrong by at most `m eps min(n, m)`;
+Cholesky's factor and its inverse by at most 8 n^2 eps and as much again, each
+times the condition of `2 I - M / t`, which is two. All of that counts against
+eigenvalues that are one at least: `_excess`. The map from one ellipsoid to the
+next is monotone, so a larger one is sound.
 
 Reference:
     - Xu and Sivaranjani, "ECLipsE: efficient compositional Lipschitz constant
@@ -37,8 +41,14 @@ import numpy as np
 
 from deel.lip.certification._norms import matrix_norm
 
+_EPS = float(np.finfo("float64").eps)
+
+# More than all that is rounded in matrices of usual sizes.
 _SLACK = 1e-9
 _LARGEST = 4096
+
+# Of the radius.
+_MOST_ERROR = 1e-3
 
 # Matrices with more entries than this are not kept.
 _MOST_ENTRIES = 2**24
@@ -51,10 +61,28 @@ class Ellipsoid:
     Attributes:
         radius: Float, the largest norm.
         matrix: Array `(values, directions)`, the matrix R; None for a ball.
+        error: Float, the norm of what R may be wrong by.
     """
 
     radius: float
     matrix: np.ndarray | None = None
+    error: float = 0.0
+
+    def image(self, rows):
+        """Images of R under a matrix, and by how much each row may be wrong.
+
+        Args:
+            rows: Array `(outputs, values)`, the matrix.
+
+        Returns:
+            Pair of arrays, `(outputs, directions)` and `(outputs,)`; None where
+            it is a ball.
+        """
+        if self.matrix is None:
+            return None
+        terms = self.matrix.shape[0] + 2
+        lost = terms * _EPS * np.linalg.norm(self.matrix) + self.error
+        return rows @ self.matrix, lost * np.linalg.norm(rows, axis=1)
 
     def through_matrix(self, kernel, norm):
         """The ellipsoid behind a matrix.
@@ -63,14 +91,17 @@ class Ellipsoid:
             kernel: Array `(inputs, outputs)`.
             norm: Float, a bound of its norm.
         """
+        radius = self.radius * norm
         if self.matrix is None:
             if kernel.size > _MOST_ENTRIES:
-                return Ellipsoid(self.radius * norm)
-            return Ellipsoid(self.radius * norm, self.radius * kernel.T)
-        within = (kernel.T @ self.matrix) * (1 + _SLACK)
-        # Both hold; what is measured may be the larger one by its slack.
-        radius = min(matrix_norm(within)[0], self.radius * norm)
-        return Ellipsoid(radius, within)
+                return Ellipsoid(radius)
+            return Ellipsoid(radius, self.radius * kernel.T)
+        within, lost = self.image(kernel.T)
+        error = float(np.linalg.norm(lost))
+        radius = min(radius, matrix_norm(within)[0] + error)
+        if not error <= _MOST_ERROR * radius:
+            return Ellipsoid(radius)
+        return Ellipsoid(radius, within, error)
 
     def through_factors(self, factors):
         """The ellipsoid behind a product with a positive factor each."""
@@ -79,7 +110,8 @@ class Ellipsoid:
         if np.all(factors == 1.0):
             return self
         within = factors[:, None] * self.matrix * (1 + _SLACK)
-        return Ellipsoid(matrix_norm(within)[0], within)
+        error = float(np.max(factors)) * self.error * (1 + _SLACK)
+        return Ellipsoid(matrix_norm(within)[0] + error, within, error)
 
     def through_slopes(self, slope=1.0):
         """The ellipsoid behind an activation with slopes from 0 to `slope`."""
@@ -92,4 +124,12 @@ class Ellipsoid:
         gram = unit @ unit.T
         lower = np.linalg.cholesky(2 * np.eye(len(gram)) - gram)
         inverse = np.linalg.inv(lower)
-        return Ellipsoid(radius, radius * (1 + _SLACK) * inverse.T)
+        # Twice the error of R is that of R R^T.
+        error = 2 * self.error / self.radius
+        grown = radius * (1 + _excess(unit.shape) + error)
+        return Ellipsoid(radius, grown * inverse.T)
+
+
+def _excess(shape):
+    """By how much R may be wrong behind an activation, in relative terms."""
+    return _SLACK + 32 * max(shape) ** 2 * _EPS

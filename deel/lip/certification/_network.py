@@ -293,14 +293,11 @@ class _LastLayer:
             bias = np.concatenate([np.zeros_like(bias), bias])
         self._distances = _distances(columns) * (1 + 1e-12)
         self._leads = self._distances * joint_gain([flow]) * (1 + 1e-9)
-        if flow.spread is not None and flow.spread.matrix is not None:
-            within = columns @ flow.spread.matrix
-            # Sums that cancel are wrong by a share of what they are made of.
-            sizes = np.linalg.norm(within, axis=-1)
-            lost = 1e-11 * (sizes[:, None] + sizes)
-            self._leads = np.minimum(
-                self._leads, _distances(within) * (1 + 1e-9) + lost
-            )
+        image = flow.spread and flow.spread.image(columns)
+        if image is not None:
+            within, lost = image
+            pairs = _distances(within) * (1 + 1e-9) + lost[:, None] + lost
+            self._leads = np.minimum(self._leads, pairs)
         self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
         self._bias = bias
 

@@ -133,7 +133,9 @@ def score_gain(last):
     _, kernel, flow = last
     largest = float(np.max(np.linalg.norm(kernel, axis=0)))
     constant = largest * joint_gain([flow])
-    if flow.spread is not None and flow.spread.matrix is not None:
-        within = np.linalg.norm(kernel.T @ flow.spread.matrix, axis=1)
-        constant = min(constant, float(np.max(within)))
+    image = flow.spread and flow.spread.image(kernel.T)
+    if image is not None:
+        within, lost = image
+        sizes = np.linalg.norm(within, axis=1) + lost
+        constant = min(constant, float(np.max(sizes)))
     return constant * (1 + 1e-9)
