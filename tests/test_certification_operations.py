@@ -230,6 +230,114 @@ def test_the_norm_of_a_tensor_moves_no_more_than_it_does():
     assert lipschitz_bound(model) == pytest.approx(3.0)
 
 
+def _of_batch(function, *shape):
+    x = keras.Input(batch_shape=shape)
+    return keras.Model(x, function(x))
+
+
+class Square(keras.Operation):
+    """Of the user, with a name of Keras."""
+
+    def call(self, x):
+        return x**4
+
+    def compute_output_spec(self, x):
+        return keras.KerasTensor(x.shape, x.dtype)
+
+
+ODD = {
+    "an axis that meets the samples": lambda: _of_batch(
+        lambda x: x + ops.reshape(x, (3, 1, 3)), 3, 3
+    ),
+    "a mean without its axis": lambda: of(
+        lambda x: ops.mean(x, axis=-1) + x[:, :1]
+    ),
+    "a constant that adds an axis": lambda: _of_batch(
+        lambda x: x + ops.sum(x * np.ones((1, 1, 1), "float32"), axis=1), 3, 4
+    ),
+    "samples that are rolled": lambda: of(lambda x: ops.roll(x, 2, axis=0)),
+    "samples that are rolled from the end": lambda: of(
+        lambda x: ops.roll(x, 2, axis=-2)
+    ),
+    "an operation of the user": lambda: of(
+        lambda x: ops.sqrt(ops.sum(Square()(x), axis=-1))
+    ),
+    "a mask": lambda: of(
+        lambda x: ops.sqrt(
+            keras.layers.GlobalAveragePooling1D()(
+                ops.square(x), mask=np.array([[True, False, False, False]])
+            )
+        ),
+        4,
+        1,
+    ),
+    "whole numbers beside": lambda: _of_batch(
+        lambda x: keras.layers.Conv1D(1, 3)(
+            ops.concatenate(
+                [np.ones((1, 1, 1), "int32"), x, np.ones((1, 1, 1), "int32")],
+                axis=1,
+            )
+        ),
+        1,
+        1,
+        1,
+    ),
+    "nothing": lambda: of(lambda x: ops.mean(x[:, :0], axis=-1)),
+    "no number": lambda: of(lambda x: ops.leaky_relu(x, np.nan)),
+    "an index that is not there": lambda: of(
+        lambda x: ops.broadcast_to(x, (5, 4))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_what_is_not_known_for_each_sample_is_refused(name):
+    model = ODD[name]()
+    with pytest.raises(ValueError, match="peration"):
+        lipschitz_bound(model)
+
+
+def test_lengths_that_turn_out_to_differ_are_not_taken_for_one():
+    x = keras.Input((None, 1))
+    y = 100.0 * keras.layers.AveragePooling1D(2)(x)
+    model = keras.Model(x, ops.maximum(x, y))
+    # One mean of two values, for both places.
+    found = lipschitz_bound(model, input_shape=(2, 1))
+    assert found >= 100 / ROOT * ROOT * (1 - 1e-6)
+    pair = keras.Model(x, [ops.maximum(x, y), ops.minimum(x, y)])
+    with pytest.raises(ValueError, match="one shape"):
+        lipschitz_bound(pair, input_shape=(2, 1))
+
+
+def test_models_of_another_rank_are_refused():
+    inner = of(lambda x: ops.sum(x, axis=-1, keepdims=True))
+    model = of(inner, 4, 1)
+    with pytest.raises(ValueError, match="ranks"):
+        lipschitz_bound(model)
+
+
+def test_the_smaller_factor_counts_where_it_is_subtracted():
+    k, step = 0.2781, np.float32(0.8343)
+    x = keras.Input((1,))
+    hidden = keras.layers.Dense(1, activation="relu")
+    back = keras.layers.Dense(1, use_bias=False)
+    model = keras.Model(x, k * x - back(hidden(x)))
+    hidden.set_weights([np.ones((1, 1)), np.zeros(1)])
+    back.set_weights([np.full((1, 1), step)])
+    assert lipschitz_bound(model) >= float(step) - k
+
+
+def test_long_graphs_of_parts_are_bounded_in_time():
+    def function(x):
+        before = x
+        for _ in range(60):
+            parts = [x[:, :2], before[:, 2:]]
+            before, x = x, ops.concatenate(parts, axis=-1) * SCALES
+        return x
+
+    assert np.isfinite(lipschitz_bound(of(function)))
+
+
 def test_a_constant_may_be_given_for_an_operation():
     x = keras.Input((4,))
     y = ops.square(x)

@@ -47,8 +47,8 @@ _EPS = float(np.finfo("float64").eps)
 _SLACK = 1e-9
 _LARGEST = 4096
 
-# Radii below this lose digits of what is much smaller than they are.
-_SMALLEST = 1e-200
+# Radii below this lose digits of what is much smaller, or vanish.
+SMALLEST_RADIUS = 1e-200
 
 # Of the radius.
 _MOST_ERROR = 1e-3
@@ -95,7 +95,7 @@ class Ellipsoid:
             norm: Float, a bound of its norm.
         """
         radius = self.radius * norm
-        if not _SMALLEST < radius < 1 / _SMALLEST:
+        if not SMALLEST_RADIUS < radius < 1 / SMALLEST_RADIUS:
             return Ellipsoid(radius)
         if self.matrix is None:
             if kernel.size > _MOST_ENTRIES:

@@ -30,6 +30,7 @@ import math
 import keras
 import numpy as np
 
+from deel.lip.certification._chain import SMALLEST_RADIUS
 from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._registry import Bound
@@ -125,6 +126,8 @@ def _chained(bound, inputs, gain):
     (flow,) = inputs
     before = flow.spread or Ellipsoid(float(flow.gain[0, 0]))
     spread = bound.chain(before)
+    if not spread.radius > SMALLEST_RADIUS:
+        return gain, None
     is_better = spread.radius < gain[0, 0]
     return (np.full((1, 1), spread.radius) if is_better else gain), spread
 
@@ -156,13 +159,15 @@ def _traced(frontier):
         Tuple: pairs of a flow and the largest number, where tracing ended; and
         pairs of a call on the way and the largest number of its outputs.
     """
-    behind = []
+    behind, alone = [], 0
     while True:
         made = [f for f in frontier if f.call and not f.call.bound.adds]
-        if not made or (
-            len(frontier) == 1 and not _tells_more(*made, frontier)
-        ):
+        if not made:
             break
+        if len(frontier) == 1:
+            alone += 1
+            if alone > _ALONE or not _tells_more(*made, frontier):
+                break
         call = max((f.call for f in made), key=lambda call: call.index)
         amplitudes = [frontier.pop(f, 0.0) for f in call.outputs]
         behind.append(
@@ -173,6 +178,10 @@ def _traced(frontier):
         (flow, float(np.max(a, initial=0.0))) for flow, a in frontier.items()
     )
     return tuple(sources), tuple(behind)
+
+
+# How many calls one tensor is traced through, each of which takes its time.
+_ALONE = 8
 
 
 def _tells_more(flow, frontier):

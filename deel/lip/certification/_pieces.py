@@ -19,6 +19,7 @@ import numpy as np
 
 from deel.lip._backend.variables import host
 from deel.lip._graph import nodes_in_order
+from deel.lip._graph import require_plain_call
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import check_finite
 from deel.lip.certification._registry import checked_constant
@@ -52,7 +53,9 @@ class Piece:
 
     @property
     def type_name(self):
-        return type(self.nodes[-1].operation).__name__
+        return (
+            kind_of(self.nodes[-1]) or type(self.nodes[-1].operation).__name__
+        )
 
     @property
     def operations(self):
@@ -70,8 +73,8 @@ class Piece:
     def constants(self):
         """Arrays of the numbers that the operations take, but for integers."""
         for node in self.nodes:
-            arguments = (node.arguments.args, node.arguments.kwargs)
-            for value in keras.tree.flatten(arguments):
+            given = (node.arguments.args, node.arguments.kwargs)
+            for value in keras.tree.flatten(given):
                 if is_number(value):
                     yield as_array(value)
 
@@ -162,9 +165,15 @@ def with_constant(x, graph, name):
     """
     node = graph.maker(x, name)
     constant = None if node is None else constant_of(node)
-    if constant is None or constant.size != 1:
+    tensor = None if constant is None else node.input_tensors[0]
+    # A constant of a higher rank adds an axis.
+    if (
+        tensor is None
+        or constant.size != 1
+        or tuple(tensor.shape) != tuple(x.shape)
+    ):
         return x, None, None
-    return node.input_tensors[0], float(constant.flat[0]), node
+    return tensor, float(constant.flat[0]), node
 
 
 def constant_of(node):
@@ -174,8 +183,21 @@ def constant_of(node):
 
 
 def is_operation(node):
-    """Whether a node is one of `keras.ops`, not a layer."""
+    """Whether a node is an operation, not a layer."""
     return not isinstance(node.operation, keras.layers.Layer)
+
+
+def kind_of(node):
+    """The name of a class of `keras.ops`; None for a layer.
+
+    Operations of the user, which may have names of Keras, have their module in
+    front.
+    """
+    kind = type(node.operation)
+    if not is_operation(node):
+        return None
+    is_stock = kind.__module__.split(".")[0] == "keras"
+    return kind.__name__ if is_stock else f"{kind.__module__}.{kind.__name__}"
 
 
 class Graph:
@@ -200,9 +222,7 @@ class Graph:
             names: Strings, classes of operations.
         """
         node = self._makers.get(id(x))
-        if node is None or not is_operation(node):
-            return None
-        return node if type(node.operation).__name__ in names else None
+        return node if node is not None and kind_of(node) in names else None
 
     def layer_call(self, x, *classes):
         """The node that makes a tensor by a layer of these classes, or None."""
@@ -212,11 +232,7 @@ class Graph:
 
     def alike(self, *names):
         """The nodes of these operations, in their order."""
-        return [
-            node
-            for node in self.nodes
-            if is_operation(node) and type(node.operation).__name__ in names
-        ]
+        return [node for node in self.nodes if kind_of(node) in names]
 
 
 def pieces_of(model, is_given):
@@ -267,21 +283,31 @@ def _piece_at(node, graph, is_given):
     operation = node.operation
     if is_given(operation):
         return _single(node, _unknown) if is_operation(node) else None
-    if not is_operation(node):
-        patterns, own = _PATTERNS.get(type(operation), ()), None
+    if is_operation(node):
+        kind = kind_of(node)
+        patterns = _PATTERNS.get(kind, ())
+        own = _single(node, _RULES.get(kind, _unknown))
     else:
-        name = type(operation).__name__
-        # Operations of the user may have names of Keras.
-        is_stock = type(operation).__module__.split(".")[0] == "keras"
-        rule = _RULES.get(name, _unknown) if is_stock else _unknown
-        patterns, own = _PATTERNS.get(name, ()), _single(node, rule)
+        patterns, own = _PATTERNS.get(type(operation), ()), None
     for pattern in patterns:
         piece = pattern(node, graph)
         if piece is None:
             continue
-        if not any(is_given(x) for x in piece.operations):
+        is_free = not any(is_given(x) for x in piece.operations)
+        if is_free and all(map(_is_plain, piece.nodes)):
             return piece
     return own
+
+
+def _is_plain(node):
+    """Whether a layer of a pattern is called as it has to be alone."""
+    if is_operation(node):
+        return True
+    try:
+        require_plain_call(node)
+    except ValueError:
+        return False
+    return True
 
 
 def _single(node, rule):
@@ -335,7 +361,12 @@ def piece_bound(piece, input_shapes, context):
     for operation in piece.operations:
         if isinstance(operation, keras.layers.Layer):
             check_finite(operation)
-    for array in piece.constants():
+    attributes = [
+        vars(node.operation) for node in piece.nodes if is_operation(node)
+    ]
+    values = [x for part in attributes for x in part.values()]
+    is_nan = any(isinstance(x, float) and np.isnan(x) for x in values)
+    for array in (*piece.constants(), *[np.nan] * is_nan):
         if not np.all(np.isfinite(array)):
             raise ValueError(
                 "A network with NaN or infinite constants has no Lipschitz "
@@ -345,6 +376,13 @@ def piece_bound(piece, input_shapes, context):
     if constant is not None:
         bound = Bound(checked_constant(piece.name, constant), "given")
         return rounded_like_a_product(piece, bound, input_shapes)
+    batches = {x.shape[:1] for x in (*piece.inputs, *piece.outputs)}
+    if len(batches) > 1 or () in batches:
+        raise ValueError(
+            "Expected operations whose tensors have the samples on their first "
+            f"axis. Received: operation '{piece.name}' with tensors of shapes "
+            f"{[tuple(x.shape) for x in (*piece.inputs, *piece.outputs)]}"
+        )
     for x in (*piece.inputs, *piece.outputs):
         dtype = keras.backend.standardize_dtype(x.dtype)
         if not keras.backend.is_float_dtype(dtype):

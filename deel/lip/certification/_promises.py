@@ -79,6 +79,7 @@ def _bound(layer, shapes, known):
     try:
         return Walk(known).bound_inside(layer, shapes).value
     except (
+        ArithmeticError,
         AttributeError,
         LookupError,
         RuntimeError,

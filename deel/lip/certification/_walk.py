@@ -144,6 +144,18 @@ def _input_shapes(model):
 _PURPOSE = "Bounds are known for"
 
 
+def _require_ranks(model, inputs):
+    """Raises ValueError where Keras adds an axis to an input, or drops it."""
+    for tensor, flow in zip(model.inputs or (), inputs, strict=False):
+        if len(tensor.shape) != len(flow.shape):
+            raise ValueError(
+                "Bounds are known for models that are called with the ranks "
+                "that they were made for. Received: an input of shape "
+                f"{flow.shape} for one of shape {tuple(tensor.shape)} of model "
+                f"'{model.name}'"
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Context:
     """What a rule may ask besides its layer: constants, and what is inside.
@@ -208,6 +220,7 @@ class Walk:
         require_graph(layer, _PURPOSE)
         if prefix:
             require_float_inputs(layer)
+        _require_ranks(layer, inputs)
         if not isinstance(layer, keras.Sequential):
             return self._through_graph(layer, inputs, prefix)
         for inner in layer.layers:

@@ -63,7 +63,9 @@ def lipschitz_bound(
             norms, activations, and constants that are added or multiplied by.
         input_shape: Tuple, the shape of an input without the batch axis, or a
             list of such tuples for several inputs. Needed where the model was
-            built for images of unknown size, and then only for a tight bound.
+            built for images of unknown size, and then only for a tight bound,
+            or for operations that move values about. Without it, tensors whose
+            sizes are not known and that are added are taken to be of one size.
         p: The norm. Must be 2.
         constants: Dictionary from layers, their names or their classes, to
             constants that you know, instead of those found here. Layers that

@@ -6,10 +6,12 @@ from deel.lip.certification._flow import scaled
 from deel.lip.certification._pieces import Piece
 from deel.lip.certification._pieces import constant_of
 from deel.lip.certification._pieces import is_tensor
+from deel.lip.certification._pieces import kind_of
 from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import pattern
 from deel.lip.certification._pieces import scaled_tensor
 from deel.lip.certification.rules._pulled import pulled_bound
+from deel.lip.certification.rules._pulled import require_one_shape
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import magnitude
 
@@ -31,7 +33,7 @@ def _slopes(node, graph):
 
 def _slopes_rule(piece, input_shapes, context):
     first = piece.nodes[0]
-    is_negation = type(first.operation).__name__ == "Negative"
+    is_negation = kind_of(first) == "Negative"
     constant = np.asarray(-1.0) if is_negation else constant_of(first)
     most = max(1.0, magnitude(piece, constant))
     return pulled_bound(
@@ -53,7 +55,7 @@ def _pair(node, graph):
     both = {id(x) for x in pair}
     if len(both) == 1 or len({tuple(x.shape) for x in pair}) > 1:
         return None
-    is_maximum = type(node.operation).__name__ == "Maximum"
+    is_maximum = kind_of(node) == "Maximum"
     for partner in graph.alike("Minimum" if is_maximum else "Maximum"):
         if {id(x) for x in operands(partner)} == both:
             nodes = sorted((node, partner), key=graph.nodes.index)
@@ -63,6 +65,8 @@ def _pair(node, graph):
 
 
 def _pair_rule(piece, input_shapes, context):
+    require_one_shape(piece, input_shapes)
+
     def pull(amplitudes):
         most = np.maximum(*amplitudes)
         return [most, most]

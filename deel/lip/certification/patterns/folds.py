@@ -15,10 +15,12 @@ from deel.lip.certification._flow import scaled
 from deel.lip.certification._pieces import Piece
 from deel.lip.certification._pieces import constant_of
 from deel.lip.certification._pieces import is_tensor
+from deel.lip.certification._pieces import kind_of
 from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import pattern
 from deel.lip.certification._pieces import scaled_tensor
 from deel.lip.certification.rules._pulled import pulled_bound
+from deel.lip.certification.rules._pulled import require_one_shape
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
 
@@ -67,11 +69,12 @@ def _folded_channel(node, graph):
 
 
 def _fold_rule(piece, input_shapes, context):
+    require_one_shape(piece, input_shapes)
     first, second, side, _, *products = piece.nodes[:6]
     read = {}
     for node, sign in (
         (first, 1),
-        (second, -1 if type(side.operation).__name__ == "Subtract" else 1),
+        (second, -1 if kind_of(side) == "Subtract" else 1),
     ):
         constant = constant_of(node)
         read[id(node.input_tensors[0])] = sign * constant
@@ -80,7 +83,7 @@ def _fold_rule(piece, input_shapes, context):
         piece.inputs, products, piece.nodes[6:], strict=True
     ):
         constant = constant_of(product)
-        is_sum = type(end.operation).__name__ == "Add"
+        is_sum = kind_of(end) == "Add"
         u.append(read[id(x)])
         c.append(-constant if is_sum else constant)
     length = np.hypot(*u)

@@ -6,6 +6,7 @@ import keras
 
 from deel.lip.certification._pieces import Piece
 from deel.lip.certification._pieces import constant_of
+from deel.lip.certification._pieces import kind_of
 from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import pattern
 from deel.lip.certification._pieces import with_constant
@@ -47,7 +48,7 @@ def _norms(node, graph):
     squares = graph.maker(sums.input_tensors[0], "Square", "Multiply")
     if squares is None:
         return None
-    if type(squares.operation).__name__ == "Multiply":
+    if kind_of(squares) == "Multiply":
         first, second = operands(squares)
         if first is not second:
             return None
@@ -74,7 +75,7 @@ def _norms_rule(piece, input_shapes, context):
     value *= (1 + half_unit(piece)) ** 2
     epsilon = 0.0
     for node in piece.nodes[2:]:
-        if type(node.operation).__name__ == "Add":
+        if kind_of(node) == "Add":
             epsilon = float(constant_of(node).flat[0])
     rounding = pooled_rounding(
         piece,

@@ -27,9 +27,9 @@ from deel.lip.certification.rules._linear import of_convolution
 from deel.lip.certification.rules._linear import of_matrix
 from deel.lip.certification.rules._linear import scaling
 from deel.lip.certification.rules._linear import stepped
+from deel.lip.certification.rules._pulled import magnitudes
 from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import inference_kernel
-from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules.convolutions import axes_of
 
 _RESIDUAL = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
@@ -99,9 +99,10 @@ def _symmetric_step_rule(piece, input_shapes, context):
     (shape,) = input_shapes
     there, back, _ = piece.operations[-3:]
     kernel, factor, rest = _adjoint(there, back)
-    k = 1.0
+    k = least = 1.0
     if len(piece.nodes) == 4:
-        k = magnitude(piece, constant_of(piece.nodes[0]))
+        least, k = magnitudes(piece, constant_of(piece.nodes[0]))
+        least, k = float(least.flat[0]), float(k.flat[0])
 
     def linear_of(values):
         if isinstance(there, keras.layers.Dense):
@@ -112,7 +113,7 @@ def _symmetric_step_rule(piece, input_shapes, context):
     linear, others = linear_of(kernel), linear_of(rest)
     # What `rest` loses to the rounding of a float64 difference.
     lost = 4 * float(np.finfo("float64").eps) * factor * linear.magnified()
-    value = max(k, factor * linear.norm**2 - k)
+    value = max(k, factor * linear.norm**2 - least)
     value += (others.norm + lost) * linear.norm
     value *= (1 + 1e-12) * (1 + half_unit(there)) ** 2
 

@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+from keras import ops
 
+from deel.lip._backend.variables import host
 from deel.lip.certification._registry import Bound
 from deel.lip.certification.rules._steps import step_of
 
@@ -38,6 +40,19 @@ def refuse(piece, expected, **received):
     )
 
 
+def require_one_shape(piece, input_shapes):
+    """Raises ValueError where lengths that were not known are not the same."""
+    if len({tuple(shape) for shape in input_shapes}) > 1:
+        refuse(piece, "tensors of one shape", shapes=input_shapes)
+
+
+def magnitudes(piece, values):
+    """Magnitudes of a constant, exact or rounded: the smaller, the larger."""
+    rounded = ops.convert_to_tensor(values, dtype=piece.compute_dtype)
+    both = np.abs(values), np.abs(host(rounded))
+    return np.minimum(*both), np.maximum(*both)
+
+
 def plain(amplitudes):
     """A float for an array whose values are all the same."""
     if amplitudes.size and np.min(amplitudes) == np.max(amplitudes):
@@ -56,6 +71,8 @@ def reduced_axes(piece, shape, axis):
     axes = tuple(sorted(int(a) % rank for a in axes))
     if 0 in axes:
         refuse(piece, "axes behind that of the samples", axis=axis)
+    if 0 in shape[1:]:
+        refuse(piece, "an input that is not empty", shape=shape)
     if any(shape[a] is None for a in axes):
         refuse(
             piece, "an input of known shape: pass `input_shape`", shape=shape

@@ -7,6 +7,10 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.variables import host
+from deel.lip.certification._pieces import arguments_of
+from deel.lip.certification._pieces import as_array
+from deel.lip.certification._pieces import is_tensor
+from deel.lip.certification._pieces import kind_of
 from deel.lip.certification._pieces import operation_rule
 from deel.lip.certification.rules._pulled import plain
 from deel.lip.certification.rules._pulled import pulled_bound
@@ -34,7 +38,6 @@ from deel.lip.certification.rules._pulled import refuse
     "Transpose",
 )
 def _copying(piece, input_shapes, context):
-    _refuse_constants(piece)
     return copies(piece, input_shapes)
 
 
@@ -62,17 +65,21 @@ def copies(piece, input_shapes):
 
 def _refuse_constants(piece):
     """Raises ValueError where constants would be taken for positions."""
-    arguments = piece.arguments
     given = list(piece.constants())
-    if piece.type_name in ("Concatenate", "Stack"):
-        given += [
-            x
-            for x in keras.tree.flatten(next(iter(arguments.values())))
-            if not isinstance(x, keras.KerasTensor)
-        ]
-    if piece.type_name == "Pad":
-        value = arguments.get("constant_values")
-        given += [value] if value else []
+    for node in piece.nodes:
+        arguments, kind = arguments_of(node), kind_of(node)
+        if kind in ("Concatenate", "Stack"):
+            parts = keras.tree.flatten(next(iter(arguments.values())))
+            given += [x for x in parts if not is_tensor(x)]
+        value = arguments.get("constant_values") if kind == "Pad" else None
+        if value is not None and (is_tensor(value) or np.any(as_array(value))):
+            given.append(value)
+        # Samples that are moved by their number stay where they are.
+        axes, rank = 1, len(node.outputs[0].shape)
+        if kind == "Roll":
+            axes = node.operation.axis
+        if axes is None or any(a % rank == 0 for a in np.atleast_1d(axes)):
+            refuse(piece, "axes behind that of the samples", axis=axes)
     if given:
         refuse(piece, "tensors without constants", constants=given)
 
@@ -92,8 +99,18 @@ def positions(piece, input_shapes):
             "inputs of known shapes: pass `input_shape`",
             shapes=input_shapes,
         )
+    _refuse_constants(piece)
     batch = piece.inputs[0].shape[0]
-    samples = batch or 2
+    # What is cut off at a number of samples shows at one of two.
+    found = [
+        _positions_of(piece, input_shapes, samples)
+        for samples in ([batch] if batch else [2, 3])
+    ]
+    return found[-1]
+
+
+def _positions_of(piece, input_shapes, samples):
+    """As `positions`, of that many samples."""
     sizes = [math.prod(shape[1:]) for shape in input_shapes]
     total, before = sum(sizes), 0
     inputs = []
@@ -104,16 +121,21 @@ def positions(piece, input_shapes):
         counted = counted.reshape(samples, *shape[1:]).astype("int32")
         inputs.append(ops.convert_to_tensor(counted))
         before += size
-    outputs = [host(x) for x in piece(inputs)]
+    try:
+        outputs = [host(x) for x in piece(inputs)]
+    except Exception as error:  # Each backend has its own.
+        raise ValueError(
+            f"Operation '{piece.name}' of type {piece.type_name} cannot be run "
+            f"for {samples} samples. Received: inputs of shapes {input_shapes}"
+        ) from error
     found = []
-    for output, symbolic in zip(outputs, piece.outputs, strict=True):
+    for output in outputs:
         first = output[0].astype("int64")
         others = first + total * np.arange(samples).reshape(
             -1, *[1] * first.ndim
         )
         is_apart = (
-            symbolic.shape[0] == batch
-            and len(output) == samples
+            len(output) == samples
             and np.all((output == others) | (output == 0))
             and np.all((output == 0) == (first == 0))
             and np.all(first <= total)
@@ -122,7 +144,7 @@ def positions(piece, input_shapes):
             refuse(
                 piece,
                 "one that handles each sample by itself",
-                shape=symbolic.shape,
+                shape=output.shape,
             )
         found.append(first - 1)
     return found

@@ -8,9 +8,7 @@ import math
 
 import keras
 import numpy as np
-from keras import ops
 
-from deel.lip._backend.variables import host
 from deel.lip.certification._flow import scaled
 from deel.lip.certification._pieces import as_array
 from deel.lip.certification._pieces import constant_of
@@ -18,6 +16,7 @@ from deel.lip.certification._pieces import is_tensor
 from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import operation_rule
 from deel.lip.certification.rules._pulled import evened
+from deel.lip.certification.rules._pulled import magnitudes
 from deel.lip.certification.rules._pulled import pulled_bound
 from deel.lip.certification.rules._pulled import reduced_axes
 from deel.lip.certification.rules._pulled import refuse
@@ -33,10 +32,10 @@ from deel.lip.certification.rules.joins import repetitions
 
 def factors(piece, shape, constant):
     """Magnitudes of a constant that multiplies a tensor, for each value."""
+    refuse_repetition(piece, shape)
     constant = np.abs(constant)
     if constant.size == 1:
         return float(constant.flat[0])
-    refuse_repetition(piece, shape)
     constant = constant.reshape(
         (1,) * (len(shape) - constant.ndim) + constant.shape
     )
@@ -56,12 +55,6 @@ def refuse_repetition(piece, shape):
         refuse(piece, "a constant that fits the shape of the tensor", shape=own)
 
 
-def magnitudes(piece, values):
-    """Magnitudes of a constant, as it is or rounded, whichever is more."""
-    rounded = ops.convert_to_tensor(values, dtype=piece.compute_dtype)
-    return np.maximum(np.abs(values), np.abs(host(rounded)))
-
-
 @operation_rule("Multiply", "Divide", "TrueDivide")
 def _scaling(piece, input_shapes, context):
     constant = constant_of(piece.nodes[-1])
@@ -74,12 +67,12 @@ def _scaling(piece, input_shapes, context):
             "a tensor and a constant, by which it is multiplied or divided",
             inputs=[x.name for x in piece.inputs],
         )
-    values = constant
+    smallest, largest = magnitudes(piece, constant)
     if is_division:
-        if np.any(np.abs(constant) < float(np.finfo("float32").tiny)):
+        if np.any(smallest < float(np.finfo("float32").tiny)):
             refuse(piece, "a divisor that is not zero", divisor=constant)
-        values = 1 / constant
-    by = factors(piece, input_shapes[0], magnitudes(piece, values))
+        largest = (1 + 1e-15) / smallest
+    by = factors(piece, input_shapes[0], largest)
     return pulled_bound(
         piece,
         input_shapes,
@@ -106,8 +99,15 @@ def _addition(piece, input_shapes, context):
         return pulled_bound(
             piece, input_shapes, lambda a: [scaled(2.0, a[0])], terms=1
         )
+    _refuse_other_ranks(piece, input_shapes)
     weights = repetitions(piece, input_shapes)
     return joined(piece, input_shapes, weights, adds=True)
+
+
+def _refuse_other_ranks(piece, input_shapes):
+    """Raises ValueError where the axis of the samples meets another one."""
+    if len({len(shape) for shape in input_shapes}) > 1:
+        refuse(piece, "tensors of one rank", shapes=input_shapes)
 
 
 @operation_rule("Negative")
@@ -129,7 +129,8 @@ def _comparison(piece, input_shapes, context):
             inexact=0 if constant is None else count_inexact(constant),
         )
     # |max a - max b| is at most the larger |a - b|.
-    if tuple(piece.inputs[0].shape) == tuple(piece.inputs[1].shape):
+    _refuse_other_ranks(piece, input_shapes)
+    if len({tuple(shape) for shape in input_shapes}) == 1:
         return pulled_bound(piece, input_shapes, lambda a: [a[0], a[0]])
     weights = repetitions(piece, input_shapes)
     return joined(piece, input_shapes, weights, adds=False, terms=0)
@@ -142,6 +143,8 @@ def _spread(constant, input_shapes):
 @operation_rule("Clip")
 def _clip(piece, input_shapes, context):
     operation = piece.nodes[-1].operation
+    if any(map(is_tensor, (operation.x_min, operation.x_max))):
+        refuse(piece, "limits that are numbers", limits="tensors")
     limits = [
         as_array(x) for x in (operation.x_min, operation.x_max) if x is not None
     ]
@@ -241,7 +244,8 @@ def _sum(piece, input_shapes, context):
 def _extreme(piece, input_shapes, context):
     (shape,) = input_shapes
     axes, _ = reduced_axes(piece, shape, piece.nodes[-1].operation.axis)
-    if initial := getattr(piece.nodes[-1].operation, "initial", None):
+    initial = getattr(piece.nodes[-1].operation, "initial", None)
+    if initial is not None:
         refuse(piece, "`initial=None`", initial=initial)
     return pulled_bound(
         piece, input_shapes, _over_axes(piece, shape, axes, 1.0)
