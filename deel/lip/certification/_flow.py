@@ -145,7 +145,9 @@ def _origin(call, position, outputs):
 def _pulled(call, amplitudes, frontier):
     """Adds the numbers of the inputs of a call to those that are there."""
     for flow, a in zip(call.inputs, call.pull(amplitudes), strict=True):
-        frontier[flow] = np.hypot(frontier[flow], a) if flow in frontier else a
+        if flow in frontier:
+            a = np.hypot(frontier[flow], a) * (1 + 1e-15)
+        frontier[flow] = a
     return frontier
 
 
@@ -162,7 +164,7 @@ def _traced(frontier):
     behind, alone = [], 0
     while True:
         made = [f for f in frontier if f.call and not f.call.bound.adds]
-        if not made:
+        if not made or len(behind) == _MOST_CALLS:
             break
         if len(frontier) == 1:
             alone += 1
@@ -180,7 +182,9 @@ def _traced(frontier):
     return tuple(sources), tuple(behind)
 
 
-# How many calls one tensor is traced through, each of which takes its time.
+# How many calls tensors are traced through, and one tensor by itself, each of
+# which takes its time. What is known there bounds what is behind as well.
+_MOST_CALLS = 64
 _ALONE = 8
 
 
