@@ -142,7 +142,7 @@ def test_operations_on_tensors_count_as_layers_do():
     x = keras.Input((4,))
     y = keras.layers.Rescaling(3.0)(x)
     assert lipschitz_bound(keras.Model(x, x + y)) == pytest.approx(4.0)
-    with pytest.raises(ValueError, match="a tensor and a constant"):
+    with pytest.raises(ValueError, match="products and quotients"):
         lipschitz_bound(keras.Model(x, x * y))
 
 
@@ -169,3 +169,10 @@ def test_layers_that_are_built_from_the_start_take_the_shape_of_an_input():
         lipschitz_bound(layer)
     with pytest.raises(ValueError, match="input_shape="):
         lipschitz_bound(layer, input_shape=(8, 0, 2))
+
+
+def test_names_of_constants_that_nothing_has_are_errors():
+    model = stack(keras.layers.Rescaling(2.0, name="doubled"))
+    assert lipschitz_bound(model, constants={"doubled": 3.0}) == 3.0
+    with pytest.raises(ValueError, match=r"doubled.*Received: \['double'\]"):
+        lipschitz_bound(model, constants={"double": 3.0})

@@ -173,3 +173,14 @@ def test_norm_that_is_proven_by_cholesky_is_close_and_never_less(
     exact = singular_values(matrix)[0]
     assert not is_exact
     assert exact <= value <= 1.003 * exact
+
+
+def test_the_order_of_channels_changes_no_bound():
+    random = np.random.default_rng(0)
+    kernel = random.standard_normal((3, 3, 1, 24, 40))
+    axes = [Axis(28, 3, padding="same")] * 2
+    moved = kernel[..., random.permutation(24), :]
+    moved = moved[..., random.permutation(40)]
+    found, method, _ = convolution_norm(kernel, axes)
+    assert method == "Fourier"
+    assert_close(convolution_norm(moved, axes)[0], found, rtol=1e-9)

@@ -219,7 +219,7 @@ def test_command_says_what_is_wrong_with_its_output(
 def test_command_says_what_is_wrong_with_its_files(tmp_path, capsys):
     out = str(tmp_path / "out.keras")
     assert command.main([str(tmp_path / "absent.keras"), out]) == 2
-    assert "Expected the file of a model" in capsys.readouterr().err
+    assert "Expected the file of a Keras model" in capsys.readouterr().err
     text, empty = tmp_path / "text.keras", tmp_path / "empty.keras"
     text.write_text("hello")
     with zipfile.ZipFile(empty, "w") as file:

@@ -72,7 +72,7 @@ def add_data_arguments(parser):
     )
     parser.add_argument(
         "--epsilons",
-        type=_numbers,
+        type=radii,
         default=[0.0, 0.1, 0.25, 0.5, 1.0],
         metavar="E,E,...",
         help="radii of the certified accuracy",
@@ -94,8 +94,12 @@ def count(text):
     return number
 
 
-def _numbers(text):
-    return [float(word) for word in text.split(",")]
+def radii(text):
+    """Numbers that are not negative, from the command line."""
+    numbers = [float(word) for word in text.split(",")]
+    if not all(number >= 0 for number in numbers):
+        raise argparse.ArgumentTypeError(f"expected zero or more, not {text}")
+    return numbers
 
 
 def _shape(text):
@@ -117,10 +121,16 @@ def load_model(path):
             a class that is not known.
     """
     if not Path(path).is_file():
-        raise ValueError(f"Expected the file of a model. Received: '{path}'")
+        what = "a folder" if Path(path).is_dir() else "no such file"
+        raise ValueError(
+            f"Expected the file of a Keras model. Received: '{path}', {what}"
+        )
     is_hdf5 = str(path).endswith((".h5", ".hdf5"))
     if not is_hdf5 and not zipfile.is_zipfile(path):
-        raise ValueError(f"Expected a file of Keras. Received: '{path}'")
+        raise ValueError(
+            "Expected a file of Keras: what is served in another format is "
+            f"certified from the .keras file it was made of. Received: '{path}'"
+        )
     try:
         return keras.models.load_model(path, compile=False)
     except KeyError as error:
@@ -159,10 +169,7 @@ def print_constants(model, bound, by_output, args):
     shape = model.output_shape
     if isinstance(shape, tuple) and len(shape) == 2 and shape[1] != 1:
         lead = min(math.sqrt(2) * bound, 2 * by_output)
-        print(
-            f"{lead:12.6f}  at most, of the lead of one output over another: "
-            "it counts for certificates"
-        )
+        print(f"{lead:12.6f}  at most, of the lead of one output over another")
 
 
 def exceeds_limit(bound, by_output, args):
@@ -213,8 +220,10 @@ def read_samples(path, input_shape):
     Raises:
         ValueError: If there is no such file, or it lacks the arrays.
     """
+    if not Path(path).is_file():
+        raise ValueError(f"There is no file '{path}'")
     if not zipfile.is_zipfile(path):
-        raise ValueError(f"There is no file '{path}', or it is no .npz file")
+        raise ValueError(f"Expected an .npz file. Received: '{path}'")
     with np.load(path) as file:
         for names in _SAMPLES:
             if all(name in file.files for name in names):
@@ -225,6 +234,11 @@ def read_samples(path, input_shape):
                 f"Expected arrays x_test and y_test, or x and y, in '{path}'. "
                 f"Received: {file.files}"
             )
+    if x.ndim == 0 or y.ndim == 0:
+        raise ValueError(
+            "Expected arrays of samples and labels. Received: shapes "
+            f"{x.shape} and {y.shape} in '{path}'"
+        )
     if x.dtype == np.uint8:
         print("Pixels are divided by 255.")
         x = x / 255.0

@@ -45,6 +45,7 @@ class Network:
         walk = Walk(constants, method)
         (self.input,) = start(model, tuple(int(n) for n in input_shape))
         (self.output,) = walk.run(model, [self.input])
+        walk.require_known_names()
         self.calls = walk.calls
         self.constant = joint_gain([self.output])
         self.score_constant = self.constant

@@ -141,10 +141,11 @@ def matrix_norm(matrices):
     exact = min(rows, columns) <= _EXACT_SIDE
     square = 0.0
     for matrix in stack:
-        gram = _gram(matrix)
         if exact:
+            gram = _gram(matrix)
             square = max(square, float(np.linalg.eigvalsh(gram)[-1]))
         else:
+            gram = _gram(_in_one_order(matrix))
             square = _proven_eigenvalue(gram[None], square)
     rounding = slack(max(rows, columns), min(rows, columns))
     return scale * math.sqrt(square) * (1 + rounding), exact
@@ -180,6 +181,19 @@ def _scaled(values):
     values = np.asarray(values, "float64")
     scale = float(np.max(np.abs(values), initial=0.0))
     return values / (scale or 1.0), scale
+
+
+def _in_one_order(kernel):
+    """The kernel with inputs and outputs sorted by their norms.
+
+    An export may have them in another order. Guesses, from which proofs start,
+    depend on it, and so does by how much a bound exceeds the norm.
+    """
+    for axis in (-2, -1):
+        others = tuple(np.delete(range(kernel.ndim), axis))
+        norms = np.sum(np.abs(kernel) ** 2, axis=others)
+        kernel = np.take(kernel, np.argsort(norms), axis=axis)
+    return kernel
 
 
 def _gram(stack):
@@ -314,6 +328,8 @@ def convolution_norm(kernel, axes):
     grid = _grid(kernel.shape, axes, known_image)
     if grid is None:
         return covered, "coverage", False
+    if groups == 1:
+        kernel = _in_one_order(kernel)
     by_frequency = scale * _frequency_norm(kernel, axes, grid)
     if covered <= by_frequency:
         return covered, "coverage", False

@@ -310,6 +310,22 @@ def _is_plain(node):
     return True
 
 
+_WHY = {
+    **dict.fromkeys(
+        ["Exp", "Power", "Square"], "is not bounded: its slope grows"
+    ),
+    **dict.fromkeys(
+        ["Log", "Reciprocal", "Rsqrt", "Sqrt"],
+        "is not bounded: its slope grows towards zero",
+    ),
+    "Normalize": "is not bounded: it divides by a norm, which can be zero",
+    "Matmul": "is not known: use a `Dense` layer without bias",
+    "Einsum": "is not known: use an `EinsumDense` layer without bias",
+    "Softmax": "is not known: use a `Softmax` layer",
+    "Where": "is not known: where a choice changes, it may jump",
+}
+
+
 def _single(node, rule):
     inputs = {id(x): x for x in node.input_tensors}
     return Piece([node], list(inputs.values()), node.outputs, rule)
@@ -318,9 +334,9 @@ def _single(node, rule):
 def _unknown(piece, input_shapes, context):
     raise ValueError(
         f"The Lipschitz constant of operation '{piece.name}' of type "
-        f"{piece.type_name} is not known, or not finite, where it stands. Use "
-        "a layer, or pass "
-        f"`constants={{'{piece.name}': value}}` if you can prove one. "
+        f"{piece.type_name} {_WHY.get(piece.type_name, 'is not known')}. If "
+        "you can prove one where it stands, pass "
+        f"`constants={{'{piece.name}': value}}`. "
         f"Received: operation '{piece.name}'"
     )
 
@@ -387,7 +403,9 @@ def piece_bound(piece, input_shapes, context):
         dtype = keras.backend.standardize_dtype(x.dtype)
         if not keras.backend.is_float_dtype(dtype):
             raise ValueError(
-                "Rounding to whole numbers has no Lipschitz constant. "
+                "Comparisons and rounding to whole numbers jump, so they have "
+                "no Lipschitz constant. Expected tensors of floats, and "
+                "`maximum`, `relu` or `clip` in place of a choice. "
                 f"Received: operation '{piece.name}', with a tensor of {dtype}"
             )
     return piece.rule(piece, input_shapes, context)

@@ -87,6 +87,12 @@ _NO_CONSTANT = {
     "sample, which can be as small as the root of epsilon",
     keras.layers.UnitNormalization: "divides by the norm of each sample, "
     "which can be as small as epsilon",
+    **{
+        getattr(keras.layers, name): "divides by the root of the mean of the "
+        "squares of each sample, which can be as small as the root of epsilon"
+        for name in ["RMSNormalization"]
+        if hasattr(keras.layers, name)
+    },
     keras.layers.Multiply: "multiplies its inputs, which are not bounded",
     keras.layers.Dot: "multiplies its inputs, which are not bounded",
     keras.layers.MultiHeadAttention: "multiplies its inputs, which are not "

@@ -206,6 +206,7 @@ class Walk:
         self._rows = {}
         # The layers whose constants were given by name.
         self._named = {}
+        self._seen = set()
 
     def run(self, layer, inputs, prefix=""):
         """Returns the flows of the outputs of a layer or model.
@@ -229,6 +230,7 @@ class Walk:
 
     def given(self, layer):
         """The constant that the user gave for a layer, or None."""
+        self._seen.add(layer.name)
         keys = (layer, layer.name, type(layer))
         key = next((key for key in keys if key in self._constants), None)
         if key is None:
@@ -240,6 +242,16 @@ class Walk:
                 f"{self._named[key]} and of {layer}"
             )
         return self._constants[key]
+
+    def require_known_names(self):
+        """Raises ValueError for a name in `constants` that nothing has."""
+        names = {x for x in self._constants if isinstance(x, str)}
+        if unknown := sorted(names - set(self._named)):
+            raise ValueError(
+                "Names in `constants` are those of layers, also inside of "
+                "others, or of operations. Expected some out of: "
+                f"{sorted(self._seen)}. Received: {unknown}"
+            )
 
     def bound_inside(self, layer, input_shapes, prefix=""):
         """`Bound` of a layer or model that stands inside of a layer."""

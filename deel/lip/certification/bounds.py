@@ -76,11 +76,10 @@ def lipschitz_bound(
             what `FrobeniusDense` with disjoint neurons promises. It differs for
             models that end with a Dense layer without activation.
         return_table: Boolean, whether the bound of each layer is returned, too.
-        method: `"chain"`, or `"product"` for constants of layers alone, whose
-            table shows all that the bound is made of. The chain follows how far
-            a vector can move in which direction, through dense layers and
-            activations whose slopes are zero or more: never worse, and of
-            networks without constraints by far less.
+        method: `"chain"`, or `"product"` for constants of layers alone. The
+            chain follows how far a vector can move in which direction, through
+            dense layers and activations whose slopes are zero or more: never
+            worse, and of networks without constraints by far less.
 
     Returns:
         Float; or a pair of a float and a list of `LayerBound`.
@@ -118,6 +117,7 @@ def lipschitz_bound(
     require_built(model, "lipschitz_bound")
     walk = Walk(constants, method)
     outputs = walk.run(model, start(model, input_shape))
+    walk.require_known_names()
     bound = joint_gain(outputs)
     if by_output:
         last = final_dense(model, walk)

@@ -35,7 +35,8 @@ def refuse(piece, expected, **received):
     received = ", ".join(f"{key}={value}" for key, value in received.items())
     raise ValueError(
         f"Operation '{piece.name}' of type {piece.type_name} has no known "
-        f"Lipschitz constant as it is used. Expected {expected}. "
+        f"Lipschitz constant as it is used. Expected {expected}. If you can "
+        f"prove one, pass `constants={{'{piece.name}': value}}`. "
         f"Received: {received}"
     )
 

@@ -64,8 +64,9 @@ def _scaling(piece, input_shapes, context):
     ):
         refuse(
             piece,
-            "a tensor and a constant, by which it is multiplied or divided",
-            inputs=[x.name for x in piece.inputs],
+            "a constant as the factor or divisor: products and quotients of "
+            "tensors have slopes as large as the tensors",
+            shapes=input_shapes,
         )
     smallest, largest = magnitudes(piece, constant)
     if is_division:
