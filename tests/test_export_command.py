@@ -230,7 +230,7 @@ def test_command_says_what_is_wrong_with_its_files(tmp_path, capsys):
     model = stack(SpectralDense(4))
     words = ("--data", tmp_path / "absent.npz")
     assert run_command(tmp_path, model, "out.keras", *words) == 2
-    assert "no .npz file" in capsys.readouterr().err
+    assert "There is no file" in capsys.readouterr().err
 
 
 def test_command_names_a_class_that_it_does_not_know(tmp_path, capsys):
