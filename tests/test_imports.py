@@ -56,8 +56,8 @@ FOLDERS = {
         _base _kantorovich _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
-        _norms _chain _rounding _float64 _registry _flow _pieces
-        rules/ patterns/ _walk _promises bounds
+        _norms _chain _rounding _float64 _registry _flow _nodes
+        _pieces rules/ patterns/ _walk _promises bounds
         _curves _data _network certificates attacks
     """,
     "certification.rules": """

@@ -12,13 +12,13 @@ the norm is at most `max(1, 2 ||u||^2 - 1) + ||c - 2 u|| ||u||`.
 import numpy as np
 
 from deel.lip.certification._flow import scaled
+from deel.lip.certification._nodes import constant_of
+from deel.lip.certification._nodes import is_tensor
+from deel.lip.certification._nodes import kind_of
+from deel.lip.certification._nodes import operands
+from deel.lip.certification._nodes import scaled_tensor
 from deel.lip.certification._pieces import Piece
-from deel.lip.certification._pieces import constant_of
-from deel.lip.certification._pieces import is_tensor
-from deel.lip.certification._pieces import kind_of
-from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import pattern
-from deel.lip.certification._pieces import scaled_tensor
 from deel.lip.certification.rules._pulled import pulled_bound
 from deel.lip.certification.rules._pulled import require_one_shape
 from deel.lip.certification.rules._steps import count_inexact

@@ -4,12 +4,12 @@ import math
 
 import keras
 
+from deel.lip.certification._nodes import constant_of
+from deel.lip.certification._nodes import kind_of
+from deel.lip.certification._nodes import operands
+from deel.lip.certification._nodes import with_constant
 from deel.lip.certification._pieces import Piece
-from deel.lip.certification._pieces import constant_of
-from deel.lip.certification._pieces import kind_of
-from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import pattern
-from deel.lip.certification._pieces import with_constant
 from deel.lip.certification._registry import Bound
 from deel.lip.certification.rules._pulled import evened
 from deel.lip.certification.rules._pulled import pulled_bound

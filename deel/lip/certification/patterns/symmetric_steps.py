@@ -13,12 +13,12 @@ import numpy as np
 
 from deel.lip._numerics.activations import MONOTONE
 from deel.lip._numerics.activations import facts_of
+from deel.lip.certification._nodes import constant_of
+from deel.lip.certification._nodes import is_tensor
+from deel.lip.certification._nodes import operands
+from deel.lip.certification._nodes import with_constant
 from deel.lip.certification._pieces import Piece
-from deel.lip.certification._pieces import constant_of
-from deel.lip.certification._pieces import is_tensor
-from deel.lip.certification._pieces import operands
 from deel.lip.certification._pieces import pattern
-from deel.lip.certification._pieces import with_constant
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import size_of

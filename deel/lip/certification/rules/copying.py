@@ -7,10 +7,10 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.variables import host
-from deel.lip.certification._pieces import arguments_of
-from deel.lip.certification._pieces import as_array
-from deel.lip.certification._pieces import is_tensor
-from deel.lip.certification._pieces import kind_of
+from deel.lip.certification._nodes import arguments_of
+from deel.lip.certification._nodes import as_array
+from deel.lip.certification._nodes import is_tensor
+from deel.lip.certification._nodes import kind_of
 from deel.lip.certification._pieces import operation_rule
 from deel.lip.certification.rules._pulled import plain
 from deel.lip.certification.rules._pulled import pulled_bound

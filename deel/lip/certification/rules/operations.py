@@ -10,10 +10,10 @@ import keras
 import numpy as np
 
 from deel.lip.certification._flow import scaled
-from deel.lip.certification._pieces import as_array
-from deel.lip.certification._pieces import constant_of
-from deel.lip.certification._pieces import is_tensor
-from deel.lip.certification._pieces import operands
+from deel.lip.certification._nodes import as_array
+from deel.lip.certification._nodes import constant_of
+from deel.lip.certification._nodes import is_tensor
+from deel.lip.certification._nodes import operands
 from deel.lip.certification._pieces import operation_rule
 from deel.lip.certification.rules._pulled import evened
 from deel.lip.certification.rules._pulled import magnitudes
