@@ -103,6 +103,49 @@ def test_other_activations_fall_back_to_numbers(activation):
     assert lipschitz_bound(model) == pytest.approx(product, rel=1e-6)
 
 
+BENT = {
+    "elu": lambda: keras.layers.ELU(),
+    "a steep elu": lambda: keras.layers.ELU(alpha=2.0),
+    "an elu that turns back": lambda: keras.layers.ELU(alpha=-0.5),
+    "relu": lambda: keras.layers.ReLU(),
+    "a line that is cut off": lambda: keras.layers.ReLU(
+        max_value=1.0, negative_slope=1.0
+    ),
+    "leaky relu": lambda: keras.layers.LeakyReLU(negative_slope=0.5),
+    "prelu": lambda: keras.layers.PReLU(alpha_initializer="ones"),
+    "folds": lambda: keras.layers.PReLU(
+        alpha_initializer=keras.initializers.Constant(-1.0)
+    ),
+    "selu": lambda: keras.layers.Activation("selu"),
+    "hard sigmoid": lambda: keras.layers.Activation("hard_sigmoid"),
+    "softsign": lambda: keras.layers.Activation("softsign"),
+    "relu6": lambda: keras.layers.Activation("relu6"),
+    "softmax": lambda: keras.layers.Softmax(),
+    "gelu": lambda: keras.layers.Activation("gelu"),
+    "signs": lambda: keras.layers.BatchNormalization(),
+}
+
+
+@pytest.mark.parametrize("name", BENT)
+def test_values_that_cancel_do_so_no_more_behind_an_activation(name):
+    # Both hidden values are the input, but for a constant; their difference
+    # changes where the activation bends for the one and not for the other.
+    x = keras.Input((1,))
+    first, last = keras.layers.Dense(2), keras.layers.Dense(1)
+    between = BENT[name]()
+    model = keras.Model(x, last(between(first(x))))
+    if name == "signs":
+        between.gamma.assign([1.0, -1.0])
+    first.set_weights([np.ones((1, 2)), np.array([0.0, -3.0])])
+    last.set_weights([np.array([[1.0], [-1.0]]), np.zeros(1)])
+    points = np.linspace(-8, 8, 1601)[:, None]
+    network = Network(model, (1,), None, "exact")
+    y, _ = network._forward(points)
+    slopes = np.abs(np.diff(y[:, 0]) / np.diff(points[:, 0]))
+    # Differences of float64 values, over a hundredth.
+    assert np.max(slopes) <= lipschitz_bound(model) * (1 + 1e-9) + 1e-11
+
+
 def test_batch_statistics_are_factors_of_the_chain():
     model = keras.Sequential(
         [
@@ -117,6 +160,8 @@ def test_batch_statistics_are_factors_of_the_chain():
     model.set_weights(
         [random.uniform(0.3, 2.0, w.shape) for w in model.weights]
     )
+    normalization = model.layers[1]
+    normalization.gamma.assign(random.choice([-1.0, 1.0], 20) * 1.5)
     kernel, _, gamma, *_, variance, last, _ = model.get_weights()
     # The same network, with the factors in its first kernel.
     factors = gamma / np.sqrt(variance + 1e-3)

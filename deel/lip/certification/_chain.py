@@ -109,13 +109,14 @@ class Ellipsoid:
         return Ellipsoid(radius, within, error)
 
     def through_factors(self, factors):
-        """The ellipsoid behind a product with a positive factor each."""
+        """The ellipsoid behind a product with a factor for each value."""
+        largest = float(np.max(np.abs(factors)))
         if self.matrix is None:
-            return Ellipsoid(self.radius * float(np.max(factors)))
+            return Ellipsoid(self.radius * largest)
         if np.all(factors == 1.0):
             return self
         within = factors[:, None] * self.matrix * (1 + _SLACK)
-        error = float(np.max(factors)) * self.error * (1 + _SLACK)
+        error = largest * self.error * (1 + _SLACK)
         return Ellipsoid(matrix_norm(within)[0] + error, within, error)
 
     def through_slopes(self, slope=1.0):

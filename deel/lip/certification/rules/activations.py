@@ -147,6 +147,9 @@ def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=0.0):
     constants = np.append(factor, limit)
     bound = _of_slope(slope, input_shapes[0], is_exact, factor=constants)
     smallest = min(1.0, float(np.min(factor)))
+    if limit or not is_exact:
+        # Cut off, or bent: slopes down to zero, whatever the other one is.
+        smallest = min(0.0, smallest)
     chain = chain_of_slopes(smallest, slope, input_shapes[0])
     return dataclasses.replace(bound, method="slopes", exact=True, chain=chain)
 

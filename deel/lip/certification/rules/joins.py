@@ -141,4 +141,5 @@ def _time_distributed(layer, input_shapes, context):
     steps = input_shapes[0][1]
     times = math.inf if steps is None else steps
     rounding = Repeated(bound.rounding, times)
-    return dataclasses.replace(bound, rounding=rounding)
+    # What else is known is of tensors of another rank.
+    return dataclasses.replace(bound, rounding=rounding, pull=None, chain=None)

@@ -167,6 +167,9 @@ def _batch_normalization(layer, input_shapes):
     chain = None
     if len(input_shapes[0]) == 2:
         by_value = factors * (value / float(np.max(factors) or 1.0))
+        if layer.scale:
+            # In which direction a vector moves is up to the signs.
+            by_value *= np.sign(host(layer.gamma).astype("float64"))
 
         def chain(spread):
             return spread.through_factors(by_value)
