@@ -7,7 +7,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.variables import host
 from deel.lip.certification._data import checked_labels
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
@@ -21,16 +20,18 @@ from deel.lip.certification._rounding import Computed
 from deel.lip.certification._rounding import Estimated
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import followed
+from deel.lip.certification._scores import LastLayer
+from deel.lip.certification._scores import Ranges
+from deel.lip.certification._scores import Scores
+from deel.lip.certification._scores import radius_of
 from deel.lip.certification._walk import METHODS
 from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import start
-from deel.lip.certification.bounds import score_gain
+from deel.lip.certification.bounds import score_gains
 
 # Added to each norm: more than backends take for zero, see [Underflow].
 _VANISHED = 1e-300
-
-_LARGEST_DISTANCE = float(np.finfo("float32").max)
 
 
 class Network:
@@ -48,31 +49,33 @@ class Network:
         walk.require_known_names()
         self.calls = walk.calls
         self.constant = joint_gain([self.output])
-        self.score_constant = self.constant
+        self.score_constants = np.full(model.output_shape[-1], self.constant)
         self.last = None
         last = final_dense(model, walk)
         if last is not None:
-            self.last = _LastLayer(*last)
-            self.score_constant = score_gain(last)
+            self.last = LastLayer(*last)
+            self.score_constants = score_gains(last)
         self.copies = {}
         self.float32 = dataclasses.replace(
             FLOAT32, factors=rounding_of_factors()
         )
 
     @property
+    def score_constant(self):
+        """The constant of the score that changes fastest by itself."""
+        return float(np.max(self.score_constants))
+
+    @property
     def lead_constant(self):
         """The largest of the constants by which radii divide leads."""
         classes = self.model.output_shape[-1]
         # Each class leads once.
-        scores = _Scores(np.eye(classes) if classes > 1 else np.ones((1, 1)))
+        scores = Scores(np.eye(classes) if classes > 1 else np.ones((1, 1)))
         return float(np.max(self._slopes(scores)[np.isfinite(scores.leads)]))
 
     def certify(self, x, y):
         """Returns what `Certificates` has for each sample, a dictionary."""
-        if not np.all(np.isfinite(x)):
-            raise ValueError(
-                "Samples must be finite. Received: NaN or infinite values"
-            )
+        self._require_finite(x)
         classes = self.model.output_shape[-1]
         label = None if y is None else checked_labels(y, classes)
         if label is not None and len(label) != len(x):
@@ -86,17 +89,27 @@ class Network:
             found = self._proven(x)
         return {**found, "label": label}
 
-    def _estimated(self, x):
+    def _require_finite(self, x):
+        if not np.all(np.isfinite(x)):
+            raise ValueError(
+                "Samples must be finite. Received: NaN or infinite values"
+            )
+
+    def _estimated_error(self, x):
+        """`Computed` of what rounding usually does; norms of samples."""
         unit = _rounding_unit()
         arithmetic = Estimated(unit, FLOAT32.smallest, FLOAT32.largest)
         known = propagate(self.calls, {self.input: Computed(1.0)}, arithmetic)
-        error = known[self.output]
         norms = np.linalg.norm(x.reshape(len(x), -1).astype("float64"), axis=1)
-        scores = _Scores(self._float32_scores(x))
+        return known[self.output], norms
+
+    def _estimated(self, x):
+        error, norms = self._estimated_error(x)
+        scores = Scores(self._float32_scores(x))
         at_sample = error.relative * norms + error.absolute
         rounding = scores.root * at_sample
         slopes = self._slopes(scores) + scores.root * error.relative
-        radius = _radius(scores.leads - 2 * rounding[:, None], slopes)
+        radius = radius_of(scores.leads - 2 * rounding[:, None], slopes)
         return {
             "radius": radius,
             "prediction": scores.prediction,
@@ -105,17 +118,48 @@ class Network:
             "float32_radius": None,
         }
 
-    def _proven(self, x):
-        # What overflows is an infinite error, and a radius of zero.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self._proven_or_zero(x)
+    def ranges(self, x):
+        """How far each output of some samples may be from what is computed.
 
-    def _proven_or_zero(self, x):
+        Args:
+            x: Array of samples.
+
+        Returns:
+            A `Ranges`, of what `rounding` says.
+        """
+        self._require_finite(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._ranges(x)
+
+    def _ranges(self, x):
+        if self.rounding == "estimated":
+            error, norms = self._estimated_error(x)
+            values = np.asarray(self._float32_scores(x), "float64")
+            at_sample = error.relative * norms + error.absolute
+            errors = np.repeat(at_sample[:, None], values.shape[1], axis=1)
+            # Both ends are rounded.
+            growth = self.score_constants + error.relative
+            return Ranges(values, 2 * errors, growth, np.inf)
+        values, exact, rounded, _ = self._computed(x)
+        values = _finite(values)
+        errors, _ = self._score_errors(exact, values, FLOAT64)
+        if self.rounding == "exact":
+            return Ranges(values, errors, self.score_constants, np.inf)
+        more, growth = self._score_errors(rounded, values, self.float32)
+        reach = np.nan_to_num(rounded[self.output].reach, nan=0.0)
+        growth = growth + self.score_constants
+        return Ranges(values, errors + more, growth, reach)
+
+    def _computed(self, x):
+        """Scores in float64, and what floating point makes of them.
+
+        Returns:
+            Tuple: the scores; dictionaries from flows to `Computed`, of float64
+            and of float32; and the scores that the model returns.
+        """
         values, sizes = self._forward(x)
-        scores = _Scores(_finite(values))
         start = Computed(1.0, zero=sizes[self.input])
         exact = propagate(self.calls, {self.input: start}, FLOAT64, sizes)
-        own, _ = self._lead_errors(exact, scores, FLOAT64)
         # What is measured is the norm of what float64 computes.
         sizes = {f: sizes[f] + exact[f].absolute for f in sizes}
         given = Step(terms=1, entries=self.features)(self.float32)
@@ -124,25 +168,35 @@ class Network:
         rounded = propagate(
             self.calls, {self.input: start}, self.float32, sizes
         )
-        seen = scores
         found = np.asarray(self.model.predict_on_batch(x), "float64")
         self._check_scores(
             found, values, rounded[self.output], exact[self.output]
         )
+        return values, exact, rounded, found
+
+    def _proven(self, x):
+        # What overflows is an infinite error, and a radius of zero.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._proven_or_zero(x)
+
+    def _proven_or_zero(self, x):
+        values, exact, rounded, found = self._computed(x)
+        seen = Scores(_finite(values))
+        own, _ = self._lead_errors(exact, seen, FLOAT64)
         if self.rounding == "float32":
             found = _finite(found)
             # The prediction is that of the network as it runs.
-            seen = _Scores(values, _Scores(found).winner)
+            seen = Scores(values, Scores(found).winner)
             own, _ = self._lead_errors(exact, seen, FLOAT64)
         slopes = self._slopes(seen)
         errors, growth = self._lead_errors(rounded, seen, self.float32)
         float32_radius = np.minimum(
-            _radius(seen.leads - own - errors, slopes + growth),
+            radius_of(seen.leads - own - errors, slopes + growth),
             np.nan_to_num(rounded[self.output].reach, nan=0.0),
         )
         radius, rounding = float32_radius, own + errors
         if self.rounding == "exact":
-            radius, rounding = _radius(seen.leads - own, slopes), own
+            radius, rounding = radius_of(seen.leads - own, slopes), own
         others = np.where(np.isfinite(seen.leads), rounding, 0.0)
         return {
             "radius": radius,
@@ -230,6 +284,18 @@ class Network:
             return slopes
         return np.minimum(slopes, self.last.lead_constants(scores))
 
+    def _score_errors(self, known, values, arithmetic):
+        """Errors of each score at samples, and for each unit of distance."""
+        if self.last is not None:
+            entering = known[self.last.flow]
+            return self.last.score_errors(entering, arithmetic)
+        error = known[self.output]
+        at_sample = np.broadcast_to(error.absolute, values.shape[:1])
+        return (
+            np.repeat(at_sample[:, None], values.shape[1], axis=1),
+            np.full(values.shape[1], error.relative),
+        )
+
     def _lead_errors(self, known, scores, arithmetic):
         """Errors of each lead at the samples, and for each unit of distance."""
         if self.last is not None:
@@ -241,112 +307,6 @@ class Network:
             scores.root * np.repeat(at_sample[:, None], shape[1], axis=1),
             np.full(shape, scores.root * error.relative),
         )
-
-
-class _Scores:
-    """Scores of some samples, and the lead of the best one over each other.
-
-    A single score leads over one that is always zero, or that one over it.
-
-    Args:
-        values: Array `(samples, classes)`.
-        winner: Integer array, the class that leads; None for the best one.
-    """
-
-    def __init__(self, values, winner=None):
-        self.is_single = values.shape[1] == 1
-        if self.is_single:
-            values = np.concatenate([np.zeros_like(values), values], axis=1)
-        rows = np.arange(len(values))
-        self.winner = np.argmax(values, axis=1) if winner is None else winner
-        self.leads = values[rows, self.winner][:, None] - values
-        self.leads[rows, self.winner] = np.inf
-        # The difference of two scores is a product with (1, -1).
-        self.root = 1.0 if self.is_single else math.sqrt(2) * (1 + 1e-12)
-
-    @property
-    def prediction(self):
-        return self.winner.astype("int64")
-
-    @property
-    def margin(self):
-        return np.min(self.leads, axis=1)
-
-
-class _LastLayer:
-    """A last Dense layer without activation; see [What is certified].
-
-    Args:
-        layer: The layer.
-        kernel: Its kernel, float64.
-        flow: The `Flow` that enters it.
-    """
-
-    def __init__(self, layer, kernel, flow):
-        self.flow = flow
-        self.terms = len(kernel) + (layer.bias is not None)
-        columns = kernel.T
-        bias = np.zeros(len(columns))
-        if layer.bias is not None:
-            bias = np.abs(host(layer.bias).astype("float64"))
-        if len(columns) == 1:
-            columns = np.concatenate([np.zeros_like(columns), columns])
-            bias = np.concatenate([np.zeros_like(bias), bias])
-        self._distances = _distances(columns) * (1 + 1e-12)
-        self._leads = self._distances * joint_gain([flow]) * (1 + 1e-9)
-        image = flow.spread and flow.spread.image(columns)
-        if image is not None:
-            within, lost = image
-            pairs = _distances(within) * (1 + 1e-9) + lost[:, None] + lost
-            self._leads = np.minimum(self._leads, pairs)
-        self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
-        self._bias = bias
-
-    def distances(self, scores):
-        """Distances of the column of the winner from each other."""
-        return self._distances[scores.winner]
-
-    def lead_constants(self, scores):
-        """How fast the lead of the winner over each other can change."""
-        return self._leads[scores.winner]
-
-    def errors(self, entering, scores, arithmetic):
-        """See `Network._lead_errors`.
-
-        Args:
-            entering: `Computed` of what enters the layer.
-            scores: `_Scores`.
-            arithmetic: `Arithmetic`.
-        """
-        winner = scores.winner
-        distances = self.distances(scores)
-        norms = self._norms[winner][:, None] + self._norms
-        bias = self._bias[winner][:, None] + self._bias
-        gamma = arithmetic.gamma(self.terms, is_product=True)
-        tiny = 2 * arithmetic.smallest
-        magnified = gamma * norms + 2 * tiny * math.sqrt(self.terms)
-        lost = tiny * (distances * math.sqrt(self.terms) + 4 * self.terms + 4)
-        absolute = np.reshape(entering.absolute, (-1, 1))
-        size = np.reshape(entering.zero, (-1, 1)) + absolute
-        return (
-            distances * absolute + magnified * size + gamma * bias + lost,
-            distances * entering.relative
-            + magnified * (entering.constant + entering.relative),
-        )
-
-
-def _distances(rows):
-    """The distance of each row from each other."""
-    return np.sqrt([np.sum((rows - one) ** 2, axis=-1) for one in rows])
-
-
-def _radius(leads, slopes):
-    """The distance up to which all leads stay positive, zero if none."""
-    # Where nothing changes, no distance is too far; see the last note.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        radii = np.where(leads > 0, leads / slopes, 0.0)
-    radius = np.min(np.nan_to_num(radii, nan=0.0, posinf=np.inf), axis=1)
-    return np.minimum(radius * (1 - 1e-12), _LARGEST_DISTANCE)
 
 
 def _require_float64(tensor, layer):

@@ -127,17 +127,24 @@ def lipschitz_bound(
 
 
 def score_gain(last):
-    """Bound of the output that changes fastest by itself.
+    """Bound of the output that changes fastest by itself; see `score_gains`."""
+    return float(np.max(score_gains(last)))
+
+
+def score_gains(last):
+    """Bounds of each output by itself.
 
     Args:
         last: What `final_dense` returns, but None.
+
+    Returns:
+        Array `(outputs,)`.
     """
     _, kernel, flow = last
-    largest = float(np.max(np.linalg.norm(kernel, axis=0)))
-    constant = largest * joint_gain([flow])
+    constants = np.linalg.norm(kernel, axis=0) * joint_gain([flow])
     image = flow.spread and flow.spread.image(kernel.T)
     if image is not None:
         within, lost = image
         sizes = np.linalg.norm(within, axis=1) + lost
-        constant = min(constant, float(np.max(sizes)))
-    return constant * (1 + 1e-9)
+        constants = np.minimum(constants, sizes)
+    return constants * (1 + 1e-9)

@@ -1,0 +1,168 @@
+"""Scores of samples, and how far a point has to be to change their order."""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from deel.lip._backend.variables import host
+from deel.lip.certification._flow import joint_gain
+
+_LARGEST_DISTANCE = float(np.finfo("float32").max)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranges:
+    """Outputs of some samples, and how far they can be at a distance.
+
+    At a point at the distance r from sample i, up to `reach`, output j is
+    within `error[i, j] + growth[j] r` of `values[i, j]`.
+
+    Attributes:
+        values: Array `(samples, outputs)`, float64.
+        error: Array `(samples, outputs)`.
+        growth: Array `(outputs,)`.
+        reach: Float or array `(samples,)`.
+    """
+
+    values: np.ndarray
+    error: np.ndarray
+    growth: np.ndarray
+    reach: float | np.ndarray
+
+    def width(self, radius):
+        """How far each output is from `values` at most, infinite if unknown.
+
+        Args:
+            radius: Float, the distance.
+        """
+        width = self.error + self.growth * (radius * (1 + 1e-12))
+        known = np.reshape(radius <= np.asarray(self.reach), (-1, 1))
+        width = np.where(known, width * (1 + 1e-12), np.inf)
+        return np.nan_to_num(width, nan=np.inf, posinf=np.inf)
+
+
+class Scores:
+    """Scores of some samples, and the lead of the best one over each other.
+
+    A single score leads over one that is always zero, or that one over it.
+
+    Args:
+        values: Array `(samples, classes)`.
+        winner: Integer array, the class that leads; None for the best one.
+    """
+
+    def __init__(self, values, winner=None):
+        self.is_single = values.shape[1] == 1
+        if self.is_single:
+            values = np.concatenate([np.zeros_like(values), values], axis=1)
+        rows = np.arange(len(values))
+        self.winner = np.argmax(values, axis=1) if winner is None else winner
+        self.leads = values[rows, self.winner][:, None] - values
+        self.leads[rows, self.winner] = np.inf
+        # The difference of two scores is a product with (1, -1).
+        self.root = 1.0 if self.is_single else math.sqrt(2) * (1 + 1e-12)
+
+    @property
+    def prediction(self):
+        return self.winner.astype("int64")
+
+    @property
+    def margin(self):
+        return np.min(self.leads, axis=1)
+
+
+class LastLayer:
+    """A last Dense layer without activation; see [What is certified].
+
+    Args:
+        layer: The layer.
+        kernel: Its kernel, float64.
+        flow: The `Flow` that enters it.
+    """
+
+    def __init__(self, layer, kernel, flow):
+        self.flow = flow
+        self.terms = len(kernel) + (layer.bias is not None)
+        columns = kernel.T
+        bias = np.zeros(len(columns))
+        if layer.bias is not None:
+            bias = np.abs(host(layer.bias).astype("float64"))
+        self.is_single = len(columns) == 1
+        if self.is_single:
+            columns = np.concatenate([np.zeros_like(columns), columns])
+            bias = np.concatenate([np.zeros_like(bias), bias])
+        self._distances = _distances(columns) * (1 + 1e-12)
+        self._leads = self._distances * joint_gain([flow]) * (1 + 1e-9)
+        image = flow.spread and flow.spread.image(columns)
+        if image is not None:
+            within, lost = image
+            pairs = _distances(within) * (1 + 1e-9) + lost[:, None] + lost
+            self._leads = np.minimum(self._leads, pairs)
+        self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
+        self._bias = bias
+
+    def distances(self, scores):
+        """Distances of the column of the winner from each other."""
+        return self._distances[scores.winner]
+
+    def lead_constants(self, scores):
+        """How fast the lead of the winner over each other can change."""
+        return self._leads[scores.winner]
+
+    def errors(self, entering, scores, arithmetic):
+        """See `Network._lead_errors`.
+
+        Args:
+            entering: `Computed` of what enters the layer.
+            scores: `Scores`.
+            arithmetic: `Arithmetic`.
+        """
+        winner = scores.winner
+        distances = self.distances(scores)
+        norms = self._norms[winner][:, None] + self._norms
+        bias = self._bias[winner][:, None] + self._bias
+        return self._errors(entering, distances, norms, bias, arithmetic)
+
+    def score_errors(self, entering, arithmetic):
+        """See `Network._score_errors`; arguments as of `errors`."""
+        norms, bias = self._norms, self._bias
+        if self.is_single:
+            norms, bias = norms[1:], bias[1:]
+        return self._errors(entering, norms, norms, bias, arithmetic)
+
+    def _errors(self, entering, distances, norms, bias, arithmetic):
+        """Errors of combinations of outputs.
+
+        Args:
+            entering: `Computed` of what enters the layer.
+            distances: Array, the norm of the combined columns.
+            norms: Array, the sum of the norms of these columns.
+            bias: Array, the sum of the magnitudes of their biases.
+            arithmetic: `Arithmetic`.
+        """
+        gamma = arithmetic.gamma(self.terms, is_product=True)
+        tiny = 2 * arithmetic.smallest
+        magnified = gamma * norms + 2 * tiny * math.sqrt(self.terms)
+        lost = tiny * (distances * math.sqrt(self.terms) + 4 * self.terms + 4)
+        absolute = np.reshape(entering.absolute, (-1, 1))
+        size = np.reshape(entering.zero, (-1, 1)) + absolute
+        return (
+            distances * absolute + magnified * size + gamma * bias + lost,
+            distances * entering.relative
+            + magnified * (entering.constant + entering.relative),
+        )
+
+
+def _distances(rows):
+    """The distance of each row from each other."""
+    return np.sqrt([np.sum((rows - one) ** 2, axis=-1) for one in rows])
+
+
+def radius_of(leads, slopes):
+    """The distance up to which all leads stay positive, zero if none."""
+    # Where nothing changes, no distance is too far; see the last note.
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        radii = np.where(leads > 0, leads / slopes, 0.0)
+    radius = np.min(np.nan_to_num(radii, nan=0.0, posinf=np.inf), axis=1)
+    return np.minimum(radius * (1 - 1e-12), _LARGEST_DISTANCE)
