@@ -177,8 +177,8 @@ def test_scores_that_are_not_finite_are_not_certified():
 
 
 def test_reduced_precision_of_products_is_noticed(monkeypatch):
-    module = sys.modules["deel.lip.certification._network"]
-    usual = module._rounding_unit()
+    module = sys.modules["deel.lip.certification._device"]
+    usual = module.rounding_unit()
     assert usual < 1e-6
     assert module.rounding_of_factors() == 0
     model, x = certified_classifier(), samples(10)
@@ -194,7 +194,7 @@ def test_reduced_precision_of_products_is_noticed(monkeypatch):
         return matmul(keras.ops.convert_to_tensor(x), y)
 
     monkeypatch.setattr(module.ops, "matmul", coarse)
-    assert module._rounding_unit() > 100 * usual
+    assert module.rounding_unit() > 100 * usual
     # Cut off after ten bits, instead of rounded to the nearest.
     assert module.rounding_of_factors() == 2.0**-10
     certificates = certify(model, x)

@@ -56,9 +56,9 @@ FOLDERS = {
         _base _kantorovich _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
-        _norms _chain _rounding _float64 _registry _flow _nodes
+        _device _norms _chain _rounding _float64 _registry _flow _nodes
         _pieces rules/ patterns/ _walk _promises bounds
-        _curves _data _network certificates attacks
+        _curves _data _outcomes _scores _network _networks certificates attacks
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling

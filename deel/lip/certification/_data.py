@@ -85,6 +85,15 @@ def checked_labels(y, classes):
     return numbers.astype("int64")
 
 
+def require_one_each(x, y):
+    """Raises ValueError unless there are as many labels as samples."""
+    if len(y) != len(x):
+        raise ValueError(
+            "Each sample needs one label. "
+            f"Received: {len(x)} samples and {len(y)} labels"
+        )
+
+
 def check_precision(model):
     for layer in model._flatten_layers():
         dtype = layer.compute_dtype
@@ -110,8 +119,8 @@ _ONE_SIGN = {
 }
 
 
-def check_classifier(model, name):
-    """Raises ValueError if a model is not one of scores of one real input.
+def check_model(model, name):
+    """Raises ValueError if a model is not one of a vector, of one real input.
 
     Args:
         model: What a user passed as a model.
@@ -136,12 +145,20 @@ def check_classifier(model, name):
     is_vector = is_tensor and isinstance(output, tuple) and len(output) == 2
     if len(inputs) != 1 or not is_vector or not isinstance(output[1], int):
         raise ValueError(
-            f"`{name}` needs one input, and one output `(batch, classes)`. "
+            f"`{name}` needs one input, and one output `(batch, outputs)`. "
             f"Received: inputs of shapes {inputs}, outputs of shapes {output}"
         )
     _check_input(model)
+
+
+def check_classifier(model, name):
+    """As `check_model`, and a single score has to take both signs."""
+    check_model(model, name)
     last = last_layer(model)
-    if output[1] == 1 and getattr(last, "activation", None) in _ONE_SIGN:
+    if (
+        model.output_shape[1] == 1
+        and getattr(last, "activation", None) in _ONE_SIGN
+    ):
         raise ValueError(
             "The sign of a single score is the prediction, so it must take "
             "both signs. Expected a last layer without activation. "

@@ -8,11 +8,15 @@ import numpy as np
 from keras import ops
 
 from deel.lip.certification._data import checked_labels
+from deel.lip.certification._data import require_one_each
+from deel.lip.certification._device import rounding_of_factors
+from deel.lip.certification._device import rounding_unit
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
 from deel.lip.certification._flow import joint_gain
 from deel.lip.certification._flow import propagate
+from deel.lip.certification._outcomes import BestClass
 from deel.lip.certification._pieces import Piece
 from deel.lip.certification._rounding import FLOAT32
 from deel.lip.certification._rounding import FLOAT64
@@ -23,7 +27,6 @@ from deel.lip.certification._rounding import followed
 from deel.lip.certification._scores import LastLayer
 from deel.lip.certification._scores import Ranges
 from deel.lip.certification._scores import Scores
-from deel.lip.certification._scores import radius_of
 from deel.lip.certification._walk import METHODS
 from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
@@ -70,23 +73,28 @@ class Network:
         """The largest of the constants by which radii divide leads."""
         classes = self.model.output_shape[-1]
         # Each class leads once.
-        scores = Scores(np.eye(classes) if classes > 1 else np.ones((1, 1)))
+        values = np.eye(classes) if classes > 1 else np.ones((1, 1))
+        scores = Scores(values, BestClass())
         return float(np.max(self._slopes(scores)[np.isfinite(scores.leads)]))
 
-    def certify(self, x, y):
-        """Returns what `Certificates` has for each sample, a dictionary."""
+    def certify(self, x, y, outcome):
+        """Returns what `Certificates` has for each sample, a dictionary.
+
+        Args:
+            x: Array of samples.
+            y: Labels, or None.
+            outcome: What is predicted, of `_outcomes`.
+        """
         self._require_finite(x)
-        classes = self.model.output_shape[-1]
-        label = None if y is None else checked_labels(y, classes)
-        if label is not None and len(label) != len(x):
-            raise ValueError(
-                "Each sample needs one label. "
-                f"Received: {len(x)} samples and {len(label)} labels"
-            )
+        label = None
+        if y is not None:
+            label = checked_labels(y, self.model.output_shape[-1])
+            require_one_each(x, label)
+            label = outcome.of_labels(label)
         if self.rounding == "estimated":
-            found = self._estimated(x)
+            found = self._estimated(x, outcome)
         else:
-            found = self._proven(x)
+            found = self._proven(x, outcome)
         return {**found, "label": label}
 
     def _require_finite(self, x):
@@ -97,19 +105,19 @@ class Network:
 
     def _estimated_error(self, x):
         """`Computed` of what rounding usually does; norms of samples."""
-        unit = _rounding_unit()
+        unit = rounding_unit()
         arithmetic = Estimated(unit, FLOAT32.smallest, FLOAT32.largest)
         known = propagate(self.calls, {self.input: Computed(1.0)}, arithmetic)
         norms = np.linalg.norm(x.reshape(len(x), -1).astype("float64"), axis=1)
         return known[self.output], norms
 
-    def _estimated(self, x):
+    def _estimated(self, x, outcome):
         error, norms = self._estimated_error(x)
-        scores = Scores(self._float32_scores(x))
+        scores = Scores(self._float32_scores(x), outcome)
         at_sample = error.relative * norms + error.absolute
         rounding = scores.root * at_sample
         slopes = self._slopes(scores) + scores.root * error.relative
-        radius = radius_of(scores.leads - 2 * rounding[:, None], slopes)
+        radius = scores.radius(2 * rounding[:, None, None], slopes)
         return {
             "radius": radius,
             "prediction": scores.prediction,
@@ -174,35 +182,32 @@ class Network:
         )
         return values, exact, rounded, found
 
-    def _proven(self, x):
+    def _proven(self, x, outcome):
         # What overflows is an infinite error, and a radius of zero.
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._proven_or_zero(x)
+            return self._proven_or_zero(x, outcome)
 
-    def _proven_or_zero(self, x):
+    def _proven_or_zero(self, x, outcome):
         values, exact, rounded, found = self._computed(x)
-        seen = Scores(_finite(values))
+        # In float32, the prediction is that of the network as it runs.
+        as_it_runs = _finite(found) if self.rounding == "float32" else None
+        seen = Scores(_finite(values), outcome, as_it_runs)
         own, _ = self._lead_errors(exact, seen, FLOAT64)
-        if self.rounding == "float32":
-            found = _finite(found)
-            # The prediction is that of the network as it runs.
-            seen = Scores(values, Scores(found).winner)
-            own, _ = self._lead_errors(exact, seen, FLOAT64)
         slopes = self._slopes(seen)
         errors, growth = self._lead_errors(rounded, seen, self.float32)
         float32_radius = np.minimum(
-            radius_of(seen.leads - own - errors, slopes + growth),
+            seen.radius(own + errors, slopes + growth),
             np.nan_to_num(rounded[self.output].reach, nan=0.0),
         )
         radius, rounding = float32_radius, own + errors
         if self.rounding == "exact":
-            radius, rounding = radius_of(seen.leads - own, slopes), own
+            radius, rounding = seen.radius(own, slopes), own
         others = np.where(np.isfinite(seen.leads), rounding, 0.0)
         return {
             "radius": radius,
             "prediction": seen.prediction,
             "margin": seen.margin,
-            "rounding": np.max(others, axis=1),
+            "rounding": np.max(others, axis=(1, 2)),
             "float32_radius": float32_radius,
         }
 
@@ -302,9 +307,9 @@ class Network:
             return self.last.errors(known[self.last.flow], scores, arithmetic)
         error = known[self.output]
         shape = scores.leads.shape
-        at_sample = np.broadcast_to(error.absolute, shape[:1])
+        at_sample = np.reshape(error.absolute, (-1, 1, 1))
         return (
-            scores.root * np.repeat(at_sample[:, None], shape[1], axis=1),
+            scores.root * np.broadcast_to(at_sample, shape),
             np.full(shape, scores.root * error.relative),
         )
 
@@ -344,67 +349,3 @@ def _finite(scores):
             f"out of {scores.size}"
         )
     return scores
-
-
-def rounding_of_factors():
-    """By how much this device rounds the factors of float32 products.
-
-    Zero where a product with an identity matrix is exact, and so is a
-    convolution with one. TensorFloat-32 keeps ten digits after the first, hence
-    2^-11; the power of two above what is seen counts.
-    """
-    random = np.random.default_rng(0)
-    values = random.uniform(1.0, 2.0, (1, 8, 8, 64)).astype("float32")
-    kernel = np.zeros((3, 3, 64, 64), "float32")
-    kernel[1, 1] = np.eye(64)
-    tensor = ops.convert_to_tensor(values)
-    product = ops.matmul(
-        ops.reshape(tensor, (64, 64)), ops.convert_to_tensor(kernel[1, 1])
-    )
-    convolved = ops.conv(
-        tensor,
-        ops.convert_to_tensor(kernel),
-        padding="same",
-        data_format="channels_last",
-    )
-    worst = 0.0
-    for found in (product, convolved):
-        found = ops.convert_to_numpy(found).reshape(values.shape)
-        worst = max(worst, float(np.max(np.abs(found / values - 1))))
-    return 2.0 ** math.ceil(math.log2(worst)) if worst else 0.0
-
-
-def _rounding_unit():
-    """How far products of this backend and device are from exact ones.
-
-    At least the rounding unit of float32. Some devices round the factors of
-    float32 products to fewer digits, and fast algorithms for convolutions add
-    errors of their own; one product and two convolutions show it.
-    """
-    generator = np.random.default_rng(0)
-    image = generator.standard_normal((1, 8, 8, 64)).astype("float32")
-    kernel = generator.standard_normal((3, 3, 64, 64)).astype("float32")
-    pixels, matrix = image.reshape(64, 64), kernel[0, 0]
-    exact = image.astype("float64")
-    windows = np.lib.stride_tricks.sliding_window_view(exact, (3, 3), (1, 2))
-    product = ops.matmul(
-        ops.convert_to_tensor(pixels), ops.convert_to_tensor(matrix)
-    )
-    pairs = [(product, exact.reshape(64, 64) @ matrix.astype("float64"))]
-    for taps, expected in (
-        (kernel[:1, :1], exact @ matrix.astype("float64")),
-        (kernel, np.einsum("bhwcij,ijco->bhwo", windows, kernel)),
-    ):
-        found = ops.conv(
-            ops.convert_to_tensor(image),
-            ops.convert_to_tensor(taps),
-            data_format="channels_last",
-        )
-        pairs.append((found, expected))
-    unit = float(np.finfo("float32").eps) / 2
-    for found, expected in pairs:
-        found = ops.convert_to_numpy(found)
-        error = np.linalg.norm(found - expected) / np.linalg.norm(expected)
-        # Sums of 64 terms and more are wrong by less than eight units.
-        unit = max(unit, float(error) / 8)
-    return unit

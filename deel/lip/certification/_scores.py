@@ -21,14 +21,29 @@ class Ranges:
     Attributes:
         values: Array `(samples, outputs)`, float64.
         error: Array `(samples, outputs)`.
-        growth: Array `(outputs,)`.
-        reach: Float or array `(samples,)`.
+        growth: Array `(outputs,)`, or `(samples, outputs)`.
+        reach: Float or array `(samples,)`; where it is zero, nothing is known
+            of the sample itself.
     """
 
     values: np.ndarray
     error: np.ndarray
     growth: np.ndarray
     reach: float | np.ndarray
+
+    @classmethod
+    def joined(cls, parts):
+        """The `Ranges` of all samples, from those of batches."""
+        columns = [
+            (
+                part.values,
+                part.error,
+                np.broadcast_to(part.growth, part.values.shape),
+                np.broadcast_to(part.reach, part.values.shape[:1]),
+            )
+            for part in parts
+        ]
+        return cls(*map(np.concatenate, zip(*columns, strict=True)))
 
     def width(self, radius):
         """How far each output is from `values` at most, infinite if unknown.
@@ -37,39 +52,82 @@ class Ranges:
             radius: Float, the distance.
         """
         width = self.error + self.growth * (radius * (1 + 1e-12))
-        known = np.reshape(radius <= np.asarray(self.reach), (-1, 1))
-        width = np.where(known, width * (1 + 1e-12), np.inf)
+        reach = np.reshape(self.reach, (-1, 1))
+        width = np.where(
+            (radius <= reach) & (reach > 0), width * (1 + 1e-12), np.inf
+        )
         return np.nan_to_num(width, nan=np.inf, posinf=np.inf)
+
+    def lower(self, radius):
+        """What each output is at least, within a radius; see `width`."""
+        # The sum itself is rounded.
+        return np.nextafter(self.values - self.width(radius), -np.inf)
+
+    def upper(self, radius):
+        """What each output is at most, within a radius; see `width`."""
+        return np.nextafter(self.values + self.width(radius), np.inf)
 
 
 class Scores:
-    """Scores of some samples, and the lead of the best one over each other.
+    """Scores of some samples, and the leads that a prediction stands on.
 
-    A single score leads over one that is always zero, or that one over it.
+    Each class that is predicted, a member, leads over each other one. A single
+    score leads over one that is always zero, or that one over it.
 
     Args:
         values: Array `(samples, classes)`.
-        winner: Integer array, the class that leads; None for the best one.
+        outcome: What is predicted, of `_outcomes`.
+        seen: Array `(samples, classes)`, the scores that decide what is
+            predicted; None for `values`.
     """
 
-    def __init__(self, values, winner=None):
+    def __init__(self, values, outcome, seen=None):
         self.is_single = values.shape[1] == 1
-        if self.is_single:
-            values = np.concatenate([np.zeros_like(values), values], axis=1)
-        rows = np.arange(len(values))
-        self.winner = np.argmax(values, axis=1) if winner is None else winner
-        self.leads = values[rows, self.winner][:, None] - values
-        self.leads[rows, self.winner] = np.inf
+        values, seen = (
+            _with_zero(values),
+            _with_zero(values if seen is None else seen),
+        )
+        rows = np.arange(len(values))[:, None]
+        self.members = outcome.members(seen)
+        self.outcome = outcome
+        self.leads = values[rows, self.members][..., None] - values[:, None]
+        is_member = np.zeros(values.shape, bool)
+        is_member[rows, self.members] = True
+        self.leads[np.broadcast_to(is_member[:, None], self.leads.shape)] = (
+            np.inf
+        )
         # The difference of two scores is a product with (1, -1).
         self.root = 1.0 if self.is_single else math.sqrt(2) * (1 + 1e-12)
 
     @property
     def prediction(self):
-        return self.winner.astype("int64")
+        return self.outcome.prediction(self.members)
 
     @property
     def margin(self):
-        return np.min(self.leads, axis=1)
+        return np.min(self.outcome.over_each(self.leads), axis=1)
+
+    def radius(self, errors, slopes):
+        """The distance up to which the prediction stays, zero if none.
+
+        Args:
+            errors: Array of the shape of `leads`, what is taken off each.
+            slopes: Array of that shape, how fast each can change.
+        """
+        leads = self.leads - errors
+        # Where nothing changes, no distance is too far; see the last note.
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            radii = np.where(leads > 0, leads / slopes, 0.0)
+        radii = np.nan_to_num(radii, nan=0.0, posinf=np.inf)
+        radius = np.min(self.outcome.over_each(radii), axis=1)
+        return np.minimum(radius * (1 - 1e-12), _LARGEST_DISTANCE)
+
+
+def _with_zero(values):
+    """A score of zero, and the only score."""
+    if values.shape[1] > 1:
+        return values
+    return np.concatenate([np.zeros_like(values), values], axis=1)
 
 
 class LastLayer:
@@ -102,13 +160,9 @@ class LastLayer:
         self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
         self._bias = bias
 
-    def distances(self, scores):
-        """Distances of the column of the winner from each other."""
-        return self._distances[scores.winner]
-
     def lead_constants(self, scores):
-        """How fast the lead of the winner over each other can change."""
-        return self._leads[scores.winner]
+        """How fast the lead of a member over each class can change."""
+        return self._leads[scores.members]
 
     def errors(self, entering, scores, arithmetic):
         """See `Network._lead_errors`.
@@ -118,10 +172,10 @@ class LastLayer:
             scores: `Scores`.
             arithmetic: `Arithmetic`.
         """
-        winner = scores.winner
-        distances = self.distances(scores)
-        norms = self._norms[winner][:, None] + self._norms
-        bias = self._bias[winner][:, None] + self._bias
+        members = scores.members
+        distances = self._distances[members]
+        norms = self._norms[members][..., None] + self._norms
+        bias = self._bias[members][..., None] + self._bias
         return self._errors(entering, distances, norms, bias, arithmetic)
 
     def score_errors(self, entering, arithmetic):
@@ -145,8 +199,10 @@ class LastLayer:
         tiny = 2 * arithmetic.smallest
         magnified = gamma * norms + 2 * tiny * math.sqrt(self.terms)
         lost = tiny * (distances * math.sqrt(self.terms) + 4 * self.terms + 4)
-        absolute = np.reshape(entering.absolute, (-1, 1))
-        size = np.reshape(entering.zero, (-1, 1)) + absolute
+        # The axis of the samples is the first one.
+        shape = (-1, *[1] * max(np.ndim(distances) - 1, 1))
+        absolute = np.reshape(entering.absolute, shape)
+        size = np.reshape(entering.zero, shape) + absolute
         return (
             distances * absolute + magnified * size + gamma * bias + lost,
             distances * entering.relative
@@ -157,12 +213,3 @@ class LastLayer:
 def _distances(rows):
     """The distance of each row from each other."""
     return np.sqrt([np.sum((rows - one) ** 2, axis=-1) for one in rows])
-
-
-def radius_of(leads, slopes):
-    """The distance up to which all leads stay positive, zero if none."""
-    # Where nothing changes, no distance is too far; see the last note.
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-        radii = np.where(leads > 0, leads / slopes, 0.0)
-    radius = np.min(np.nan_to_num(radii, nan=0.0, posinf=np.inf), axis=1)
-    return np.minimum(radius * (1 - 1e-12), _LARGEST_DISTANCE)

@@ -10,7 +10,8 @@ since it is the product of f with a vector of norm sqrt(2). It stays positive
 up to the lead divided by that slope, and the smallest of these radii over all i
 is the certificate. The first rule is never worse than the second, because
 `||w_j - w_i|| <= sqrt(2) ||W||`. A single score keeps its sign up to its
-magnitude divided by the bound.
+magnitude divided by the bound. Of several classes that are predicted together,
+each has such leads: see `deel.lip.certification._outcomes`.
 
 Note [What is certified]
 
@@ -40,31 +41,15 @@ Distances are at most the largest number of float32: no input is further away.
 import dataclasses
 import math
 
-import keras
 import numpy as np
 
-from deel.lip._validation import positive_int
-from deel.lip._validation import require_one_of
 from deel.lip.certification._curves import draw_accuracy
 from deel.lip.certification._data import check_classifier
-from deel.lip.certification._data import check_precision
-from deel.lip.certification._data import check_samples
 from deel.lip.certification._data import checked_epsilons
-from deel.lip.certification._data import float_type
-from deel.lip.certification._data import in_batches
 from deel.lip.certification._data import share_beyond
-from deel.lip.certification._network import Network
-from deel.lip.certification._walk import METHODS
-
-# From so many samples on, `verbose="auto"` shows a progress bar.
-_MANY = 2000
-
-# What each kind of rounding certifies, in words.
-_ROUNDINGS = {
-    "exact": "the network of real numbers",
-    "float32": "the network in float32, any order of summation",
-    "estimated": "scores in float32, their rounding estimated, not proven",
-}
+from deel.lip.certification._networks import ROUNDINGS
+from deel.lip.certification._networks import Networks
+from deel.lip.certification._outcomes import outcome_of
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -76,10 +61,15 @@ class Certificates:
             inputs, within which the prediction provably stays. Zero where
             nothing can be proven.
         prediction: Integer array `(samples,)`, the class. With a single score,
-            1 where it is positive and 0 elsewhere.
+            1 where it is positive and 0 elsewhere; with `groups`, the number
+            of the group. With `top_k`, an array `(samples, top_k)` of classes,
+            the best first: their set stays, not their order.
         margin: Array `(samples,)`, the lead of the best score over the second;
-            with a single score, its magnitude.
-        label: Integer array `(samples,)`, or None if no labels were given.
+            with a single score, its magnitude. With `top_k`, that of the last
+            score of the set over the next one; with `groups`, of the best
+            score over the best of the other groups.
+        label: Integer array `(samples,)`, with `groups` of the groups of the
+            labels; or None if no labels were given.
         lipschitz_constant: Float, the proven bound of the vector of all
             scores; with images of several sizes, the largest, as of the others.
         rounding: Array `(samples,)`, what the margin may be wrong by.
@@ -111,12 +101,14 @@ class Certificates:
 
     @property
     def correct(self):
-        """Boolean array: whether a prediction is the label."""
+        """Boolean array: whether a prediction is the label, or has it."""
         if self.label is None:
             raise ValueError(
                 "Accuracy needs labels. Expected `certify(model, x, y)`. "
                 "Received: y=None"
             )
+        if self.prediction.ndim == 2:
+            return np.any(self.prediction == self.label[:, None], axis=1)
         return self.prediction == self.label
 
     @property
@@ -172,7 +164,7 @@ class Certificates:
             *self._constants(),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
-            f"  certified                  {_ROUNDINGS[self.arithmetic]}",
+            f"  certified                  {ROUNDINGS[self.arithmetic]}",
         ]
         if self.arithmetic == "exact" and self.float32_radius is not None:
             lines.append(
@@ -242,6 +234,8 @@ def certify(
     verbose="auto",
     rounding="exact",
     method="chain",
+    top_k=None,
+    groups=None,
 ):
     """Certifies the predictions of a classifier.
 
@@ -281,6 +275,11 @@ def certify(
             for many samples.
         rounding: `"exact"`, `"float32"` or `"estimated"`, see above.
         method: See `lipschitz_bound`.
+        top_k: Integer, or None: certifies that the set of so many best classes
+            stays. A prediction is right where it has the label.
+        groups: List of lists of class numbers, each class once, or None:
+            certifies that the best class stays in its group. A prediction is
+            right where it is the group of the label.
 
     Returns:
         A `Certificates`.
@@ -288,9 +287,10 @@ def certify(
     Raises:
         ValueError: As `lipschitz_bound`; and for half precision, several
             inputs or outputs, empty data, labels out of range, samples or
-            scores that are not finite, a layer that cannot be copied by its
-            config, or scores of the model that are further from those of
-            float64 than float32 can be.
+            scores that are not finite, `top_k` or `groups` that do not fit the
+            classes, a layer that cannot be copied by its config, or scores of
+            the model that are further from those of float64 than float32 can
+            be.
 
     Example:
 
@@ -305,31 +305,12 @@ def certify(
     [1.414]
     """
     check_classifier(model, "certify")
-    check_precision(model)
-    require_one_of("method", method, METHODS, ValueError)
-    if rounding not in _ROUNDINGS:
-        raise ValueError(
-            f"Argument `rounding` must be one of {tuple(_ROUNDINGS)}. "
-            f"Received: rounding={rounding}"
-        )
-    batch_size = positive_int("batch_size", batch_size)
-    batches, count = in_batches(model, x, y, batch_size)
-    shows = verbose == 1 or (verbose == "auto" and (count or 0) >= _MANY)
-    bar = keras.utils.Progbar(count) if shows else None
-    # Images of another size have another bound.
-    networks = {}
-    parts = []
-    for x_batch, y_batch in batches:
-        x_batch = float_type(x_batch)
-        check_samples(model, x_batch)
-        shape = x_batch.shape[1:]
-        if shape not in networks:
-            networks[shape] = Network(model, shape, constants, rounding, method)
-        parts.append(networks[shape].certify(x_batch, y_batch))
-        if bar is not None:
-            bar.add(len(x_batch))
-    if not parts:
-        raise ValueError("There is nothing to certify. Received: empty data")
+    networks = Networks(model, constants, rounding, method)
+    outcome = outcome_of(top_k, groups, model.output_shape[-1])
+    parts = [
+        networks.of(x_batch).certify(x_batch, y_batch, outcome)
+        for x_batch, y_batch in networks.batches(x, y, batch_size, verbose)
+    ]
     columns = {name: [part[name] for part in parts] for name in parts[0]}
     joined = {
         name: None if any(x is None for x in values) else np.concatenate(values)
@@ -337,9 +318,9 @@ def certify(
     }
     return Certificates(
         **joined,
-        lipschitz_constant=max(n.constant for n in networks.values()),
-        score_constant=max(n.score_constant for n in networks.values()),
-        lead_constant=max(n.lead_constant for n in networks.values()),
+        lipschitz_constant=networks.constant,
+        score_constant=networks.score_constant,
+        lead_constant=networks.lead_constant,
         arithmetic=rounding,
     )
 

@@ -1,0 +1,92 @@
+"""What certificates of all kinds share: arguments, batches, networks."""
+
+import keras
+
+from deel.lip._validation import positive_int
+from deel.lip._validation import require_one_of
+from deel.lip.certification._data import check_precision
+from deel.lip.certification._data import check_samples
+from deel.lip.certification._data import float_type
+from deel.lip.certification._data import in_batches
+from deel.lip.certification._network import Network
+from deel.lip.certification._walk import METHODS
+
+# From so many samples on, `verbose="auto"` shows a progress bar.
+_MANY = 2000
+
+# What each kind of rounding certifies, in words.
+ROUNDINGS = {
+    "exact": "the network of real numbers",
+    "float32": "the network in float32, any order of summation",
+    "estimated": "scores in float32, their rounding estimated, not proven",
+}
+
+
+class Networks:
+    """A model, once for each shape of inputs: each has a bound of its own.
+
+    Args:
+        model: A model that was checked to have one input and one output.
+        constants: See `certify`.
+        rounding: See `certify`.
+        method: See `certify`.
+    """
+
+    def __init__(self, model, constants, rounding, method):
+        check_precision(model)
+        require_one_of("method", method, METHODS, ValueError)
+        require_one_of("rounding", rounding, ROUNDINGS, ValueError)
+        self.model = model
+        self._arguments = (constants, rounding, method)
+        self._found = {}
+
+    def of(self, x):
+        """The `Network` of inputs as these."""
+        shape = x.shape[1:]
+        if shape not in self._found:
+            self._found[shape] = Network(self.model, shape, *self._arguments)
+        return self._found[shape]
+
+    def batches(self, x, y, batch_size, verbose):
+        """Iterator over samples and labels, in NumPy, with a progress bar.
+
+        Args:
+            x: See `certify`.
+            y: See `certify`.
+            batch_size: See `certify`.
+            verbose: See `certify`.
+
+        Raises:
+            ValueError: For bad arguments, and where there are no samples.
+        """
+        batch_size = positive_int("batch_size", batch_size)
+        batches, count = in_batches(self.model, x, y, batch_size)
+        shows = verbose == 1 or (verbose == "auto" and (count or 0) >= _MANY)
+        bar = keras.utils.Progbar(count) if shows else None
+        is_empty = True
+        for x_batch, y_batch in batches:
+            x_batch = float_type(x_batch)
+            check_samples(self.model, x_batch)
+            yield x_batch, y_batch
+            is_empty = False
+            if bar is not None:
+                bar.add(len(x_batch))
+        if is_empty:
+            raise ValueError(
+                "There is nothing to certify. Received: empty data"
+            )
+
+    @property
+    def constant(self):
+        """The constant of the vector of all scores, the largest."""
+        return max(n.constant for n in self._found.values())
+
+    @property
+    def score_constant(self):
+        """The constant of the score that changes fastest by itself."""
+        return max(n.score_constant for n in self._found.values())
+
+    @property
+    def lead_constant(self):
+        """The largest of the constants by which radii divide leads."""
+        return max(n.lead_constant for n in self._found.values())
