@@ -41,6 +41,24 @@ def test_command_prints_the_table_and_the_curve(tmp_path, capsys):
     assert "0 certificates broken" in printed
 
 
+def test_command_certifies_sets_by_the_method_that_it_is_told(tmp_path, capsys):
+    hidden = keras.layers.Dense(8, activation="relu")
+    model = stack(hidden, keras.layers.Dense(3))
+    data = tmp_path / "data.npz"
+    x = np.random.default_rng(0).normal(size=(12, 4)).astype("float32")
+    np.savez(data, x=x, y=np.arange(12) % 3)
+    words = ("--data", data, "--top-k", 2, "--method", "product")
+    assert run_command(tmp_path, model, *words) == 0
+    printed = capsys.readouterr().out
+    assert f"{lipschitz_bound(model, method='product'):.6f}  of the" in printed
+    expected = certify(model, x, method="product", top_k=2)
+    assert f"median radius              {np.median(expected.radius):.4g}" in (
+        printed
+    )
+    assert run_command(tmp_path, model, *words, "--attack", 3) == 2
+    assert "without --top-k" in capsys.readouterr().err
+
+
 def test_command_prints_the_constants_of_vector_and_output_and_limits_one(
     tmp_path, capsys
 ):

@@ -15,6 +15,7 @@ import numpy as np
 
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
+from deel.lip.certification._walk import METHODS
 
 # The names that a file of data may have for its samples and labels.
 _SAMPLES = (("x_test", "y_test"), ("x", "y"))
@@ -54,6 +55,13 @@ def add_model_arguments(parser):
         metavar="LAYER=L",
         help="a constant that you know, for a layer of that name; repeatable",
     )
+    parser.add_argument(
+        "--method",
+        choices=METHODS,
+        default=METHODS[0],
+        help="how constants of layers become that of the model (default: "
+        f"{METHODS[0]})",
+    )
 
 
 def add_data_arguments(parser):
@@ -83,6 +91,12 @@ def add_data_arguments(parser):
         default="exact",
         help="what is certified: the network of real numbers, the one that "
         "runs in float32, or that with its rounding estimated (default: exact)",
+    )
+    parser.add_argument(
+        "--top-k",
+        type=count,
+        metavar="K",
+        help="certify the set of the K best classes, not the best one",
     )
 
 
@@ -154,6 +168,7 @@ def proven_bounds(model, args):
     given = {
         "input_shape": args.input_shape,
         "constants": dict(args.constant),
+        "method": args.method,
     }
     bound, table = lipschitz_bound(model, return_table=True, **given)
     return bound, lipschitz_bound(model, by_output=True, **given), table
@@ -200,7 +215,13 @@ def certified_samples(model, args):
     x, y = read_samples(args.data, model.input_shape)
     x, y = x[: args.limit], y[: args.limit]
     certificates = certify(
-        model, x, y, constants=dict(args.constant), rounding=args.rounding
+        model,
+        x,
+        y,
+        constants=dict(args.constant),
+        rounding=args.rounding,
+        method=args.method,
+        top_k=args.top_k,
     )
     print(f"\n{certificates}")
     print("  radius  certified")

@@ -33,6 +33,12 @@ def main(argv=None):
     if args.attack and args.data is None:
         print("An attack needs --data with samples.", file=sys.stderr)
         return 2
+    if args.attack and args.top_k is not None:
+        print(
+            "An attack looks for another best class: it goes without --top-k.",
+            file=sys.stderr,
+        )
+        return 2
     try:
         model = load_model(args.model)
         bound, by_output, table = proven_bounds(model, args)

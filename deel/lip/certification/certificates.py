@@ -143,6 +143,8 @@ class Certificates:
             "median_radius": float(np.median(self.radius)),
             "largest_rounding": float(np.max(self.rounding)),
         }
+        if self.prediction.ndim == 2:
+            summary["top_k"] = self.prediction.shape[1]
         if self.float32_radius is not None:
             summary["certificates"] = int(np.sum(self.radius > 0))
             survive = (self.radius > 0) & (self.float32_radius > 0)
@@ -159,8 +161,11 @@ class Certificates:
 
     def __repr__(self):
         summary = self.to_dict()
+        sets = ""
+        if "top_k" in summary:
+            sets = f", of the set of the {summary['top_k']} best classes"
         lines = [
-            f"Certificates of {summary['samples']} samples",
+            f"Certificates of {summary['samples']} samples{sets}",
             *self._constants(),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
