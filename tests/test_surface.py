@@ -23,8 +23,11 @@ NAMES = {
         CondenseCallback LossParamLog LossParamScheduler MonitorCallback
     """,
     "deel.lip.certification": """
-        Bound Certificates LayerBound Step attack_accuracy attack_distances
-        certified_accuracy certify lipschitz_bound register_bound
+        Bound Certificates ConformalClassifier CoverageBounds
+        DetectorCertificates LayerBound RegressionCertificates Step
+        attack_accuracy attack_distances certified_accuracy certified_auroc
+        certify certify_detector certify_regression lipschitz_bound
+        register_bound
     """,
     "deel.lip.compute_layer_sv": """
         compute_layer_sv compute_model_sv

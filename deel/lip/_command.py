@@ -92,12 +92,6 @@ def add_data_arguments(parser):
         help="what is certified: the network of real numbers, the one that "
         "runs in float32, or that with its rounding estimated (default: exact)",
     )
-    parser.add_argument(
-        "--top-k",
-        type=count,
-        metavar="K",
-        help="certify the set of the K best classes, not the best one",
-    )
 
 
 def count(text):
@@ -206,8 +200,13 @@ def exceeds_limit(bound, by_output, args):
     return True
 
 
-def certified_samples(model, args):
+def certified_samples(model, args, top_k=None):
     """Certifies the samples of `--data`, and prints the certified accuracy.
+
+    Args:
+        model: A model.
+        args: The arguments of the command.
+        top_k: See `certify`.
 
     Returns:
         Pair: the samples and their `Certificates`.
@@ -221,7 +220,7 @@ def certified_samples(model, args):
         constants=dict(args.constant),
         rounding=args.rounding,
         method=args.method,
-        top_k=args.top_k,
+        top_k=top_k,
     )
     print(f"\n{certificates}")
     print("  radius  certified")

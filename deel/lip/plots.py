@@ -17,7 +17,7 @@ from deel.lip._labels import signs
 from deel.lip.certification._curves import BLUE
 from deel.lip.certification._curves import RED
 from deel.lip.certification._curves import axes_or_new
-from deel.lip.certification._curves import draw_accuracy
+from deel.lip.certification._curves import draw_bracket
 from deel.lip.compute_layer_sv import compute_model_sv
 
 __all__ = [
@@ -84,7 +84,7 @@ def accuracy_against_radius(radii, certified, attacked=None, ax=None):
     Raises:
         ValueError: If the sequences differ in length.
     """
-    return draw_accuracy(radii, certified, attacked, ax)
+    return draw_bracket(radii, certified, attacked, ax)
 
 
 def margins(scores, labels, bins=50, ax=None):

@@ -10,16 +10,30 @@ from deel.lip.certification.bounds import lipschitz_bound
 from deel.lip.certification.certificates import Certificates
 from deel.lip.certification.certificates import certified_accuracy
 from deel.lip.certification.certificates import certify
+from deel.lip.certification.conformal import ConformalClassifier
+from deel.lip.certification.coverage import CoverageBounds
+from deel.lip.certification.detectors import DetectorCertificates
+from deel.lip.certification.detectors import certified_auroc
+from deel.lip.certification.detectors import certify_detector
+from deel.lip.certification.regression import RegressionCertificates
+from deel.lip.certification.regression import certify_regression
 
 __all__ = [
     "Bound",
     "Certificates",
+    "ConformalClassifier",
+    "CoverageBounds",
+    "DetectorCertificates",
     "LayerBound",
+    "RegressionCertificates",
     "Step",
     "attack_accuracy",
     "attack_distances",
     "certified_accuracy",
+    "certified_auroc",
     "certify",
+    "certify_detector",
+    "certify_regression",
     "lipschitz_bound",
     "register_bound",
 ]

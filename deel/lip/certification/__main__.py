@@ -71,6 +71,12 @@ def _parse_arguments(argv):
         metavar="N",
         help="attack the first samples, within and beyond their certificates",
     )
+    parser.add_argument(
+        "--top-k",
+        type=count,
+        metavar="K",
+        help="certify the set of the K best classes, not the best one",
+    )
     return parser.parse_args(argv)
 
 
@@ -91,7 +97,7 @@ def _print_table(table):
 
 
 def _certify(model, args):
-    x, certificates = certified_samples(model, args)
+    x, certificates = certified_samples(model, args, args.top_k)
     if not args.attack:
         return 0
     attacked = min(args.attack, len(x))

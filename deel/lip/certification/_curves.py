@@ -1,4 +1,4 @@
-"""The curve of robust accuracy, drawn for certificates and `deel.lip.plots`."""
+"""Curves against the radius, drawn for certificates and `deel.lip.plots`."""
 
 import numpy as np
 
@@ -21,15 +21,50 @@ def axes_or_new(ax):
     return pyplot.subplots(layout="constrained")[1]
 
 
-def draw_accuracy(radii, certified, attacked=None, ax=None):
-    """See `deel.lip.plots.accuracy_against_radius`."""
+def radii_to_draw(epsilons, attacked, furthest):
+    """Returns the radii of a curve, 300 of them if none were given.
+
+    Args:
+        epsilons: Sequence of floats, or None.
+        attacked: What an attack found at each of the `epsilons`, or None.
+        furthest: Float, up to where the curve is drawn otherwise.
+    """
+    if epsilons is not None:
+        return epsilons
+    if attacked is not None:
+        raise ValueError(
+            "What an attack found belongs to radii. Expected `epsilons`. "
+            "Received: epsilons=None"
+        )
+    return np.linspace(0.0, furthest + 1e-9, 300)
+
+
+def draw_bracket(
+    radii, certified, attacked=None, ax=None, quantity="accuracy", at_most=False
+):
+    """Draws what is proven within each radius, and what an attack found.
+
+    Args:
+        radii: Increasing sequence of floats.
+        certified: Sequence of floats.
+        attacked: Sequence of floats, or None.
+        ax: Matplotlib axes; None makes a new figure.
+        quantity: String, what is drawn; a share, unless `at_most`.
+        at_most: Boolean, whether what is certified is a bound from above.
+
+    Returns:
+        The axes.
+    """
     radii = np.atleast_1d(radii)
     certified = _of_length("certified", certified, radii)
     if attacked is not None:
         attacked = _of_length("attacked", attacked, radii)
     ax = axes_or_new(ax)
+    proven, found = "at least", "at most"
+    if at_most:
+        proven, found = found, proven
     if attacked is not None:
-        ax.plot(radii, attacked, color=RED, label="under attack (at most)")
+        ax.plot(radii, attacked, color=RED, label=f"under attack ({found})")
         ax.fill_between(
             radii,
             certified,
@@ -37,8 +72,9 @@ def draw_accuracy(radii, certified, attacked=None, ax=None):
             color=GREY,
             label="neither broken nor proven",
         )
-    ax.plot(radii, certified, color=BLUE, label="certified (at least)")
-    ax.set(xlabel="Euclidean radius", ylabel="accuracy", ylim=(0.0, 1.02))
+    ax.plot(radii, certified, color=BLUE, label=f"certified ({proven})")
+    ax.set(xlabel="Euclidean radius", ylabel=quantity)
+    ax.set_ylim(0.0, None if at_most else 1.02)
     ax.margins(x=0.0)
     ax.grid(alpha=0.3)
     ax.legend()

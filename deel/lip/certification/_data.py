@@ -85,6 +85,15 @@ def checked_labels(y, classes):
     return numbers.astype("int64")
 
 
+def require_labels(y, call):
+    """Raises ValueError for None, in place of labels that the call needs."""
+    if y is None:
+        raise ValueError(
+            f"Labels are needed. Expected `{call}`, or a data set that has "
+            "them. Received: y=None"
+        )
+
+
 def require_one_each(x, y):
     """Raises ValueError unless there are as many labels as samples."""
     if len(y) != len(x):

@@ -64,11 +64,6 @@ class Network:
         )
 
     @property
-    def score_constant(self):
-        """The constant of the score that changes fastest by itself."""
-        return float(np.max(self.score_constants))
-
-    @property
     def lead_constant(self):
         """The largest of the constants by which radii divide leads."""
         classes = self.model.output_shape[-1]

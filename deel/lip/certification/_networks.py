@@ -1,6 +1,7 @@
 """What certificates of all kinds share: arguments, batches, networks."""
 
 import keras
+import numpy as np
 
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_one_of
@@ -8,6 +9,7 @@ from deel.lip.certification._data import check_precision
 from deel.lip.certification._data import check_samples
 from deel.lip.certification._data import float_type
 from deel.lip.certification._data import in_batches
+from deel.lip.certification._data import require_one_each
 from deel.lip.certification._network import Network
 from deel.lip.certification._walk import METHODS
 
@@ -76,15 +78,38 @@ class Networks:
                 "There is nothing to certify. Received: empty data"
             )
 
+    def ranges(self, x, y, batch_size, verbose, checked):
+        """Iterator over pairs of `Ranges` and labels, or None, of batches.
+
+        Args:
+            x: See `certify`.
+            y: See `certify`.
+            batch_size: See `certify`.
+            verbose: See `certify`.
+            checked: Function of labels of a batch, or None, that checks them
+                and returns an array, or None.
+        """
+        for x_batch, y_batch in self.batches(x, y, batch_size, verbose):
+            labels = checked(y_batch)
+            if labels is not None:
+                require_one_each(x_batch, labels)
+            yield self.of(x_batch).ranges(x_batch), labels
+
     @property
     def constant(self):
         """The constant of the vector of all scores, the largest."""
         return max(n.constant for n in self._found.values())
 
     @property
+    def score_constants(self):
+        """The constants of each score by itself, the largest, an array."""
+        found = [n.score_constants for n in self._found.values()]
+        return np.max(found, axis=0)
+
+    @property
     def score_constant(self):
         """The constant of the score that changes fastest by itself."""
-        return max(n.score_constant for n in self._found.values())
+        return float(np.max(self.score_constants))
 
     @property
     def lead_constant(self):

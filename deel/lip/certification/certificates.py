@@ -43,7 +43,8 @@ import math
 
 import numpy as np
 
-from deel.lip.certification._curves import draw_accuracy
+from deel.lip.certification._curves import draw_bracket
+from deel.lip.certification._curves import radii_to_draw
 from deel.lip.certification._data import check_classifier
 from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import share_beyond
@@ -219,15 +220,10 @@ class Certificates:
         Returns:
             The axes.
         """
-        if epsilons is None:
-            if attacked is not None:
-                raise ValueError(
-                    "The accuracy under attack belongs to radii. Expected "
-                    "`epsilons`. Received: epsilons=None"
-                )
-            epsilons = np.linspace(0.0, 1.1 * np.max(self.radius) + 1e-9, 300)
+        furthest = 1.1 * np.max(self.radius)
+        epsilons = radii_to_draw(epsilons, attacked, furthest)
         certified = self.certified_accuracy(epsilons)
-        return draw_accuracy(epsilons, certified, attacked, axes)
+        return draw_bracket(epsilons, certified, attacked, axes)
 
 
 def certify(
