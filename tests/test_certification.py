@@ -15,6 +15,7 @@ from small_networks import stack
 
 from deel.lip.certification import attack_accuracy
 from deel.lip.certification import attack_distances
+from deel.lip.certification import attack_scores
 from deel.lip.certification import certified_accuracy
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
@@ -92,6 +93,26 @@ def test_attack_finds_the_boundary_of_a_linear_classifier():
     one_score = linear_classifier(np.array([[1.0], [0.0]]))
     (found,) = attack_distances(one_score, x, [1], [3.05])
     assert 3.0 - 1e-6 <= found <= 3.05
+
+
+def test_attack_on_a_score_finds_the_lowest_of_a_linear_classifier():
+    kernel = np.array([[3.0, 0.0], [4.0, 1.0]])
+    x = 100 * np.array([[1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])
+    radii = np.array([1.0, 2.0, 0.0])
+    moved = attack_scores(linear_classifier(kernel), x, [0, 1, 0], radii)
+    lost = radii[:, None] * [[0.6, 0.8], [0.0, 1.0], [0.0, 0.0]]
+    assert_close(moved, x - lost, atol=2e-2)
+    assert np.all(np.linalg.norm(moved - x, axis=1) <= radii)
+    # That of a detector is raised for samples that are not positive.
+    single = linear_classifier(kernel[:, :1])
+    moved = attack_scores(single, x, [1, -1, 0], radii)
+    assert_close(
+        moved,
+        x - radii[:, None] * [[0.6, 0.8], [-0.6, -0.8], [0, 0]],
+        atol=2e-2,
+    )
+    bounded = attack_scores(single, x[2:], [1], 1.0, bounds=(-0.1, 0.1))
+    assert_close(bounded, [[-0.1, -0.1]], atol=1e-6)
 
 
 def test_attack_stays_within_the_bounds_of_valid_inputs():

@@ -25,9 +25,9 @@ NAMES = {
     "deel.lip.certification": """
         Bound Certificates ConformalClassifier CoverageBounds
         DetectorCertificates LayerBound RegressionCertificates Step
-        attack_accuracy attack_distances certified_accuracy certified_auroc
-        certify certify_detector certify_regression lipschitz_bound
-        register_bound
+        attack_accuracy attack_distances attack_scores certified_accuracy
+        certified_auroc certify certify_detector certify_regression
+        lipschitz_bound register_bound
     """,
     "deel.lip.compute_layer_sv": """
         compute_layer_sv compute_model_sv

@@ -6,6 +6,7 @@ from deel.lip.certification._rounding import Step
 from deel.lip.certification._walk import LayerBound
 from deel.lip.certification.attacks import attack_accuracy
 from deel.lip.certification.attacks import attack_distances
+from deel.lip.certification.attacks import attack_scores
 from deel.lip.certification.bounds import lipschitz_bound
 from deel.lip.certification.certificates import Certificates
 from deel.lip.certification.certificates import certified_accuracy
@@ -29,6 +30,7 @@ __all__ = [
     "Step",
     "attack_accuracy",
     "attack_distances",
+    "attack_scores",
     "certified_accuracy",
     "certified_auroc",
     "certify",

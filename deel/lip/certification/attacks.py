@@ -6,6 +6,7 @@ from keras import ops
 from deel.lip._backend.differentiation import compiled
 from deel.lip._validation import positive_int
 from deel.lip.certification._data import check_classifier
+from deel.lip.certification._data import check_model
 from deel.lip.certification._data import check_samples
 from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import checked_labels
@@ -115,6 +116,82 @@ def attack_distances(
     [1.4]
     """
     check_classifier(model, "attack_distances")
+    x, labels = _checked(model, x, y, bounds)
+    radii = np.stack([np.broadcast_to(radius, len(x)) for radius in radii])
+    checked_epsilons(radii.ravel())
+    attack = _Attack(model, _lead, steps, restarts, bounds, seed)
+
+    def distances(rows):
+        return attack.distances(x[rows], labels[rows], radii[:, rows])
+
+    return _by_batches(distances, len(x), batch_size)
+
+
+def attack_scores(
+    model,
+    x,
+    y,
+    radius,
+    steps=30,
+    restarts=3,
+    bounds=None,
+    batch_size=256,
+    seed=0,
+):
+    """Samples that an attack has moved, so that their label has a low score.
+
+    Projected gradient descent as in `attack_distances`, but of the score of the
+    label alone, whatever the others do. It is the attack on sets that need a
+    certain score (`ConformalClassifier`), and on detectors
+    (`certified_auroc`): a single score becomes small for samples of label 1,
+    and large for the others.
+
+    Args:
+        model: A built model with scores `(batch, classes)`, or `(batch, 1)`.
+        x: See `attack_distances`.
+        y: See `attack_distances`.
+        radius: Float or array with one value for each sample, how far it may be
+            moved.
+        steps: See `attack_distances`.
+        restarts: See `attack_distances`.
+        bounds: See `attack_distances`.
+        batch_size: See `attack_distances`.
+        seed: See `attack_distances`.
+
+    Returns:
+        Array of the shape of `x`, of float32. No sample is further from its own
+        than the radius.
+
+    Raises:
+        ValueError: See `attack_distances`.
+
+    Example:
+
+    >>> import keras, numpy as np
+    >>> from deel.lip.certification import attack_scores
+    >>> model = keras.Sequential(
+    ...     [keras.Input((2,)), keras.layers.Dense(2, use_bias=False)]
+    ... )
+    >>> model.set_weights([np.eye(2)])
+    >>> x, y = np.array([[3.0, 1.0]]), np.array([0])
+    >>> moved = attack_scores(model, x, y, 0.5)
+    >>> [round(float(v), 3) for v in moved[0]]
+    [2.5, 1.0]
+    """
+    check_model(model, "attack_scores")
+    x, labels = _checked(model, x, y, bounds)
+    radii = np.broadcast_to(np.asarray(radius, "float64"), len(x))
+    checked_epsilons(radii)
+    attack = _Attack(model, _missing_score, steps, restarts, bounds, seed)
+
+    def moved(rows):
+        return attack.furthest(x[rows], labels[rows], radii[rows])
+
+    return _by_batches(moved, len(x), batch_size)
+
+
+def _checked(model, x, y, bounds):
+    """Returns samples and class numbers."""
     x = np.asarray(ops.convert_to_numpy(x)).astype("float32")
     check_samples(model, x)
     if len(x) == 0 or len(y) != len(x):
@@ -127,38 +204,52 @@ def attack_distances(
             "Samples must be within the bounds. Received: "
             f"bounds={bounds}, samples from {x.min()} to {x.max()}"
         )
-    labels = checked_labels(y, model.output_shape[-1])
-    radii = np.stack([np.broadcast_to(radius, len(x)) for radius in radii])
-    checked_epsilons(radii.ravel())
-    attack = _Attack(
-        model,
-        positive_int("steps", steps),
-        positive_int("restarts", restarts),
-        bounds,
-        np.random.default_rng(seed),
-    )
-    batch_size = min(positive_int("batch_size", batch_size), len(x))
+    return x, checked_labels(y, model.output_shape[-1])
+
+
+def _by_batches(function, count, batch_size):
+    """Joins what a function returns for the rows of each batch.
+
+    All batches have one shape, for which the gradient is compiled once.
+    """
+    batch_size = min(positive_int("batch_size", batch_size), count)
     found = []
-    for first in range(0, len(x), batch_size):
-        part = slice(first, first + batch_size)
-        missing = batch_size - len(x[part])
-        # All batches have one shape, for which the gradient is compiled once.
-        rows = np.arange(first, first + batch_size) % len(x)
-        distances = attack.distances(x[rows], labels[rows], radii[:, rows])
-        found.append(distances[: batch_size - missing])
+    for first in range(0, count, batch_size):
+        rows = np.arange(first, first + batch_size)
+        found.append(function(rows % count)[: count - first])
     return np.concatenate(found)
 
 
-class _Attack:
-    """The attack on one batch."""
+def _lead(scores, labels):
+    """Lead of the best other class, positive for adversarial samples."""
+    if scores.shape[-1] == 1:
+        return _missing_score(scores, labels)
+    own = ops.one_hot(labels, scores.shape[-1], dtype=scores.dtype)
+    others = ops.max(scores - 1e9 * own, axis=-1)
+    return others - ops.sum(scores * own, axis=-1)
 
-    def __init__(self, model, steps, restarts, bounds, random):
-        self.model = model
-        self.steps = steps
-        self.restarts = restarts
+
+def _missing_score(scores, labels):
+    """What the label lacks of a score: the less it has, the larger."""
+    if scores.shape[-1] == 1:
+        return ops.cast(1 - 2 * labels, scores.dtype) * scores[:, 0]
+    own = ops.one_hot(labels, scores.shape[-1], dtype=scores.dtype)
+    return -ops.sum(scores * own, axis=-1)
+
+
+class _Attack:
+    """The attack on one batch: it climbs a function of scores and labels."""
+
+    def __init__(self, model, aim, steps, restarts, bounds, seed):
+        self.steps = positive_int("steps", steps)
+        self.restarts = positive_int("restarts", restarts)
         self.bounds = bounds
-        self.random = random
-        self.lead, self.gradient = compiled(self._lead)
+        self.random = np.random.default_rng(seed)
+
+        def value(x, labels):
+            return aim(model(x, training=False), labels)
+
+        self.value, self.gradient = compiled(value)
 
     def distances(self, x, labels, radii):
         labels = labels.astype("int32")
@@ -166,12 +257,7 @@ class _Attack:
         for radius in radii.astype("float64"):
             if not np.any(radius):
                 continue
-            for restart in range(self.restarts):
-                start = x
-                if restart:
-                    noise = self._noise(x, radius)
-                    start = self._project(x + noise, x, radius)
-                found = self._climb(start, x, labels, radius)
+            for found in self._runs(x, labels, radius):
                 found = self._pull_back(found, x, labels)
                 distance = np.where(
                     self._is_adversarial(found, labels),
@@ -181,18 +267,29 @@ class _Attack:
                 closest = np.minimum(closest, distance)
         return closest
 
-    def _lead(self, x, labels):
-        """Lead of the best other class, positive for adversarial samples."""
-        scores = self.model(x, training=False)
-        if scores.shape[-1] == 1:
-            sign = ops.cast(1 - 2 * labels, scores.dtype)
-            return sign * scores[:, 0]
-        own = ops.one_hot(labels, scores.shape[-1], dtype=scores.dtype)
-        others = ops.max(scores - 1e9 * own, axis=-1)
-        return others - ops.sum(scores * own, axis=-1)
+    def furthest(self, x, labels, radius):
+        """Points where the function is as large as was found."""
+        labels = labels.astype("int32")
+        best, highest = x, np.asarray(self.value(x, labels))
+        # Rounding to float32 moves points, also out of the ball.
+        for found in self._runs(x, labels, radius * (1 - 1e-6)):
+            is_inside = _norm(found.astype("float64") - x) <= radius
+            value = np.where(is_inside, self.value(found, labels), -np.inf)
+            best = np.where(_beside(value > highest, x), found, best)
+            highest = np.maximum(value, highest)
+        return best
+
+    def _runs(self, x, labels, radius):
+        """Iterator over what each run finds."""
+        for restart in range(self.restarts):
+            start = x
+            if restart:
+                noise = self._noise(x, radius)
+                start = self._project(x + noise, x, radius)
+            yield self._climb(start, x, labels, radius)
 
     def _is_adversarial(self, x, labels):
-        return self.lead(x, labels) > 0
+        return self.value(x, labels) > 0
 
     def _noise(self, x, radius):
         """Random directions of a length up to the radius."""
@@ -243,7 +340,12 @@ def _norm(x):
 
 def _scaled(x, factors):
     """Multiplies each sample by its factor."""
-    return x * factors.reshape(-1, *[1] * (x.ndim - 1))
+    return x * _beside(factors, x)
+
+
+def _beside(values, x):
+    """One value for each sample, with the axes of the samples."""
+    return values.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _between(x, other, positions):
