@@ -255,6 +255,17 @@ def _margins(ax):
     ax.axhline(2.0, color=ORANGE, linewidth=3)
 
 
+def _sets(ax):
+    scores = [1.5, 4, 2.6, 0.8, 3.2, 1.2]
+    ax.bar(
+        range(6),
+        scores,
+        color=[BLUE if score > 2 else GREY for score in scores],
+        width=0.6,
+    )
+    ax.axhline(2.0, color=ORANGE, linewidth=3)
+
+
 PICTURES = {
     "quickstart": lambda ax: _balls(ax),
     "guide": lambda ax: _rows(ax, 4),
@@ -294,6 +305,7 @@ PICTURES = {
     "demo5": _descent,
     "demo6": lambda ax: _balls(ax, broken=True),
     "demo7": _regression,
+    "demo8": _sets,
 }
 
 
