@@ -33,6 +33,7 @@ def on_the_way(scores):
     return np.outer(scores, [3.0, 4.0]) / 25
 
 
+@pytest.mark.elsewhere
 def test_certified_area_of_a_linear_detector_is_exact():
     # Pairs are 1, 2, 4 and 5 apart.
     x, y = on_the_way([5.0, 4.0, 3.0, 0.0]), [1, 1, 0, 0]
@@ -45,6 +46,7 @@ def test_certified_area_of_a_linear_detector_is_exact():
         assert_equal(found, exact)
 
 
+@pytest.mark.elsewhere
 def test_classes_are_moved_as_told():
     # The score ends at zero; only there does moving change nothing.
     model = stack(keras.layers.Dense(1, activation="relu"), shape=(1,))
@@ -55,6 +57,7 @@ def test_classes_are_moved_as_told():
     assert_equal(found.certified_auroc(1.1), [0.0])
 
 
+@pytest.mark.elsewhere
 def test_ties_count_against_the_certificate_and_half_for_the_usual_area():
     x, y = on_the_way([2.0, 1.0, 1.0, 0.0]), np.array([1, 1, 0, 0])
     found = certify_detector(line(), x, y)
@@ -89,6 +92,7 @@ def test_no_attack_brings_the_area_below_the_bound():
             assert bound > attacked - 0.02 - 3 * epsilon
 
 
+@pytest.mark.elsewhere
 def test_rounding_of_scores_is_counted():
     # Apart by less than float32 is sure of.
     x, y = on_the_way([1.0 + 1e-7, 1.0]), [1, 0]
@@ -101,6 +105,7 @@ def test_rounding_of_scores_is_counted():
     assert found.certified_auroc(0.0)[0] == 0.0
 
 
+@pytest.mark.elsewhere
 def test_data_sets_of_a_detector_come_batch_by_batch():
     x, y = on_the_way([5.0, 4.0, 3.0, 0.0]), np.array([1, 1, 0, 0])
     found = certify_detector(line(), iter([(x[:3], y[:3]), (x[3:], y[3:])]))
@@ -109,6 +114,7 @@ def test_data_sets_of_a_detector_come_batch_by_batch():
     assert_equal(found.certified_auroc([0.0, 0.11]), [1.0, 0.75])
 
 
+@pytest.mark.elsewhere
 def test_summary_of_a_detector_is_plain_and_readable():
     found = certify_detector(line(), on_the_way([1.0, 0.0]), [1, 0])
     summary = json.loads(json.dumps(found.to_dict([0.0, 0.5], "positive")))
@@ -119,6 +125,7 @@ def test_summary_of_a_detector_is_plain_and_readable():
     assert "certified within 0.5" in repr(found)
 
 
+@pytest.mark.elsewhere
 def test_areas_are_drawn():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -128,6 +135,7 @@ def test_areas_are_drawn():
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.elsewhere
 def test_bad_data_of_a_detector_is_an_error():
     x = on_the_way([1.0, 0.0])
     for y, message in (

@@ -23,6 +23,7 @@ def linear():
     return linear_classifier(kernel, bias)
 
 
+@pytest.mark.elsewhere
 def test_intervals_of_a_linear_model_are_exact():
     x = np.array([[1.0, 2.0], [0.0, -1.0]])
     found = certify_regression(linear(), x)
@@ -39,6 +40,7 @@ def test_intervals_of_a_linear_model_are_exact():
         assert_close(upper, center + width, atol=1e-6)
 
 
+@pytest.mark.elsewhere
 def test_certified_error_of_a_linear_model_is_exact():
     model = linear_classifier(np.array([[3.0], [4.0]]))
     x, y = np.array([[1.0, 1.0], [0.0, 0.0]]), np.array([6.0, 0.5])
@@ -86,6 +88,7 @@ def test_no_attack_leaves_an_interval():
         assert found.error <= attacked <= found.certified_error(radius)[0]
 
 
+@pytest.mark.elsewhere
 def test_rounding_makes_intervals_wider():
     model, x = certified_classifier(), samples(20)
     widths = {}
@@ -103,6 +106,7 @@ def test_rounding_makes_intervals_wider():
     assert_close(widths["estimated"], widths["exact"], rtol=1e-3)
 
 
+@pytest.mark.elsewhere
 def test_nothing_is_known_where_float32_overflows():
     model = linear_classifier(np.array([[3e38], [0.0]]))
     x = [[0.1, 0.0]]
@@ -113,6 +117,7 @@ def test_nothing_is_known_where_float32_overflows():
     assert found.interval(0.0)[1] == np.inf
 
 
+@pytest.mark.elsewhere
 def test_summary_of_a_regression_is_plain_and_readable():
     x, y = np.ones((3, 2)), np.zeros((3, 2))
     found = certify_regression(linear(), x, y)
@@ -130,6 +135,7 @@ def test_summary_of_a_regression_is_plain_and_readable():
         without.certified_error([0.1])
 
 
+@pytest.mark.elsewhere
 def test_errors_are_drawn():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
@@ -142,6 +148,7 @@ def test_errors_are_drawn():
     matplotlib.pyplot.close("all")
 
 
+@pytest.mark.elsewhere
 def test_bad_labels_of_a_regression_are_errors():
     x = np.ones((3, 2))
     for y, message in (

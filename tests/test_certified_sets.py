@@ -25,6 +25,7 @@ def network():
     return model, Dense64(model), x.astype("float64")
 
 
+@pytest.mark.elsewhere
 def test_radius_of_a_set_is_the_exact_distance_of_a_linear_classifier():
     x = np.array([[3.0, 2.0, 0.5, 0.0], [0.0, 1.0, 1.0, 4.0]])
     model = linear_classifier(np.eye(4))
@@ -42,6 +43,7 @@ def test_radius_of_a_set_is_the_exact_distance_of_a_linear_classifier():
     assert order.radius[0] > 2.0
 
 
+@pytest.mark.elsewhere
 def test_radius_of_a_group_is_the_exact_distance_of_a_linear_classifier():
     # The larger of x and y is above that of -x and -y where x + y > 0.
     kernel = np.array([[1.0, 0.0, -1.0, 0.0], [0.0, 1.0, 0.0, -1.0]])
@@ -86,6 +88,7 @@ def test_no_attack_changes_the_set_of_the_best_within_the_radius(
     assert changed[10.0] > 0.9
 
 
+@pytest.mark.elsewhere
 def test_no_attack_leaves_the_group_within_the_radius(network):
     model, float64, x = network
     certificates = certify(model, x, groups=GROUPS)
@@ -112,6 +115,7 @@ def test_no_attack_leaves_the_group_within_the_radius(network):
     assert left[10.0] > 0.8
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     "question", [{"top_k": 2}, {"groups": [[0, 3], [1, 2]]}]
 )
@@ -130,6 +134,7 @@ def test_rounding_of_each_pair_is_counted(question):
     assert_close(parts.radius, exact.radius, atol=1e-6)
 
 
+@pytest.mark.elsewhere
 def test_one_best_class_and_groups_of_one_are_the_usual_certificates(network):
     model, _, x = network
     usual = certify(model, x)
@@ -141,6 +146,7 @@ def test_one_best_class_and_groups_of_one_are_the_usual_certificates(network):
     assert_equal(alone.prediction, usual.prediction)
 
 
+@pytest.mark.elsewhere
 def test_bad_questions_are_errors(network):
     model, _, x = network
     for question, message in (

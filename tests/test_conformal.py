@@ -33,6 +33,7 @@ def first_class(scores):
     return np.stack([scores, np.zeros(len(scores))], axis=1)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     ("alpha", "count", "rank"),
     [(0.1, 9, 1), (0.1, 18, 1), (0.1, 19, 2), (0.3, 9, 3), (0.5, 4, 2)],
@@ -50,6 +51,7 @@ def test_threshold_is_the_score_of_the_rank_that_the_proof_needs(
     assert "coverage at least" in repr(classifier)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     ("alpha", "needed"), [(0.1, 9), (0.3, 3), (0.07, 14), (0.5, 1), (0.9, 1)]
 )
@@ -64,6 +66,7 @@ def test_too_few_samples_are_an_error_that_says_how_many_are_needed(
     classifier.calibrate(x, np.zeros(needed))
 
 
+@pytest.mark.elsewhere
 def test_samples_that_tie_with_the_threshold_are_in():
     classifier = ConformalClassifier(identity(), 0.2)
     x = first_class(np.full(10, 1.5))
@@ -71,6 +74,7 @@ def test_samples_that_tie_with_the_threshold_are_in():
     assert_equal(sets, np.tile([True, False], (10, 1)))
 
 
+@pytest.mark.elsewhere
 def test_robust_sets_of_a_linear_classifier_are_known():
     # Scores of constants 5 and 1.
     model = linear_classifier(np.array([[3.0, 1.0], [4.0, 0.0]]))
@@ -134,6 +138,7 @@ def test_robust_sets_have_the_true_class_under_attack(draws):
     assert np.mean(sizes) < 3.5
 
 
+@pytest.mark.elsewhere
 def test_coverage_under_attack_is_between_its_bounds(draws):
     model, x, y = draws
     classifier = ConformalClassifier(model, ALPHA)
@@ -160,6 +165,7 @@ def test_coverage_under_attack_is_between_its_bounds(draws):
     assert "with confidence 0.95" in repr(bounds)
 
 
+@pytest.mark.elsewhere
 def test_coverage_of_a_linear_classifier_is_counted_right():
     classifier = ConformalClassifier(identity(), 0.5, radius=0.25)
     classifier.calibrate(first_class([1.0, 1.0]), [0, 0])
@@ -183,6 +189,7 @@ def binomial_tail(successes, trials, probability):
     )
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(("successes", "trials"), [(1, 4), (7, 9), (40, 40)])
 @pytest.mark.parametrize("error", [0.3, 1e-3, 1e-12])
 def test_bounds_of_probabilities_are_exact(successes, trials, error):
@@ -196,6 +203,7 @@ def test_bounds_of_probabilities_are_exact(successes, trials, error):
     assert largest_probability(trials, trials, error) == 1.0
 
 
+@pytest.mark.elsewhere
 def test_rounding_makes_sets_larger_alone():
     x, y = samples(60), np.arange(60) % 4
     found = {}
@@ -213,6 +221,7 @@ def test_rounding_makes_sets_larger_alone():
     assert np.all(found["float32"][1] >= found["exact"][1])
 
 
+@pytest.mark.elsewhere
 def test_a_threshold_belongs_to_its_weights():
     model = certified_classifier()
     classifier = ConformalClassifier(model, 0.2)
@@ -230,6 +239,7 @@ def test_a_threshold_belongs_to_its_weights():
     classifier.calibrate(x, y).predict_sets(x)
 
 
+@pytest.mark.elsewhere
 def test_bad_arguments_of_conformal_sets_are_errors():
     model, x = identity(), np.ones((20, 2))
     for alpha in (0.0, 1.0, -0.1, 2, np.nan, "0.1"):
@@ -262,6 +272,7 @@ def test_bad_arguments_of_conformal_sets_are_errors():
         classifier.coverage_bounds(x)
 
 
+@pytest.mark.elsewhere
 def test_bounds_of_the_coverage_are_drawn():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
