@@ -95,6 +95,7 @@ def test_attack_finds_the_boundary_of_a_linear_classifier():
     assert 3.0 - 1e-6 <= found <= 3.05
 
 
+@pytest.mark.elsewhere
 def test_attack_on_a_score_finds_the_lowest_of_a_linear_classifier():
     kernel = np.array([[3.0, 0.0], [4.0, 1.0]])
     x = 100 * np.array([[1.0, 1.0], [1.0, -1.0], [0.0, 0.0]])

@@ -8,8 +8,9 @@ of at most d, were q the probability of each. Then q exceeds p with a
 probability of at most d, whatever p is (Clopper and Pearson, 1934): q > p needs
 a c that is so large that it has at most that probability under p.
 
-The sum of probabilities is computed from logarithms, which are wrong by less
-than 1e-8 for up to ten million trials; it is compared with 1e-6 less than d.
+The probabilities are computed from logarithms, each wrong by some units in the
+last place of log n!, or of log d where that is larger. Their sum is compared
+with what is less than d by far more than that.
 """
 
 import math
@@ -33,7 +34,8 @@ def least_probability(successes, trials, error):
     factorials = [math.lgamma(n + 1) for n in range(trials + 1)]
     factorials = np.array(factorials)
     ways = factorials[-1] - factorials[counts] - factorials[trials - counts]
-    limit = math.log(error) + math.log1p(-1e-6)
+    slack = 1e-14 * (factorials[-1] - math.log(error)) + 1e-9
+    limit = math.log(error) - slack
 
     def is_below(probability):
         """Whether so many successes would be that unlikely."""
