@@ -58,8 +58,9 @@ FOLDERS = {
     "certification": """
         _device _norms _chain _rounding _float64 _registry _flow _nodes
         _pieces rules/ patterns/ _walk _promises bounds
-        _curves _data _outcomes _scores _network _networks certificates attacks
-        _binomial coverage conformal detectors regression
+        _curves _data _outcomes _scores _network _networks _summaries
+        certificates attacks _binomial coverage conformal detectors regression
+        _budgets pixel_certificates pixels
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling

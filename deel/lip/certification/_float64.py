@@ -13,6 +13,9 @@ from deel.lip._constrained import ConstrainedKernel
 from deel.lip.layers import ScaledAveragePooling3D
 from deel.lip.layers import ScaledL2NormPooling3D
 
+# Added to each norm: more than backends take for zero, see [Underflow].
+_VANISHED = 1e-300
+
 
 @contextlib.contextmanager
 def float64():
@@ -207,3 +210,17 @@ def in_float64(config):
     if isinstance(config, (list, tuple)):
         return type(config)(in_float64(value) for value in config)
     return config
+
+
+def norms(tensor):
+    """Norm of each sample of a tensor, a NumPy array."""
+    if 0 in tensor.shape:
+        return np.full(len(tensor), _VANISHED)
+    axes = tuple(range(1, len(tensor.shape)))
+    # Squares of what is below 1e-154 or above 1e154 are not there.
+    largest = ops.max(ops.abs(tensor), axis=axes, keepdims=True)
+    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
+    squares = ops.sum(ops.square(tensor / largest), axis=axes)
+    sizes = ops.reshape(largest, (-1,)) * ops.sqrt(squares)
+    # More than the sum itself may be wrong by, or than may vanish.
+    return ops.convert_to_numpy(sizes) * (1 + 1e-9) + _VANISHED

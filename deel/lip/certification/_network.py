@@ -14,6 +14,7 @@ from deel.lip.certification._device import rounding_unit
 from deel.lip.certification._float64 import as_float64
 from deel.lip.certification._float64 import float64
 from deel.lip.certification._float64 import float64_copy
+from deel.lip.certification._float64 import norms
 from deel.lip.certification._flow import joint_gain
 from deel.lip.certification._flow import propagate
 from deel.lip.certification._outcomes import BestClass
@@ -25,6 +26,7 @@ from deel.lip.certification._rounding import Estimated
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import followed
 from deel.lip.certification._scores import LastLayer
+from deel.lip.certification._scores import Leads
 from deel.lip.certification._scores import Ranges
 from deel.lip.certification._scores import Scores
 from deel.lip.certification._walk import METHODS
@@ -32,9 +34,6 @@ from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import start
 from deel.lip.certification.bounds import score_gains
-
-# Added to each norm: more than backends take for zero, see [Underflow].
-_VANISHED = 1e-300
 
 
 class Network:
@@ -103,13 +102,13 @@ class Network:
         unit = rounding_unit()
         arithmetic = Estimated(unit, FLOAT32.smallest, FLOAT32.largest)
         known = propagate(self.calls, {self.input: Computed(1.0)}, arithmetic)
-        norms = np.linalg.norm(x.reshape(len(x), -1).astype("float64"), axis=1)
-        return known[self.output], norms
+        sizes = np.linalg.norm(x.reshape(len(x), -1).astype("float64"), axis=1)
+        return known[self.output], sizes
 
     def _estimated(self, x, outcome):
-        error, norms = self._estimated_error(x)
+        error, sizes = self._estimated_error(x)
         scores = Scores(self._float32_scores(x), outcome)
-        at_sample = error.relative * norms + error.absolute
+        at_sample = error.relative * sizes + error.absolute
         rounding = scores.root * at_sample
         slopes = self._slopes(scores) + scores.root * error.relative
         radius = scores.radius(2 * rounding[:, None, None], slopes)
@@ -136,9 +135,9 @@ class Network:
 
     def _ranges(self, x):
         if self.rounding == "estimated":
-            error, norms = self._estimated_error(x)
+            error, sizes = self._estimated_error(x)
             values = np.asarray(self._float32_scores(x), "float64")
-            at_sample = error.relative * norms + error.absolute
+            at_sample = error.relative * sizes + error.absolute
             errors = np.repeat(at_sample[:, None], values.shape[1], axis=1)
             # Both ends are rounded.
             growth = self.score_constants + error.relative
@@ -178,33 +177,49 @@ class Network:
         return values, exact, rounded, found
 
     def _proven(self, x, outcome):
+        leads = self.leads(x, outcome)
+        slopes = self._slopes(leads.scores)
         # What overflows is an infinite error, and a radius of zero.
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._proven_or_zero(x, outcome)
-
-    def _proven_or_zero(self, x, outcome):
-        values, exact, rounded, found = self._computed(x)
-        # In float32, the prediction is that of the network as it runs.
-        as_it_runs = _finite(found) if self.rounding == "float32" else None
-        seen = Scores(_finite(values), outcome, as_it_runs)
-        own, _ = self._lead_errors(exact, seen, FLOAT64)
-        slopes = self._slopes(seen)
-        errors, growth = self._lead_errors(rounded, seen, self.float32)
-        float32_radius = np.minimum(
-            seen.radius(own + errors, slopes + growth),
-            np.nan_to_num(rounded[self.output].reach, nan=0.0),
-        )
-        radius, rounding = float32_radius, own + errors
-        if self.rounding == "exact":
-            radius, rounding = seen.radius(own, slopes), own
-        others = np.where(np.isfinite(seen.leads), rounding, 0.0)
+            radius = float32_radius = leads.float32_radius(slopes)
+            if self.rounding == "exact":
+                radius = leads.radius(slopes)
         return {
             "radius": radius,
-            "prediction": seen.prediction,
-            "margin": seen.margin,
-            "rounding": np.max(others, axis=(1, 2)),
+            "prediction": leads.scores.prediction,
+            "margin": leads.scores.margin,
+            "rounding": leads.rounding(self.rounding),
             "float32_radius": float32_radius,
         }
+
+    def leads(self, x, outcome):
+        """`Leads` of some samples, at each position where there are several.
+
+        Args:
+            x: Array of samples.
+            outcome: What is predicted, of `_outcomes`.
+        """
+        self._require_finite(x)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._leads_of(outcome, *self._computed(x))
+
+    def _leads_of(self, outcome, values, exact, rounded, found):
+        shape = values.shape[:-1]
+        count = math.prod(shape[1:])
+        values = _finite(values).reshape(-1, values.shape[-1])
+        as_it_runs = None
+        if self.rounding == "float32":
+            # The prediction is that of the network as it runs.
+            as_it_runs = _finite(found).reshape(values.shape)
+        seen = Scores(values, outcome, as_it_runs)
+        end = self.output if self.last is None else self.last.flow
+        own, _ = self._lead_errors(_repeated(exact[end], count), seen, FLOAT64)
+        errors, growth = self._lead_errors(
+            _repeated(rounded[end], count), seen, self.float32
+        )
+        reach = np.nan_to_num(rounded[self.output].reach, nan=0.0)
+        reach = np.broadcast_to(reach, shape[:1])
+        return Leads(seen, shape, own, errors, growth, np.repeat(reach, count))
 
     def _float32_scores(self, x):
         return _finite(self.model.predict_on_batch(x))
@@ -219,7 +234,7 @@ class Network:
         sizes = {}
         with float64():
             values = {self.input: as_float64(x)}
-            sizes[self.input] = _norms(values[self.input])
+            sizes[self.input] = norms(values[self.input])
             for index, call in enumerate(self.calls):
                 inputs = [values[flow] for flow in call.inputs]
                 if isinstance(call.layer, Piece):
@@ -232,7 +247,7 @@ class Network:
                 for flow, value in zip(call.outputs, outputs, strict=True):
                     _require_float64(value, call.layer)
                     values[flow] = value
-                    sizes[flow] = _norms(value)
+                    sizes[flow] = norms(value)
                 for flow in call.inputs:
                     if last_use[flow] == index and flow is not self.output:
                         values.pop(flow, None)
@@ -262,7 +277,8 @@ class Network:
             float64: `Computed` of the scores in float64.
         """
         with np.errstate(invalid="ignore"):
-            error = np.linalg.norm(found - exact, axis=1)
+            error = (found - exact).reshape(len(exact), -1)
+            error = np.linalg.norm(error, axis=1)
         allowed = float32.absolute + float64.absolute
         # Where float32 overflows, nothing is claimed.
         is_wrong = ~(error <= allowed) & (float32.reach > 0)
@@ -284,6 +300,29 @@ class Network:
             return slopes
         return np.minimum(slopes, self.last.lead_constants(scores))
 
+    def joint_slopes(self, scores):
+        """Slopes of leads at several positions, which share one distance.
+
+        For each array, the squares of what leads change by, one at each
+        position, over their slopes, add up to at most the square of the
+        distance; see [Many pixels].
+
+        Args:
+            scores: `Scores`, with a row for each position.
+
+        Returns:
+            List of arrays of the shape of the leads.
+        """
+        slope = scores.root * self.constant
+        general = np.full(scores.leads.shape, slope)
+        if self.last is None:
+            return [general]
+        by_pair = self.last.lead_constants(scores)
+        # Usually no pair is faster than the whole; more than slacks counts.
+        if self.last.largest_lead <= slope * (1 + 1e-6):
+            return [by_pair]
+        return [by_pair, general]
+
     def _score_errors(self, known, values, arithmetic):
         """Errors of each score at samples, and for each unit of distance."""
         if self.last is not None:
@@ -296,17 +335,37 @@ class Network:
             np.full(values.shape[1], error.relative),
         )
 
-    def _lead_errors(self, known, scores, arithmetic):
-        """Errors of each lead at the samples, and for each unit of distance."""
+    def _lead_errors(self, error, scores, arithmetic):
+        """Errors of each lead at the samples, and for each unit of distance.
+
+        Args:
+            error: `Computed` of what enters the last layer; of the scores,
+                where that is not known.
+            scores: `Scores`.
+            arithmetic: `Arithmetic`.
+        """
         if self.last is not None:
-            return self.last.errors(known[self.last.flow], scores, arithmetic)
-        error = known[self.output]
+            return self.last.errors(error, scores, arithmetic)
         shape = scores.leads.shape
         at_sample = np.reshape(error.absolute, (-1, 1, 1))
         return (
             scores.root * np.broadcast_to(at_sample, shape),
             np.full(shape, scores.root * error.relative),
         )
+
+
+def _repeated(error, count):
+    """`Computed` of so many positions of each sample.
+
+    What is known of a whole tensor bounds each of its parts.
+    """
+    if count == 1:
+        return error
+    zero, absolute = (
+        np.repeat(x, count) if np.ndim(x) else x
+        for x in (error.zero, error.absolute)
+    )
+    return dataclasses.replace(error, zero=zero, absolute=absolute)
 
 
 def _require_float64(tensor, layer):
@@ -319,20 +378,6 @@ def _require_float64(tensor, layer):
             f"Received: layer '{layer.name}' of type {type(layer).__name__}, "
             f"whose output is {dtype}"
         )
-
-
-def _norms(tensor):
-    """Norm of each sample of a tensor, a NumPy array."""
-    if 0 in tensor.shape:
-        return np.full(len(tensor), _VANISHED)
-    axes = tuple(range(1, len(tensor.shape)))
-    # Squares of what is below 1e-154 or above 1e154 are not there.
-    largest = ops.max(ops.abs(tensor), axis=axes, keepdims=True)
-    largest = ops.where(largest > 0, largest, ops.ones_like(largest))
-    squares = ops.sum(ops.square(tensor / largest), axis=axes)
-    norms = ops.reshape(largest, (-1,)) * ops.sqrt(squares)
-    # More than the sum itself may be wrong by, or than may vanish.
-    return ops.convert_to_numpy(norms) * (1 + 1e-9) + _VANISHED
 
 
 def _finite(scores):

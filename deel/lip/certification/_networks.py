@@ -115,3 +115,16 @@ class Networks:
     def lead_constant(self):
         """The largest of the constants by which radii divide leads."""
         return max(n.lead_constant for n in self._found.values())
+
+
+def joined(parts):
+    """Arrays of all samples, from those of batches.
+
+    Args:
+        parts: List of dictionaries of arrays, with None for what is not known.
+    """
+    columns = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: None if any(x is None for x in values) else np.concatenate(values)
+        for name, values in columns.items()
+    }

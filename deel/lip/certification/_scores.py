@@ -130,6 +130,57 @@ def _with_zero(values):
     return np.concatenate([np.zeros_like(values), values], axis=1)
 
 
+@dataclasses.dataclass(frozen=True)
+class Leads:
+    """Leads of some samples, and what floating point makes of them.
+
+    There is a row for each sample, or for each position of each sample. Errors
+    are those of the leads, arrays of their shape.
+
+    Attributes:
+        scores: `Scores`, in float64.
+        shape: Tuple, what the rows are: `(samples, positions...)`.
+        own: Array, errors of float64.
+        errors: Array, errors of float32 at the samples.
+        growth: Array, errors of float32 for each unit of distance.
+        reach: Array `(rows,)`, the distance up to which these hold.
+    """
+
+    scores: Scores
+    shape: tuple
+    own: np.ndarray
+    errors: np.ndarray
+    growth: np.ndarray
+    reach: np.ndarray
+
+    def radius(self, slopes):
+        """Radii of the network of real numbers.
+
+        Args:
+            slopes: Array, how fast each lead can change.
+        """
+        return self.scores.radius(self.own, slopes)
+
+    def float32_radius(self, slopes):
+        """Radii of the network in float32; arguments as of `radius`."""
+        radius = self.scores.radius(
+            self.own + self.errors, slopes + self.growth
+        )
+        return np.minimum(radius, self.reach)
+
+    def rounding(self, arithmetic):
+        """What the margin of each row may be wrong by.
+
+        Args:
+            arithmetic: String, `"exact"` or `"float32"`.
+        """
+        errors = self.own
+        if arithmetic == "float32":
+            errors = errors + self.errors
+        is_other = np.isfinite(self.scores.leads)
+        return np.max(np.where(is_other, errors, 0.0), axis=(1, 2))
+
+
 class LastLayer:
     """A last Dense layer without activation; see [What is certified].
 
@@ -152,11 +203,12 @@ class LastLayer:
             bias = np.concatenate([np.zeros_like(bias), bias])
         self._distances = _distances(columns) * (1 + 1e-12)
         self._leads = self._distances * joint_gain([flow]) * (1 + 1e-9)
-        image = flow.spread and flow.spread.image(columns)
+        image = flow.image(columns)
         if image is not None:
             within, lost = image
             pairs = _distances(within) * (1 + 1e-9) + lost[:, None] + lost
             self._leads = np.minimum(self._leads, pairs)
+        self.largest_lead = float(np.max(self._leads))
         self._norms = np.linalg.norm(columns, axis=-1) * (1 + 1e-12)
         self._bias = bias
 

@@ -22,6 +22,7 @@ from deel.lip.certification._registry import layer_bound
 from deel.lip.certification._registry import output_shapes
 from deel.lip.certification._rounding import Computed
 from deel.lip.certification.rules._steps import inference_kernel
+from deel.lip.certification.rules.convolutions import CONVOLUTIONS
 from deel.lip.certification.rules.dense import DENSE
 
 
@@ -52,16 +53,18 @@ class LayerBound:
 def final_dense(model, walk):
     """What certificates use of a last Dense layer without activation.
 
+    A convolution whose kernel has one tap is a Dense layer of each position.
+
     Args:
         model: A model.
         walk: The `Walk` that has run it.
 
     Returns:
-        Tuple: the layer, its kernel, and the `Flow` that enters it; None if
-        the output of the model is not that of such a layer.
+        Tuple: the layer, its kernel `(inputs, outputs)`, and the `Flow` that
+        enters it; None if the output of the model is not that of such a layer.
     """
     last = model.layers[-1] if isinstance(model, keras.Model) else model
-    if type(last) not in DENSE or id(last) not in walk.entering:
+    if not _is_dense(last) or id(last) not in walk.entering:
         return None
     if last.activation is not keras.activations.linear:
         return None
@@ -77,7 +80,19 @@ def final_dense(model, walk):
         if not is_output:
             return None
     (flow,) = walk.entering[id(last)]
-    return last, inference_kernel(last), flow
+    kernel = inference_kernel(last)
+    return last, kernel.reshape(kernel.shape[-2:]), flow
+
+
+def _is_dense(layer):
+    """Whether each output is a product with all channels of one position."""
+    if type(layer) in CONVOLUTIONS:
+        return (
+            set(layer.kernel_size) == {1}
+            and layer.groups == 1
+            and layer.data_format == "channels_last"
+        )
+    return type(layer) in DENSE
 
 
 def start(model, input_shape=None):

@@ -142,7 +142,7 @@ def score_gains(last):
     """
     _, kernel, flow = last
     constants = np.linalg.norm(kernel, axis=0) * joint_gain([flow])
-    image = flow.spread and flow.spread.image(kernel.T)
+    image = flow.image(kernel.T)
     if image is not None:
         within, lost = image
         sizes = np.linalg.norm(within, axis=1) + lost

@@ -39,7 +39,6 @@ Distances are at most the largest number of float32: no input is further away.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -50,7 +49,11 @@ from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import share_beyond
 from deel.lip.certification._networks import ROUNDINGS
 from deel.lip.certification._networks import Networks
+from deel.lip.certification._networks import joined
 from deel.lip.certification._outcomes import outcome_of
+from deel.lip.certification._summaries import constant_lines
+from deel.lip.certification._summaries import float32_line
+from deel.lip.certification._summaries import float32_summary
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -147,12 +150,7 @@ class Certificates:
         if self.prediction.ndim == 2:
             summary["top_k"] = self.prediction.shape[1]
         if self.float32_radius is not None:
-            summary["certificates"] = int(np.sum(self.radius > 0))
-            survive = (self.radius > 0) & (self.float32_radius > 0)
-            summary["float32_certificates"] = int(np.sum(survive))
-            summary["float32_median_radius"] = float(
-                np.median(self.float32_radius)
-            )
+            summary |= float32_summary(self.radius, self.float32_radius)
         if self.label is not None:
             certified = self.certified_accuracy(epsilons)
             summary["accuracy"] = self.accuracy
@@ -167,18 +165,15 @@ class Certificates:
             sets = f", of the set of the {summary['top_k']} best classes"
         lines = [
             f"Certificates of {summary['samples']} samples{sets}",
-            *self._constants(),
+            *constant_lines(
+                self.lipschitz_constant, self.score_constant, self.lead_constant
+            ),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
             f"  certified                  {ROUNDINGS[self.arithmetic]}",
         ]
         if self.arithmetic == "exact" and self.float32_radius is not None:
-            lines.append(
-                f"  hold in float32, too       "
-                f"{summary['float32_certificates']} of "
-                f"{summary['certificates']}, median radius "
-                f"{summary['float32_median_radius']:.4g}"
-            )
+            lines.append(float32_line(summary))
         if self.label is not None:
             lines.append(f"  accuracy                   {self.accuracy:.4f}")
             pairs = zip(
@@ -189,24 +184,6 @@ class Certificates:
                 for epsilon, share in pairs
             ]
         return "\n".join(lines)
-
-    def _constants(self):
-        """Lines that say which constants are proven, and which one counts."""
-        of_vector = (
-            f"  proven Lipschitz constant  {self.lipschitz_constant:.6g}"
-        )
-        lead = self.lead_constant
-        # Not known, or that of the only score.
-        if lead is None or math.isclose(
-            lead, self.lipschitz_constant, rel_tol=1e-6
-        ):
-            return [of_vector]
-        return [
-            f"{of_vector} of the vector of scores",
-            f"{'':29}{self.score_constant:.6g} of each score",
-            f"  the one that counts        {lead:.6g} of the lead "
-            "of one score over another",
-        ]
 
     def plot(self, axes=None, epsilons=None, attacked=None):
         """Draws the certified accuracy as a function of the radius.
@@ -312,13 +289,8 @@ def certify(
         networks.of(x_batch).certify(x_batch, y_batch, outcome)
         for x_batch, y_batch in networks.batches(x, y, batch_size, verbose)
     ]
-    columns = {name: [part[name] for part in parts] for name in parts[0]}
-    joined = {
-        name: None if any(x is None for x in values) else np.concatenate(values)
-        for name, values in columns.items()
-    }
     return Certificates(
-        **joined,
+        **joined(parts),
         lipschitz_constant=networks.constant,
         score_constant=networks.score_constant,
         lead_constant=networks.lead_constant,

@@ -23,7 +23,8 @@ from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.certification.rules.activations import activation_bound
 from deel.lip.layers import unconstrained
 
-_PLAIN_CONVOLUTIONS = (
+# Convolutions, which may be the last layer; see `final_dense`.
+CONVOLUTIONS = (
     keras.layers.Conv1D,
     keras.layers.Conv2D,
     keras.layers.Conv3D,
@@ -45,7 +46,7 @@ _PADDED_CONVOLUTIONS = (
 )
 
 
-@rule(*_PLAIN_CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
+@rule(*CONVOLUTIONS, *_PADDED_CONVOLUTIONS)
 def _convolution(layer, input_shapes, context):
     axes = _axes(layer, input_shapes[0])
     return convolved(layer, axes, input_shapes[0], context)
