@@ -93,3 +93,23 @@ def train(model, steps=3):
     model.compile("adam", loss, metrics=metrics, jit_compile=JIT)
     model.fit(x, y, batch_size=8, verbose=0)
     return x
+
+
+# For two channels: columns of different lengths, at different distances.
+KERNEL = np.array([[2.0, 0.0, -1.0], [0.0, 1.0, -1.0]])
+
+
+def by_channels(kernel, positions, last=None):
+    """A stock model of one product with the channels of each position."""
+    inputs, classes = kernel.shape
+    last = keras.layers.Dense(classes) if last is None else last
+    model = stack(last, shape=(*positions, inputs))
+    taps = (1,) * (len(last.kernel.shape) - 2)
+    last.set_weights([kernel.reshape(*taps, *kernel.shape), np.zeros(classes)])
+    return model
+
+
+def pixels(samples, positions, channels=2, seed=0):
+    """Inputs of `by_channels`."""
+    random = np.random.default_rng(seed)
+    return random.normal(size=(samples, *positions, channels))

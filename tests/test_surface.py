@@ -24,10 +24,11 @@ NAMES = {
     """,
     "deel.lip.certification": """
         Bound Certificates ConformalClassifier CoverageBounds
-        DetectorCertificates LayerBound RegressionCertificates Step
-        attack_accuracy attack_distances attack_scores certified_accuracy
-        certified_auroc certify certify_detector certify_regression
-        lipschitz_bound register_bound
+        DetectorCertificates LayerBound PixelCertificates
+        RegressionCertificates Step attack_accuracy attack_distances
+        attack_scores certified_accuracy certified_auroc
+        certified_pixel_accuracy certify certify_detector certify_pixels
+        certify_regression lipschitz_bound register_bound
     """,
     "deel.lip.compute_layer_sv": """
         compute_layer_sv compute_model_sv

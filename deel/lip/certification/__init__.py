@@ -16,6 +16,9 @@ from deel.lip.certification.coverage import CoverageBounds
 from deel.lip.certification.detectors import DetectorCertificates
 from deel.lip.certification.detectors import certified_auroc
 from deel.lip.certification.detectors import certify_detector
+from deel.lip.certification.pixel_certificates import PixelCertificates
+from deel.lip.certification.pixels import certified_pixel_accuracy
+from deel.lip.certification.pixels import certify_pixels
 from deel.lip.certification.regression import RegressionCertificates
 from deel.lip.certification.regression import certify_regression
 
@@ -26,6 +29,7 @@ __all__ = [
     "CoverageBounds",
     "DetectorCertificates",
     "LayerBound",
+    "PixelCertificates",
     "RegressionCertificates",
     "Step",
     "attack_accuracy",
@@ -33,8 +37,10 @@ __all__ = [
     "attack_scores",
     "certified_accuracy",
     "certified_auroc",
+    "certified_pixel_accuracy",
     "certify",
     "certify_detector",
+    "certify_pixels",
     "certify_regression",
     "lipschitz_bound",
     "register_bound",

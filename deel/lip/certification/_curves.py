@@ -81,6 +81,33 @@ def draw_bracket(
     return ax
 
 
+def draw_map(values, wrong=None, shown=None, ax=None):
+    """Draws radii of the pixels of an image.
+
+    Args:
+        values: Array `(height, width)`.
+        wrong: Boolean array of pixels to draw in red, or None.
+        shown: Boolean array of pixels whose radius is drawn; None for all.
+        ax: Matplotlib axes; None makes a new figure.
+
+    Returns:
+        The axes.
+    """
+    ax = axes_or_new(ax)
+    if shown is not None:
+        values = np.where(shown, values, np.nan)
+    image = ax.imshow(values, cmap="Blues", vmin=0.0)
+    ax.figure.colorbar(image, ax=ax, label="certified radius")
+    if wrong is not None:
+        # Opaque where it is wrong, nothing elsewhere.
+        colour = [int(RED[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        layer = np.zeros((*values.shape, 4))
+        layer[wrong] = (*colour, 1.0)
+        ax.imshow(layer)
+    ax.axis("off")
+    return ax
+
+
 def _of_length(name, values, radii):
     values = np.atleast_1d(values)
     if values.shape != radii.shape:

@@ -103,6 +103,38 @@ def require_one_each(x, y):
         )
 
 
+# The label of a position that does not count.
+IGNORED = -1
+
+
+def checked_pixel_labels(y, shape, classes, ignore_class=None):
+    """Returns labels of positions as class numbers, or `IGNORED`.
+
+    Args:
+        y: Array: class numbers of shape `(samples, positions...)`, also with a
+            last axis of one, or one-hot; with one score, 0 or -1 and 1.
+        shape: Tuple `(samples, positions...)`.
+        classes: Integer, the number of scores.
+        ignore_class: Integer or None, the class number that does not count.
+    """
+    labels = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
+    if labels.shape == (*shape, classes) and classes > 1:
+        labels = checked_labels(labels.reshape(-1, classes), classes)
+    elif labels.shape not in (shape, (*shape, 1)):
+        raise ValueError(
+            "Each position needs one label. Expected class numbers of shape "
+            f"{shape}, or one-hot ones of shape {(*shape, classes)}. "
+            f"Received: labels of shape {labels.shape}"
+        )
+    labels = labels.ravel()
+    counts = np.ones(labels.shape, bool)
+    if ignore_class is not None:
+        counts = labels != ignore_class
+    found = np.full(labels.shape, IGNORED, "int64")
+    found[counts] = checked_labels(labels[counts], classes)
+    return found.reshape(shape)
+
+
 def check_precision(model):
     for layer in model._flatten_layers():
         dtype = layer.compute_dtype
@@ -128,12 +160,14 @@ _ONE_SIGN = {
 }
 
 
-def check_model(model, name):
+def check_model(model, name, has_positions=False):
     """Raises ValueError if a model is not one of a vector, of one real input.
 
     Args:
         model: What a user passed as a model.
         name: String, the name of the function that it was passed to.
+        has_positions: Boolean, whether there is a vector for each position of
+            an image, or one.
     """
     if not isinstance(model, keras.Model):
         raise ValueError(
@@ -151,21 +185,37 @@ def check_model(model, name):
     is_tensor = isinstance(model, keras.Sequential) or isinstance(
         model.output, keras.KerasTensor
     )
-    is_vector = is_tensor and isinstance(output, tuple) and len(output) == 2
-    if len(inputs) != 1 or not is_vector or not isinstance(output[1], int):
+    is_tensor = is_tensor and isinstance(output, tuple)
+    is_vector = is_tensor and isinstance(output[-1], int)
+    rank = len(output)
+    fits = rank > 2 if has_positions else rank == 2
+    if len(inputs) != 1 or not is_vector or not fits:
+        expected, hint = "(batch, outputs)", ""
+        if is_vector and rank > 2:
+            hint = "Scores of each position are for `certify_pixels`. "
+        if has_positions:
+            expected, hint = "(batch, positions..., classes)", ""
+            if is_vector and rank == 2:
+                hint = "Scores without positions are for `certify`. "
         raise ValueError(
-            f"`{name}` needs one input, and one output `(batch, outputs)`. "
+            f"`{name}` needs one input, and one output `{expected}`. {hint}"
             f"Received: inputs of shapes {inputs}, outputs of shapes {output}"
         )
     _check_input(model)
 
 
-def check_classifier(model, name):
+def check_classifier(model, name, has_positions=False):
     """As `check_model`, and a single score has to take both signs."""
-    check_model(model, name)
+    check_model(model, name, has_positions)
     last = last_layer(model)
+    if has_positions and getattr(last, "data_format", "") == "channels_first":
+        raise ValueError(
+            "Scores of classes must be along the last axis. Expected a last "
+            "layer with data_format='channels_last'. Received: layer "
+            f"'{last.name}' with data_format='channels_first'"
+        )
     if (
-        model.output_shape[1] == 1
+        model.output_shape[-1] == 1
         and getattr(last, "activation", None) in _ONE_SIGN
     ):
         raise ValueError(
