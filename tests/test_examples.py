@@ -31,6 +31,7 @@ demo = importlib.import_module("demo")
 keras_walkthrough = importlib.import_module("keras_walkthrough")
 mnist_binary = importlib.import_module("mnist_binary")
 mnist_multiclass = importlib.import_module("mnist_multiclass")
+segmentation = importlib.import_module("segmentation")
 
 
 @pytest.fixture(scope="module")
@@ -206,6 +207,45 @@ def test_mnist_binary_has_the_known_number_of_parameters(mnist_like, capsys):
     assert "Total params: 51,330" in printed
     assert "Parameters of the exported model: 25,664" in printed
     assert "val_KR: " in printed
+
+
+@pytest.mark.elsewhere
+def test_segmentation_certifies_all_pixels_at_once(tmp_path, capsys):
+    pytest.importorskip("sklearn")
+    options = {
+        "--scenes": 32,
+        "--test-scenes": 2,
+        "--epochs": 2,
+        "--width": 8,
+        "--depth": 1,
+        "--output": tmp_path,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    assert segmentation.main(words) == 0
+    printed = capsys.readouterr().out
+    assert "All pixels" in printed
+    assert "Pixels of digits" in printed
+    results = json.loads((tmp_path / "results.json").read_text())
+    jointly, alone = (
+        np.array(results[name])
+        for name in ("certified_accuracy", "certified_by_pixel")
+    )
+    assert np.all(jointly >= alone)
+    assert results["accuracy"] >= jointly[0]
+    assert type(keras.models.load_model(tmp_path / "model.keras")) is (
+        keras.Sequential
+    )
+
+
+@pytest.mark.elsewhere
+def test_segmentation_labels_the_pixels_of_digits():
+    digits = np.zeros((1, 8, 8))
+    digits[0, 2, 3] = 1.0
+    x, y = segmentation.make_scenes(digits, np.array([7]), 3, 0)
+    assert x.shape == (3, 32, 32, 1)
+    # One pixel of ink in each quarter, and noise.
+    assert_equal(y, np.where(x[..., 0] > 0.5, 8, segmentation.GROUND))
+    assert np.sum(y > 0) == 12
 
 
 def test_mnist_binary_losses_take_labels_of_either_rank(mnist_like):
