@@ -51,7 +51,9 @@ class Network:
         walk.require_known_names()
         self.calls = walk.calls
         self.constant = joint_gain([self.output])
-        self.score_constants = np.full(model.output_shape[-1], self.constant)
+        # Operations alone may leave no axis but that of the samples.
+        outputs = model.output_shape[1:][-1:]
+        self.score_constants = np.full(outputs, self.constant)
         self.last = None
         last = final_dense(model, walk)
         if last is not None:
