@@ -27,7 +27,7 @@ cancels, a ball remains. Behind an activation it counts twice. The Gram matrix
 of m columns, of norm one together, is wrong by at most `m eps min(n, m)`;
 Cholesky's factor and its inverse by at most 8 n^2 eps and as much again, each
 times the condition of `2 I - M / t`, which is two. All of that counts against
-eigenvalues that are one at least: `_excess`. The map from one ellipsoid to the
+eigenvalues that are one at least: `excess`. The map from one ellipsoid to the
 next is monotone, so a larger one is sound.
 
 Reference:
@@ -53,6 +53,10 @@ SMALLEST_RADIUS = 1e-200
 # Of the radius.
 _MOST_ERROR = 1e-3
 
+# By what the radius of a matrix may exceed the product of norms: a torus is
+# larger than its image, and layers behind may gain that back.
+MOST_EXCESS = 1.1
+
 # Matrices with more entries than this are not kept.
 _MOST_ENTRIES = 2**24
 
@@ -62,7 +66,7 @@ class Ellipsoid:
     """Where the differences of a vector are, for inputs at the distance one.
 
     Attributes:
-        radius: Float, the largest norm.
+        radius: Float, the largest norm, not below that of R.
         matrix: Array `(values, directions)`, the matrix R; None for a ball.
         error: Float, the norm of what R may be wrong by.
     """
@@ -70,6 +74,22 @@ class Ellipsoid:
     radius: float
     matrix: np.ndarray | None = None
     error: float = 0.0
+
+    @classmethod
+    def made(cls, radius, matrix, error):
+        """The ellipsoid of a matrix; a ball where that is inexact, or larger.
+
+        Args:
+            radius: Float, a norm that is known not to be exceeded.
+            matrix: Array `(values, directions)`.
+            error: Float, the norm of what it may be wrong by.
+        """
+        found = matrix_norm(matrix)[0] + error
+        is_exact = error <= _MOST_ERROR * found
+        if not is_exact or not found <= MOST_EXCESS * radius:
+            return cls(min(radius, found))
+        # Not less than that of the matrix, which activations divide by.
+        return cls(found, matrix, error)
 
     def image(self, rows):
         """Images of R under a matrix, and by how much each row may be wrong.
@@ -102,11 +122,7 @@ class Ellipsoid:
                 return Ellipsoid(radius)
             return Ellipsoid(radius, self.radius * kernel.T)
         within, lost = self.image(kernel.T)
-        error = float(np.linalg.norm(lost))
-        radius = min(radius, matrix_norm(within)[0] + error)
-        if not error <= _MOST_ERROR * radius:
-            return Ellipsoid(radius)
-        return Ellipsoid(radius, within, error)
+        return Ellipsoid.made(radius, within, float(np.linalg.norm(lost)))
 
     def through_factors(self, factors):
         """The ellipsoid behind a product with a factor for each value."""
@@ -132,10 +148,26 @@ class Ellipsoid:
         inverse = np.linalg.inv(lower)
         # Twice the error of R is that of R R^T.
         error = 2 * self.error / self.radius
-        grown = radius * (1 + _excess(unit.shape) + error)
+        grown = radius * (1 + excess(unit.shape) + error)
         return Ellipsoid(radius, grown * inverse.T)
 
+    def flattened(self):
+        """As of `Spectrum`: of an image, no more than the radius is known."""
+        return Ellipsoid(self.radius)
 
-def _excess(shape):
+    def largest(self, doublings):
+        """As of `Spectrum`."""
+        return Ellipsoid(self.radius)
+
+    def framed(self, lengths):
+        """As of `Spectrum`."""
+        return Ellipsoid(self.radius)
+
+    def mean(self, norm):
+        """As of `Spectrum`."""
+        return Ellipsoid(self.radius * norm)
+
+
+def excess(shape):
     """By how much R may be wrong behind an activation, in relative terms."""
     return _SLACK + 32 * max(shape) ** 2 * _EPS

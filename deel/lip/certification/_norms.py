@@ -151,6 +151,22 @@ def matrix_norm(matrices):
     return scale * math.sqrt(square) * (1 + rounding), exact
 
 
+def blocks_norm(blocks):
+    """Upper bound of the largest norm of complex blocks.
+
+    Args:
+        blocks: Array `(..., rows, columns)`, finite.
+
+    Returns:
+        Float, near the norm.
+    """
+    scale = float(np.max(np.abs(blocks), initial=0.0)) or 1.0
+    rows, columns = blocks.shape[-2:]
+    grams = _gram(blocks.reshape(-1, rows, columns) / scale)
+    norm = scale * math.sqrt(_proven_eigenvalue(grams, 0.0))
+    return norm * (1 + slack(max(rows, columns), min(rows, columns)))
+
+
 def nonnegative_norm(matrices):
     """Largest singular value of matrices without negative entries.
 

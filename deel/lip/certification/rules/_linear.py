@@ -19,6 +19,8 @@ from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import Sum
+from deel.lip.certification._spectrum import behind_convolution
+from deel.lip.certification._torus import Convolution
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import magnitude
@@ -39,6 +41,7 @@ class LinearMap:
             of the map with absolute values.
         terms: Integer, how many products each output sums.
         matrix: Array `(inputs, outputs)`, the map; None for a convolution.
+        convolution: `Convolution`, the map; None if the chain knows it not.
     """
 
     norm: float
@@ -47,6 +50,7 @@ class LinearMap:
     magnified: typing.Callable
     terms: int
     matrix: np.ndarray | None = None
+    convolution: Convolution | None = None
 
     def step(self, bias, input_shape, output_shape, terms=None):
         """The `Step` of `A x + b`; with `terms` of its transpose."""
@@ -111,7 +115,7 @@ def activated(layer, linear, input_shape, context):
     """
     shape = linear_shape(layer, input_shape)
     activation = activation_bound(layer.activation, shape, context)
-    chain = _chain_of(linear, activation) if len(input_shape) == 2 else None
+    chain = _chain_of(linear, activation, input_shape)
     rounding = Later(lambda: linear.step(layer.bias, input_shape, shape))
     if layer.activation is keras.activations.linear:
         value = float(linear.norm * activation.value)
@@ -126,13 +130,17 @@ def activated(layer, linear, input_shape, context):
     )
 
 
-def _chain_of(linear, activation):
-    """The `chain` of a matrix that an activation follows."""
-    if linear.matrix is None:
+def _chain_of(linear, activation, input_shape):
+    """The `chain` of a map that an activation follows."""
+    is_matrix = linear.matrix is not None and len(input_shape) == 2
+    if linear.convolution is None and not is_matrix:
         return None
 
     def chain(spread):
-        spread = spread.through_matrix(linear.matrix, linear.norm)
+        if linear.convolution is not None:
+            spread = behind_convolution(spread, linear.convolution, linear.norm)
+        else:
+            spread = spread.through_matrix(linear.matrix, linear.norm)
         if activation.chain is None:
             return Ellipsoid(spread.radius * activation.value)
         return activation.chain(spread)

@@ -44,13 +44,13 @@ def activation_bound(activation, input_shape, context):
     )
     if facts.smallest is None:
         return bound
-    chain = chain_of_slopes(facts.smallest, facts.largest, input_shape)
+    chain = chain_of_slopes(facts.smallest, facts.largest)
     return dataclasses.replace(bound, chain=chain)
 
 
-def chain_of_slopes(smallest, largest, input_shape):
+def chain_of_slopes(smallest, largest):
     """The `chain` of a function of one number whose slopes are known."""
-    if len(input_shape) != 2 or smallest < 0:
+    if smallest < 0:
         return None
     if smallest == largest:
         return lambda spread: spread.through_factors(np.full(1, largest))
@@ -150,7 +150,7 @@ def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=0.0):
     if limit or not is_exact:
         # Cut off, or bent: slopes down to zero, whatever the other one is.
         smallest = min(0.0, smallest)
-    chain = chain_of_slopes(smallest, slope, input_shapes[0])
+    chain = chain_of_slopes(smallest, slope)
     return dataclasses.replace(bound, method="slopes", exact=True, chain=chain)
 
 

@@ -13,6 +13,7 @@ from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
+from deel.lip.certification._torus import on_torus
 from deel.lip.certification.rules._linear import activated
 from deel.lip.certification.rules._linear import linear_shape
 from deel.lip.certification.rules._linear import of_convolution
@@ -64,8 +65,16 @@ def convolved(layer, axes, shape, context):
     kernel = inference_kernel(layer)
     # The outputs, split by the group that they belong to.
     kernel = kernel.reshape(*kernel.shape[:-1], layer.groups, -1)
-    linear = of_convolution(np.swapaxes(kernel, -2, -3), axes)
+    linear = _mapped(layer, np.swapaxes(kernel, -2, -3), axes)
     return activated(layer, linear, shape, context)
+
+
+def _mapped(layer, kernel, axes):
+    """The `LinearMap` of a layer, with what the chain of images knows."""
+    linear = of_convolution(kernel, axes)
+    if layer.data_format != "channels_last":
+        return linear
+    return dataclasses.replace(linear, convolution=on_torus(kernel, axes))
 
 
 @rule(
@@ -76,7 +85,7 @@ def convolved(layer, axes, shape, context):
 def _depthwise(layer, input_shapes, context):
     # Each channel is a group with one input.
     kernel = inference_kernel(layer)[..., None, :]
-    linear = of_convolution(kernel, _axes(layer, input_shapes[0]))
+    linear = _mapped(layer, kernel, _axes(layer, input_shapes[0]))
     return activated(layer, linear, input_shapes[0], context)
 
 

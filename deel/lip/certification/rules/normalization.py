@@ -165,7 +165,7 @@ def _batch_normalization(layer, input_shapes):
     value *= (1 + half_unit(layer)) ** 4
     terms = FACTORS + math.ceil(4 * cancelled)
     chain = None
-    if len(input_shapes[0]) == 2:
+    if layer.axis in (-1, len(input_shapes[0]) - 1):
         by_value = factors * (value / float(np.max(factors) or 1.0))
         if layer.scale:
             # In which direction a vector moves is up to the signs.

@@ -16,6 +16,8 @@ from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
 from deel.lip.certification._rounding import Step
+from deel.lip.certification._spectrum import behind_convolution
+from deel.lip.certification._torus import Convolution
 from deel.lip.certification.rules._steps import FACTORS
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
@@ -49,7 +51,22 @@ def _max_pooling(layer, input_shapes):
     overlap = math.prod(axis.overlap() for axis in axes)
     value = math.sqrt(overlap)
     rounding = step_of(layer, input_shapes, value, 0)
-    return Bound(value, "overlap", overlap <= 1, rounding=rounding)
+    chain = _largest_chain(layer, axes)
+    return Bound(value, "overlap", overlap <= 1, rounding=rounding, chain=chain)
+
+
+def _largest_chain(layer, axes):
+    """The `chain` of the largest values of windows of 2, 4, 8, ... values."""
+    if layer.data_format != "channels_last":
+        return None
+    for axis in axes:
+        is_power = axis.size & (axis.size - 1) == 0
+        if axis.length is None or axis.size != axis.stride or not is_power:
+            return None
+        if any(axis.widths()):
+            return None
+    doublings = [axis.size.bit_length() - 1 for axis in axes]
+    return lambda spread: spread.largest(doublings)
 
 
 @rule(
@@ -63,10 +80,12 @@ def _average_pooling(layer, input_shapes):
     value = math.prod(norm for norm, _ in norms)
     value *= (1 + half_unit(layer)) ** 2
     terms = math.prod(layer.pool_size) + FACTORS
+    factor = (1 + half_unit(layer)) ** 2
     return Bound(
         value,
         "singular values",
         all(exact for _, exact in norms),
+        chain=_mean_chain(layer, axes, value, factor),
         rounding=step_of(
             layer,
             input_shapes,
@@ -76,6 +95,20 @@ def _average_pooling(layer, input_shapes):
             partial=value * math.prod(layer.pool_size),
         ),
     )
+
+
+def _mean_chain(layer, axes, norm, factor=1.0):
+    """The `chain` of means over windows, times a factor."""
+    is_known = all(axis.length is not None for axis in axes)
+    if layer.data_format != "channels_last" or not is_known:
+        return None
+    # At a border, means of fewer values are none over a torus.
+    if any(any(axis.widths()) for axis in axes):
+        return None
+    size = math.prod(axis.size for axis in axes)
+    kernel = np.full([axis.size for axis in axes] + [1, 1], factor / size)
+    means = Convolution(kernel * (1 + 1e-12), axes, by_channel=True)
+    return lambda spread: behind_convolution(spread, means, norm)
 
 
 def _average_norm(axis):
@@ -190,6 +223,13 @@ def _scaled_global_pooling(layer, input_shapes):
     return _pooled(layer, value, size, input_shapes)
 
 
+def _global_chain(layer, norm):
+    """The `chain` of a mean over all positions."""
+    if layer.data_format != "channels_last" or layer.keepdims:
+        return None
+    return lambda spread: spread.mean(norm)
+
+
 @rule(
     keras.layers.GlobalAveragePooling1D,
     keras.layers.GlobalAveragePooling2D,
@@ -212,4 +252,5 @@ def _global_average(layer, input_shapes):
             size + FACTORS,
             partial=math.sqrt(size),
         ),
+        chain=_global_chain(layer, value) if is_known else None,
     )

@@ -39,18 +39,46 @@ from deel.lip.certification.rules._steps import copied
 )
 def _isometry(layer, input_shapes):
     rounding = copied(layer, input_shapes)
-    chain = None
-    if len(input_shapes[0]) == 2 and type(layer) not in _MOVE_VALUES:
-        chain = _same
+    chain = _chain_of(layer, input_shapes[0])
     return Bound(1.0, "formula", True, rounding=rounding, chain=chain)
 
 
-# Of a vector, too.
-_MOVE_VALUES = (keras.layers.Permute, keras.layers.Reshape)
+def _chain_of(layer, shape):
+    """The `chain` of a layer that leaves values where they are, or frames."""
+    kind = type(layer)
+    is_vector = len(shape) == 2
+    if kind in _KEEP_VALUES or (is_vector and kind is keras.layers.Flatten):
+        return lambda spread: spread
+    if is_vector or getattr(layer, "data_format", "") != "channels_last":
+        return None
+    if kind is keras.layers.Flatten:
+        return lambda spread: spread.flattened()
+    if kind in _FRAMES:
+        lengths = layer.compute_output_shape(shape)[1:-1]
+        if None not in lengths:
+            return lambda spread: spread.framed(lengths)
+    return None
 
 
-def _same(spread):
-    return spread
+_KEEP_VALUES = (
+    keras.layers.ActivityRegularization,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+    keras.layers.InputLayer,
+    keras.layers.SpatialDropout1D,
+    keras.layers.SpatialDropout2D,
+    keras.layers.SpatialDropout3D,
+)
+
+_FRAMES = (
+    keras.layers.Cropping2D,
+    keras.layers.Cropping3D,
+    keras.layers.ZeroPadding2D,
+    keras.layers.ZeroPadding3D,
+)
 
 
 @rule(keras.layers.RepeatVector)

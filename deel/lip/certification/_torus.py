@@ -1,0 +1,369 @@
+"""Blocks of a torus, a matrix for each frequency, and what changes them.
+
+Proofs are in `deel.lip.certification._spectrum`.
+"""
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from deel.lip.certification._chain import SMALLEST_RADIUS
+from deel.lip.certification._chain import excess
+from deel.lip.certification._norms import blocks_norm
+
+_EPS = float(np.finfo("float64").eps)
+
+# Complex numbers that are kept at a time, and products of one step.
+_MOST_NUMBERS = 2**25
+_MOST_PRODUCTS = 2**33
+
+
+class TooLargeError(Exception):
+    """What blocks are not made for; a ball remains."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Blocks:
+    """Differences on a torus, for inputs at the distance one.
+
+    Attributes:
+        points: Tuple, the positions of each axis.
+        matrices: Array `(frequencies..., channels, directions)`, R(w); half of
+            the frequencies of the last axis, the others are conjugates. None
+            for a ball.
+        error: Float, the norm of what R may be wrong by.
+        is_zero_outside: Boolean, whether differences vanish off the image.
+    """
+
+    points: tuple
+    matrices: np.ndarray | None = None
+    error: float = 0.0
+    is_zero_outside: bool = True
+
+    @functools.cached_property
+    def norm(self):
+        """A bound of the norm of R, without its error."""
+        norm = blocks_norm(self.matrices)
+        if not SMALLEST_RADIUS < norm < 1 / SMALLEST_RADIUS:
+            raise TooLargeError
+        return norm
+
+    @functools.cached_property
+    def size(self):
+        """Float, the largest Frobenius norm of a block."""
+        return float(np.max(np.linalg.norm(self.matrices, axis=(-2, -1))))
+
+    def behind_slopes(self, slope):
+        """Behind an activation with slopes from 0 to `slope`."""
+        unit = self.matrices / self.norm
+        gram = unit @ _adjoint(unit)
+        lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
+        # Twice the error of R is that of R R*.
+        error = 4 * excess(unit.shape[-2:]) + 2 * self.error / self.norm
+        grown = slope * self.norm * (1 + error)
+        return Blocks(self.points, grown * _adjoint(np.linalg.inv(lower)))
+
+    def behind_pairs(self, axis):
+        """Behind the larger one of two neighbours along an axis."""
+        stride = [1] * len(self.points)
+        stride[axis] = 2
+        points = list(self.points)
+        points[axis] //= 2
+        # The frequencies that fall together, and the pairs made of them.
+        matrices = folded(self.matrices, self.points, stride)
+        first, second = np.split(matrices / self.norm, 2, axis=-1)
+        waves = np.arange(matrices.shape[axis]) / self.points[axis]
+        shape = [1] * matrices.ndim
+        shape[axis] = -1
+        phases = np.exp(2j * np.pi * waves).reshape(shape)
+        evens = np.concatenate([first, second], axis=-1)
+        odds = phases * np.concatenate([first, -second], axis=-1)
+        _, directions = evens.shape[-2:]
+        scale = math.sqrt(1 + _POSITIVE)
+        evens, odds = evens / scale, odds / scale
+        inner = _adjoint(evens) @ odds
+        positive = np.eye(directions) + inner + _adjoint(inner)
+        sums = evens + odds
+        solved = np.linalg.solve(np.linalg.cholesky(positive), _adjoint(sums))
+        gram = _adjoint(solved) @ solved
+        lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
+        error = 4 * excess(evens.shape[-2:]) + 8 * self.error / self.norm
+        grown = scale * self.norm * (1 + error / _POSITIVE)
+        return Blocks(tuple(points), grown * _adjoint(np.linalg.inv(lower)))
+
+
+# See the note on pairs: how much larger t is than it has to be.
+_POSITIVE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Convolution:
+    """A convolution, or a mean over windows.
+
+    Attributes:
+        kernel: Array `(taps of each axis..., inputs, outputs)`; with one input
+            and one output, what each channel is convolved with.
+        axes: List of `Axis`, one for each axis of taps.
+        by_channel: Boolean, whether it is the latter.
+    """
+
+    kernel: np.ndarray
+    axes: list
+    by_channel: bool = False
+
+    @property
+    def lengths(self):
+        return tuple(axis.windows() for axis in self.axes)
+
+    @property
+    def pads_with_zeros(self):
+        return any(
+            any(axis.widths()) and not axis.pads_with_image
+            for axis in self.axes
+        )
+
+    def points_behind(self, index, points):
+        """Positions of an axis behind it, None if it does not fit."""
+        axis = self.axes[index]
+        if axis.pads_with_image:
+            fits = points == axis.length
+        else:
+            fits = points >= axis.length + max(axis.widths())
+        behind = points // axis.stride
+        if not fits or points % axis.stride or behind < axis.windows():
+            return None
+        return behind
+
+    def apply(self, blocks):
+        if self.pads_with_zeros and not blocks.is_zero_outside:
+            blocks = blocks.behind_slopes(1.0)
+        *taps, inputs, outputs = self.kernel.shape
+        waves = [
+            waves_of(count, points, axis.dilation * np.arange(axis.size))
+            for count, points, axis in zip(
+                half(blocks.points), blocks.points, self.axes, strict=True
+            )
+        ]
+        strides = [axis.stride for axis in self.axes]
+        folds = math.prod(strides)
+        # A ball has as many directions as channels.
+        wide = inputs if blocks.matrices is None else blocks.matrices.shape[-1]
+        require_small(blocks.points, inputs, wide, outputs)
+        require_small(blocks.points, outputs, outputs, outputs)
+        kernel = transformed(self.kernel, waves)
+        magnitudes = np.sum(np.abs(self.kernel), axis=tuple(range(len(taps))))
+        size = float(np.linalg.norm(magnitudes))
+        if blocks.matrices is None:
+            matrices = np.swapaxes(kernel, -1, -2)
+            entering = math.sqrt(inputs)
+        else:
+            entering = blocks.size
+            if self.by_channel:
+                matrices = kernel * blocks.matrices
+            else:
+                matrices = np.swapaxes(kernel, -1, -2) @ blocks.matrices
+        terms = math.prod(taps) + inputs + 16
+        error = size * (8 * terms * _EPS * entering + blocks.error)
+        points = tuple(
+            n // s for n, s in zip(blocks.points, strides, strict=True)
+        )
+        if folds > 1:
+            matrices = folded(matrices, blocks.points, strides)
+        reads_itself = math.prod(taps) == 1 and not self.pads_with_zeros
+        return Blocks(
+            points,
+            matrices,
+            error,
+            self.lengths == points or (reads_itself and blocks.is_zero_outside),
+        )
+
+
+def on_torus(kernel, axes):
+    """The `Convolution` of a layer, or None where no torus is known for it.
+
+    Args:
+        kernel: Array `(taps of each axis..., groups, inputs, outputs)`.
+        axes: List of `Axis`.
+    """
+    for axis in axes:
+        if axis.length is None or axis.windows() < 1:
+            return None
+        if axis.pads_with_image:
+            repeats = axis.size % 2 == 0 or axis.length % axis.stride
+            if axis.padding != "circular" or repeats:
+                return None
+    *taps, groups, inputs, outputs = kernel.shape
+    if groups * inputs * groups * outputs * math.prod(taps) > _MOST_NUMBERS:
+        return None
+    whole = np.zeros((*taps, groups, inputs, groups, outputs))
+    for group in range(groups):
+        whole[..., group, :, group, :] = kernel[..., group, :, :]
+    whole = whole.reshape(*taps, groups * inputs, groups * outputs)
+    return Convolution(whole, axes)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Slopes:
+    """An activation; the product with zeros off the image follows."""
+
+    slope: float
+
+    def points_behind(self, index, points):
+        return points
+
+    def apply(self, blocks):
+        return blocks.behind_slopes(self.slope)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pairs:
+    """The larger one of two neighbours along an axis."""
+
+    axis: int
+    lengths: tuple
+
+    def points_behind(self, index, points):
+        if index != self.axis:
+            return points
+        return None if points % 2 else points // 2
+
+    def apply(self, blocks):
+        made = blocks.behind_pairs(self.axis)
+        is_whole = self.lengths[self.axis] % 2 == 0
+        closed = blocks.is_zero_outside and is_whole
+        return dataclasses.replace(made, is_zero_outside=closed)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Factors:
+    """A product with a factor for each channel."""
+
+    factors: np.ndarray
+
+    def points_behind(self, index, points):
+        return points
+
+    def apply(self, blocks):
+        factors = self.factors[:, None]
+        return dataclasses.replace(
+            blocks,
+            matrices=factors * blocks.matrices,
+            error=float(np.max(np.abs(factors)))
+            * (blocks.error + 4 * _EPS * blocks.size),
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Frame:
+    """Zeros around an image, or an image that is cut off.
+
+    Attributes:
+        before: Tuple of lengths.
+        behind: Tuple of lengths.
+    """
+
+    before: tuple
+    behind: tuple
+
+    def points_behind(self, index, points):
+        return points if points >= self.behind[index] else None
+
+    def apply(self, blocks):
+        lengths = list(zip(self.before, self.behind, strict=True))
+        grows = any(before < behind for before, behind in lengths)
+        if grows and not blocks.is_zero_outside:
+            blocks = blocks.behind_slopes(1.0)
+        is_cut = any(before > behind for before, behind in lengths)
+        closed = blocks.is_zero_outside and not is_cut
+        return dataclasses.replace(blocks, is_zero_outside=closed)
+
+
+def require_small(points, *sides):
+    """Raises an error where blocks of so many channels take too long."""
+    frequencies = math.prod(half(points))
+    numbers = frequencies * math.prod(sorted(sides)[-2:])
+    products = frequencies * math.prod(sides)
+    if numbers > _MOST_NUMBERS or products > _MOST_PRODUCTS:
+        raise TooLargeError
+
+
+def half(points):
+    """How many frequencies of each axis are kept."""
+    return (*points[:-1], points[-1] // 2 + 1)
+
+
+def waves_of(count, points, positions):
+    """Values of the first waves of a torus, `(count, positions)`."""
+    phases = np.outer(np.arange(count), positions) % points
+    return np.exp(2j * np.pi / points * phases)
+
+
+def transformed(kernel, waves):
+    """Sums over the first axes with a wave for each."""
+    for index, wave in enumerate(waves):
+        kernel = np.tensordot(wave, kernel, ([1], [index]))
+        kernel = np.moveaxis(kernel, 0, index)
+    return kernel
+
+
+def folded(matrices, points, strides):
+    """Blocks of frequencies that fall together, side by side."""
+    matrices = _all_frequencies(matrices, points)
+    rank = len(points)
+    shape = []
+    for n, stride in zip(points, strides, strict=True):
+        shape += [stride, n // stride]
+    *_, channels, directions = matrices.shape
+    matrices = matrices.reshape(*shape, channels, directions)
+    kept = [2 * i + 1 for i in range(rank)]
+    folded = [2 * i for i in range(rank)]
+    order = (*kept, 2 * rank, *folded, 2 * rank + 1)
+    matrices = np.transpose(matrices, order)
+    behind = tuple(n // s for n, s in zip(points, strides, strict=True))
+    matrices = matrices.reshape(*behind, channels, -1)
+    matrices = matrices[..., : behind[-1] // 2 + 1, :, :]
+    return matrices / math.sqrt(math.prod(strides))
+
+
+def _all_frequencies(matrices, points):
+    """Blocks of all frequencies, from those that are kept."""
+    rank = len(points)
+    last = rank - 1
+    mirrored = matrices.take(range(1, (points[-1] + 1) // 2), axis=last)
+    mirrored = np.conj(np.flip(mirrored, axis=last))
+    for axis in range(last):
+        mirrored = np.roll(np.flip(mirrored, axis=axis), 1, axis=axis)
+    return np.concatenate([matrices, mirrored], axis=last)
+
+
+def joint_factor(within, points):
+    """A square matrix F with `F F^T` at least the sum of `W(w) W(w)*`.
+
+    Args:
+        within: Array `(frequencies..., outputs, directions)`, W(w).
+        points: Tuple.
+    """
+    rank = len(points)
+    weights = np.full(points[-1] // 2 + 1, 2.0)
+    weights[0] = 1.0
+    if points[-1] % 2 == 0:
+        weights[-1] = 1.0
+    within = within * np.sqrt(weights)[:, None, None]
+    outputs = within.shape[-2]
+    within = np.moveaxis(within, -2, 0).reshape(outputs, -1)
+    # The imaginary parts of conjugates cancel.
+    within = np.concatenate([within.real, within.imag], axis=1)
+    scale = float(np.max(np.abs(within)))
+    if not SMALLEST_RADIUS < scale < 1 / SMALLEST_RADIUS:
+        raise TooLargeError
+    gram = (within / scale) @ (within / scale).T
+    terms = within.shape[1] + outputs + 16 * rank
+    added = 8 * terms * _EPS * np.trace(gram)
+    factor = np.linalg.cholesky(gram + added * np.eye(outputs))
+    return scale * factor * (1 + excess(factor.shape))
+
+
+def _adjoint(matrices):
+    return np.conj(np.swapaxes(matrices, -1, -2))
