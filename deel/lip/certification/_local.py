@@ -1,0 +1,294 @@
+"""How fast leads change near a sample, through Dense layers with ReLU.
+
+Note [Chain within a radius]
+
+Within a radius r of a sample, the value z_j before an activation stays within
+`z_j +- r s_j`, with s_j the norm of the j-th row of R; see [Chain]. There a
+ReLU that cannot become positive is constant: for any two points of the ball,
+the difference behind it is zero. One that cannot become negative is linear.
+What can change are the others, the set U. Let A be the linear ones, and let
+the differences before the activation be `b = B v`, those behind it a. So
+`a_A = B_A v`, and slopes of U are from 0 to 1: for any t > 0,
+
+    v^T v >= v^T v - 2/t a_U^T (B_U v - a_U).
+
+The least of the right side over all v with `B_A v = a_A` is, with M = B B^T and
+`e = a_A - M_AU a_U / t`,
+
+    e^T M_AA^-1 e + a_U^T (2/t I - M_UU / t^2) a_U.
+
+So `a_U = R_U g` and `a_A = B_A f + M_AU a_U / t`, where f and g together are as
+short as v, and `R_U R_U^T = t (2 I - M_UU / t)^-1`, with t not below the
+largest eigenvalue of M_UU. Where nothing is left in U, `a = B v`: near the
+sample the network is linear, and its constant is that of its Jacobian.
+
+Leads change by at most r times their constants within r, so a prediction stays
+within r if that is less than each lead; and within any smaller radius by which
+the constants of r may be multiplied. The largest r is found by bisection.
+Whether constants grow with r does not matter: what is returned is proven by
+the constants of its own ball, or of a larger one.
+
+Note [Rounding within a radius]
+
+Values z_j are computed in float64. Those of the network of real numbers differ
+by the proven error of what enters the layer, times the norm of the kernel's
+column, and by `gamma_n` of the sum. The rows of R have errors as in
+[Rounding of the chain]: `B = B_0 + E` makes `D B_0 v + D E v` behind slopes D,
+which is in the set of `B_0`, but for the norm of E. A triangular factor of R
+is wrong by at most 16 m n eps times its norm.
+"""
+
+import dataclasses
+import math
+
+import keras
+import numpy as np
+
+from deel.lip._numerics.activations import facts_of
+from deel.lip.certification._chain import Ellipsoid
+from deel.lip.certification._chain import excess
+from deel.lip.certification._flow import joint_gain
+from deel.lip.certification._norms import matrix_norm
+from deel.lip.certification._rounding import FLOAT64
+from deel.lip.certification.rules._steps import as_used
+from deel.lip.certification.rules._steps import inference_kernel
+from deel.lip.certification.rules.dense import DENSE
+
+_EPS = float(np.finfo("float64").eps)
+
+# Halvings of the interval of a radius.
+_HALVINGS = 7
+
+# Layers that do nothing to a vector at inference.
+_NOTHING = (
+    keras.layers.ActivityRegularization,
+    keras.layers.AlphaDropout,
+    keras.layers.Dropout,
+    keras.layers.GaussianDropout,
+    keras.layers.GaussianNoise,
+    keras.layers.Identity,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Matrix:
+    """A product with a kernel `(inputs, outputs)`, and its bias."""
+
+    kernel: np.ndarray
+    bias: np.ndarray
+    flow: object
+
+
+@dataclasses.dataclass(frozen=True)
+class _Slopes:
+    """An activation.
+
+    Attributes:
+        is_relu: Boolean; otherwise any with slopes from 0 to `slope`.
+        slope: Float.
+        flow: The `Flow` that enters it; None behind a matrix of the same layer.
+    """
+
+    is_relu: bool
+    slope: float
+    flow: object
+
+
+class LocalChain:
+    """The Dense layers at the end of a network, near one sample after another.
+
+    Args:
+        last: `LastLayer`, or None.
+
+    Raises:
+        ValueError: Where no ReLU stands between Dense layers.
+    """
+
+    def __init__(self, last):
+        stages = [] if last is None else _stages_before(last.flow)
+        matrices = [i for i, x in enumerate(stages) if isinstance(x, _Matrix)]
+        self._stages = stages[matrices[0] :] if matrices else []
+        if not any(isinstance(x, _Slopes) and x.is_relu for x in self._stages):
+            raise ValueError(
+                "Certificates within a radius need to know when a ReLU is "
+                "constant or linear. Expected a network that ends with Dense "
+                "layers, ReLU between them, and a last Dense layer without "
+                "activation. Received: local=True"
+            )
+        self._columns = last.columns
+        first = self._stages[0]
+        start = first.flow.spread or Ellipsoid(joint_gain([first.flow]))
+        image = start.image(first.kernel.T)
+        if image is None:
+            image = start.radius * first.kernel.T, np.zeros(1)
+        rows, lost = image
+        self._first = _shortened(rows, float(np.linalg.norm(lost)))
+
+    @property
+    def flows(self):
+        """The flows whose values at samples are asked for."""
+        return {stage.flow for stage in self._stages} - {None}
+
+    def before_slopes(self, values, known):
+        """What enters each activation, and how far it may be from that.
+
+        Args:
+            values: Dictionary from `flows` to arrays, in float64.
+            known: Dictionary from flows to their `Computed` in float64.
+
+        Returns:
+            List with a pair of arrays `(samples, values)` for each activation.
+        """
+        pairs = []
+        for stage in self._stages:
+            if isinstance(stage, _Matrix):
+                entering, error = values[stage.flow], known[stage.flow].absolute
+                error = np.reshape(error, (-1, 1))
+                norms = np.linalg.norm(stage.kernel, axis=0)
+                sizes = np.linalg.norm(entering, axis=1)[:, None] + error
+                gamma = FLOAT64.gamma(len(stage.kernel) + 2, is_product=True)
+                made = (
+                    entering @ stage.kernel + stage.bias,
+                    (norms * error + gamma * (norms * sizes + abs(stage.bias)))
+                    * (1 + 1e-9),
+                )
+            else:
+                if stage.flow is not None:
+                    error = np.reshape(known[stage.flow].absolute, (-1, 1))
+                    made = values[stage.flow], error
+                pairs.append(made)
+        return pairs
+
+    def leads(self, before, winner, radius):
+        """How fast leads change within a radius of a sample.
+
+        Args:
+            before: List of pairs of arrays `(values,)`, of `before_slopes`.
+            winner: Integer, the class that leads.
+            radius: Float.
+
+        Returns:
+            Array `(classes,)`.
+        """
+        before = iter(before)
+        (rows, error), lost, kept = self._first, None, None
+        for index, stage in enumerate(self._stages):
+            if isinstance(stage, _Matrix):
+                if index:
+                    kernel = stage.kernel[kept]
+                    rows, lost, error = _image(rows, error, kernel.T)
+                kept = np.arange(stage.kernel.shape[1])
+                continue
+            reach = np.full(len(kept), math.inf)
+            z, wrong = next(before)
+            if stage.is_relu:
+                sizes = np.linalg.norm(rows, axis=1) * (1 + 1e-9)
+                sizes += error if lost is None else lost
+                reach = (radius * sizes + wrong) * (1 + 1e-9)
+                alive = z + reach >= 0
+                kept, rows = kept[alive], rows[alive]
+                changes = (z - reach <= 0)[alive]
+            else:
+                rows, error = stage.slope * rows, stage.slope * error
+                changes = np.ones(len(kept), bool)
+            order = np.argsort(changes, kind="stable")
+            kept = kept[order]
+            rows, error = _behind_slopes(
+                rows[order], error, int(np.sum(changes))
+            )
+            lost = None
+        images = (self._columns[winner] - self._columns)[:, kept]
+        images, lost, _ = _image(rows, error, images)
+        return (np.linalg.norm(images, axis=1) + lost) * (1 + 1e-9)
+
+
+def _image(rows, error, matrix):
+    """Rows of R behind a matrix, what each may be wrong by, and all of them."""
+    terms = len(rows) + 2
+    lost = terms * _EPS * np.linalg.norm(rows) + error
+    lost = lost * np.linalg.norm(matrix, axis=1)
+    return matrix @ rows, lost, float(np.linalg.norm(lost))
+
+
+def _behind_slopes(rows, error, count):
+    """R behind an activation that is linear, but for the last values.
+
+    Args:
+        rows: Array `(values, directions)`.
+        error: Float, what it may be wrong by.
+        count: Integer, how many values have slopes from 0 to 1.
+    """
+    if not count:
+        return rows, error
+    linear, changing = rows[: len(rows) - count], rows[len(rows) - count :]
+    norm = matrix_norm(changing)[0]
+    if norm == 0:
+        return rows, error
+    unit = changing / norm
+    gram = unit @ unit.T
+    lower = np.linalg.cholesky(2 * np.eye(count) - gram)
+    factor = norm * (1 + excess(unit.shape)) * np.linalg.inv(lower).T
+    mixed = (linear @ unit.T) @ (factor / norm)
+    terms = 4 * (rows.shape[1] + count + 16)
+    error += (
+        terms * _EPS * np.linalg.norm(linear) * np.linalg.norm(factor / norm)
+    ) * math.sqrt(count)
+    zeros = np.zeros_like(changing)
+    rows = np.block([[linear, mixed], [zeros, factor]])
+    return _shortened(rows, float(error))
+
+
+def _shortened(rows, error):
+    """R with no more directions than values, where it has many more."""
+    values, directions = rows.shape
+    if directions <= 2 * values:
+        return rows, error
+    error += 16 * values * directions * _EPS * float(np.linalg.norm(rows))
+    return np.linalg.qr(rows.T, mode="r").T, error
+
+
+def _stages_before(flow):
+    """What makes a flow, from the first layer that is known here on."""
+    stages = []
+    while flow.call is not None and len(flow.call.inputs) == 1:
+        made = _stages_of(flow.call)
+        if made is None:
+            break
+        stages = made + stages
+        flow = flow.call.inputs[0]
+    return stages
+
+
+def _stages_of(call):
+    """Stages of a layer; None for one that the local chain does not know."""
+    layer, (flow,) = call.layer, call.inputs
+    if call.bound.method == "given" or len(flow.shape) != 2:
+        return None
+    kind = type(layer)
+    if kind in DENSE:
+        slopes = _slopes_of(layer.activation, None)
+        if slopes is None:
+            return None
+        bias = 0.0
+        if layer.bias is not None:
+            bias = as_used(layer, layer.bias)
+        return [_Matrix(inference_kernel(layer), bias, flow), *slopes]
+    if kind is keras.layers.Activation:
+        return _slopes_of(layer.activation, flow)
+    if kind is keras.layers.ReLU:
+        if layer.negative_slope or layer.max_value is not None:
+            return None
+        return [_Slopes(True, 1.0, flow)]
+    return [] if kind in _NOTHING else None
+
+
+def _slopes_of(activation, flow):
+    """Stages of an activation; None where its slopes may be negative."""
+    if activation is keras.activations.relu:
+        return [_Slopes(True, 1.0, flow)]
+    if activation is keras.activations.linear:
+        return []
+    facts = facts_of(activation)
+    if facts is None or facts.smallest is None or facts.smallest < 0:
+        return None
+    return [_Slopes(False, facts.largest, flow)]
