@@ -33,8 +33,8 @@ Cholesky's factor and its inverse by at most 8 n^2 eps and as much again, each
 times the condition of `2 I - M / t`, which is two. All of that counts against
 eigenvalues that are one at least: `excess`. With a diagonal, these are a tenth
 at least, and an error E of R stays by itself: with D the slopes, `D (R + E) v`
-is in the ellipsoid of `D R v`, but for `||E||`. The map from one ellipsoid to the
-next is monotone, so a larger one is sound.
+is in the ellipsoid of `D R v`, but for `||E||`. The map from one ellipsoid to
+the next is monotone, so a larger one is sound.
 
 Reference:
     - Xu and Sivaranjani, "ECLipsE: efficient compositional Lipschitz constant

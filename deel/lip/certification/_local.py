@@ -179,8 +179,8 @@ class LocalChain:
                     rows, lost, error = _image(rows, error, kernel.T)
                 kept = np.arange(stage.kernel.shape[1])
                 continue
-            reach = np.full(len(kept), math.inf)
             z, wrong = next(before)
+            z, wrong = z[kept], np.broadcast_to(wrong, z.shape)[kept]
             if stage.is_relu:
                 sizes = np.linalg.norm(rows, axis=1) * (1 + 1e-9)
                 sizes += error if lost is None else lost
@@ -241,7 +241,7 @@ def _behind_slopes(rows, error, count):
 def _shortened(rows, error):
     """R with no more directions than values, where it has many more."""
     values, directions = rows.shape
-    if directions <= 2 * values:
+    if not values or directions <= 2 * values:
         return rows, error
     error += 16 * values * directions * _EPS * float(np.linalg.norm(rows))
     return np.linalg.qr(rows.T, mode="r").T, error
