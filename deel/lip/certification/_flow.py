@@ -58,12 +58,6 @@ class Flow:
     behind: tuple = ()
     spread: Ellipsoid | None = None
 
-    def image(self, rows):
-        """See `Ellipsoid.image`; None where it is not known, or no vector."""
-        if self.spread is None or len(self.shape) != 2:
-            return None
-        return self.spread.image(rows)
-
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Call:

@@ -56,7 +56,7 @@ from deel.lip.certification.rules.dense import DENSE
 
 _EPS = float(np.finfo("float64").eps)
 
-# Halvings of the interval of a radius.
+# Halvings of the interval of a radius, of its logarithm.
 _HALVINGS = 7
 
 # Layers that do nothing to a vector at inference.
@@ -159,17 +159,25 @@ class LocalChain:
                 pairs.append(made)
         return pairs
 
-    def leads(self, before, winner, radius):
-        """How fast leads change within a radius of a sample.
+    def leads(self, before, members, radius):
+        """How fast leads change within a radius of each sample.
 
         Args:
-            before: List of pairs of arrays `(values,)`, of `before_slopes`.
-            winner: Integer, the class that leads.
-            radius: Float.
+            before: List of pairs of arrays, of `before_slopes`.
+            members: Integer array `(samples, members)`, the classes that lead.
+            radius: Array `(samples,)`.
 
         Returns:
-            Array `(classes,)`.
+            Array `(samples, members, classes)`.
         """
+        return np.stack(
+            [
+                self._leads([(z[i], e[i]) for z, e in before], members[i], r)
+                for i, r in enumerate(radius)
+            ]
+        )
+
+    def _leads(self, before, members, radius):
         before = iter(before)
         (rows, error), lost, kept = self._first, None, None
         for index, stage in enumerate(self._stages):
@@ -197,9 +205,48 @@ class LocalChain:
                 rows[order], error, int(np.sum(changes))
             )
             lost = None
-        images = (self._columns[winner] - self._columns)[:, kept]
-        images, lost, _ = _image(rows, error, images)
-        return (np.linalg.norm(images, axis=1) + lost) * (1 + 1e-9)
+        columns = self._columns[:, kept]
+        leads = columns[members][:, None] - columns
+        pairs = leads.shape[:2]
+        leads = leads.reshape(math.prod(pairs), len(kept))
+        images, lost, _ = _image(rows, error, leads)
+        found = (np.linalg.norm(images, axis=1) + lost) * (1 + 1e-9)
+        return found.reshape(pairs)
+
+
+def largest_radii(radii, slopes, slopes_within):
+    """Radii that are proven by the constants within them.
+
+    Args:
+        radii: Function of slopes `(samples, members, classes)` that returns a
+            pair of radii `(samples,)`, of real numbers and in float32.
+        slopes: Array of that shape, which hold at any distance.
+        slopes_within: Function of radii `(samples,)` that returns such an
+            array, which holds within these.
+
+    Returns:
+        Pair of arrays `(samples,)`.
+    """
+    best = list(radii(slopes))
+    least = radius = best[0]
+    most = None
+    for _ in range(_HALVINGS + 1):
+        within = np.minimum(slopes, slopes_within(radius))
+        found = radii(within)
+        # What holds within the radius says nothing of what is beyond.
+        best = [
+            np.maximum(b, np.minimum(f, radius))
+            for b, f in zip(best, found, strict=True)
+        ]
+        holds = found[0] >= radius
+        least = np.where(holds, radius, least)
+        if most is None:
+            most = found[0]
+        else:
+            most = np.where(holds, np.minimum(most, found[0]), radius)
+        # Of constants that differ by orders of magnitude.
+        radius = np.sqrt(least) * np.sqrt(most)
+    return best
 
 
 def _image(rows, error, matrix):

@@ -17,8 +17,12 @@ from deel.lip.certification._float64 import float64_copy
 from deel.lip.certification._float64 import norms
 from deel.lip.certification._flow import joint_gain
 from deel.lip.certification._flow import propagate
+from deel.lip.certification._local import LocalChain
+from deel.lip.certification._local import largest_radii
+from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._outcomes import BestClass
 from deel.lip.certification._pieces import Piece
+from deel.lip.certification._refined import refined
 from deel.lip.certification._rounding import FLOAT32
 from deel.lip.certification._rounding import FLOAT64
 from deel.lip.certification._rounding import Computed
@@ -34,13 +38,31 @@ from deel.lip.certification._walk import Walk
 from deel.lip.certification._walk import final_dense
 from deel.lip.certification._walk import start
 from deel.lip.certification.bounds import score_gains
+from deel.lip.certification.bounds import spreads_of
 
 
 class Network:
-    """What certificates need to know of a network, for one input shape."""
+    """What certificates need to know of a network, for one input shape.
+
+    Args:
+        model: The model.
+        input_shape: Tuple, without the batch axis.
+        constants: See `certify`.
+        rounding: See `certify`.
+        method: See `certify`.
+        refine: See `certify`.
+        local: See `certify`.
+    """
 
     def __init__(
-        self, model, input_shape, constants, rounding, method=METHODS[0]
+        self,
+        model,
+        input_shape,
+        constants,
+        rounding,
+        method=METHODS[0],
+        refine=False,
+        local=False,
     ):
         self.model = model
         self.rounding = rounding
@@ -51,14 +73,27 @@ class Network:
         walk.require_known_names()
         self.calls = walk.calls
         self.constant = joint_gain([self.output])
-        # Operations alone may leave no axis but that of the samples.
-        outputs = model.output_shape[1:][-1:]
-        self.score_constants = np.full(outputs, self.constant)
         self.last = None
         last = final_dense(model, walk)
         if last is not None:
-            self.last = LastLayer(*last)
-            self.score_constants = score_gains(last)
+            _, kernel, flow = last
+            # What counts are leads.
+            rows = kernel.T - np.mean(kernel.T, axis=0) * (kernel.shape[1] > 1)
+            spreads = spreads_of(flow, rows, refine)
+            self.last = LastLayer(*last, spreads)
+            if refine and spreads:
+                norm, _ = matrix_norm(kernel)
+                behind = spreads[-1].through_matrix(kernel, norm)
+                self.constant = min(self.constant, behind.radius)
+            self.score_constants = score_gains(last, spreads)
+        else:
+            if refine:
+                spread = refined(self.output.spread)
+                self.constant = min(self.constant, spread.radius)
+            # Operations alone may leave no axis but that of the samples.
+            outputs = self.output.shape[1:][-1:]
+            self.score_constants = np.full(outputs, self.constant)
+        self.local = LocalChain(self.last) if local else None
         self.copies = {}
         self.float32 = dataclasses.replace(
             FLOAT32, factors=rounding_of_factors()
@@ -144,7 +179,7 @@ class Network:
             # Both ends are rounded.
             growth = self.score_constants + error.relative
             return Ranges(values, 2 * errors, growth, np.inf)
-        values, exact, rounded, _ = self._computed(x)
+        values, exact, rounded, _, _ = self._computed(x)
         values = _finite(values)
         errors, _ = self._score_errors(exact, values, FLOAT64)
         if self.rounding == "exact":
@@ -159,9 +194,10 @@ class Network:
 
         Returns:
             Tuple: the scores; dictionaries from flows to `Computed`, of float64
-            and of float32; and the scores that the model returns.
+            and of float32; the scores that the model returns; and what the
+            local chain asks for.
         """
-        values, sizes = self._forward(x)
+        values, sizes, kept = self._forward(x)
         start = Computed(1.0, zero=sizes[self.input])
         exact = propagate(self.calls, {self.input: start}, FLOAT64, sizes)
         # What is measured is the norm of what float64 computes.
@@ -176,16 +212,16 @@ class Network:
         self._check_scores(
             found, values, rounded[self.output], exact[self.output]
         )
-        return values, exact, rounded, found
+        return values, exact, rounded, found, kept
 
     def _proven(self, x, outcome):
-        leads = self.leads(x, outcome)
-        slopes = self._slopes(leads.scores)
         # What overflows is an infinite error, and a radius of zero.
         with np.errstate(over="ignore", invalid="ignore"):
-            radius = float32_radius = leads.float32_radius(slopes)
-            if self.rounding == "exact":
-                radius = leads.radius(slopes)
+            *computed, kept = self._computed(x)
+            leads = self._leads_of(outcome, *computed)
+            radius, float32_radius = self._radii(leads, computed[1], kept)
+        if self.rounding == "float32":
+            radius = float32_radius
         return {
             "radius": radius,
             "prediction": leads.scores.prediction,
@@ -193,6 +229,21 @@ class Network:
             "rounding": leads.rounding(self.rounding),
             "float32_radius": float32_radius,
         }
+
+    def _radii(self, leads, exact, kept):
+        """Radii of samples, of real numbers and in float32, a pair."""
+
+        def radii(slopes):
+            return leads.radius(slopes), leads.float32_radius(slopes)
+
+        slopes = self._slopes(leads.scores)
+        if self.local is None:
+            return radii(slopes)
+        before = self.local.before_slopes(kept, exact)
+        members = leads.scores.members
+        return largest_radii(
+            radii, slopes, lambda r: self.local.leads(before, members, r)
+        )
 
     def leads(self, x, outcome):
         """`Leads` of some samples, at each position where there are several.
@@ -203,7 +254,8 @@ class Network:
         """
         self._require_finite(x)
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._leads_of(outcome, *self._computed(x))
+            *computed, _ = self._computed(x)
+            return self._leads_of(outcome, *computed)
 
     def _leads_of(self, outcome, values, exact, rounded, found):
         shape = values.shape[:-1]
@@ -227,7 +279,14 @@ class Network:
         return _finite(self.model.predict_on_batch(x))
 
     def _forward(self, x):
-        """Scores in float64, and the norms of all that is computed before."""
+        """Scores in float64, and what is known of all that is computed before.
+
+        Returns:
+            Tuple: the scores, norms of all flows, and values of those that the
+            local chain asks for.
+        """
+        asked = self.local.flows if self.local else ()
+        kept = {}
         last_use = {
             flow: index
             for index, call in enumerate(self.calls)
@@ -252,9 +311,11 @@ class Network:
                     sizes[flow] = norms(value)
                 for flow in call.inputs:
                     if last_use[flow] == index and flow is not self.output:
-                        values.pop(flow, None)
+                        value = values.pop(flow, None)
+                        if flow in asked and value is not None:
+                            kept[flow] = ops.convert_to_numpy(value)
             scores = ops.convert_to_numpy(values[self.output])
-        return np.asarray(scores, "float64"), sizes
+        return np.asarray(scores, "float64"), sizes, kept
 
     def _in_float64(self, operation):
         """A layer at inference, or operation, that computes in float64."""

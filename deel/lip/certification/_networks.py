@@ -12,9 +12,13 @@ from deel.lip.certification._data import in_batches
 from deel.lip.certification._data import require_one_each
 from deel.lip.certification._network import Network
 from deel.lip.certification._walk import METHODS
+from deel.lip.certification.bounds import require_refinable
 
 # From so many samples on, `verbose="auto"` shows a progress bar.
 _MANY = 2000
+
+# The same where each sample has a chain of its own, which go in such batches.
+_FEW = 32
 
 # What each kind of rounding certifies, in words.
 ROUNDINGS = {
@@ -32,14 +36,32 @@ class Networks:
         constants: See `certify`.
         rounding: See `certify`.
         method: See `certify`.
+        refine: See `certify`.
+        local: See `certify`.
     """
 
-    def __init__(self, model, constants, rounding, method):
+    def __init__(
+        self,
+        model,
+        constants,
+        rounding,
+        method,
+        refine=False,
+        local=False,
+    ):
         check_precision(model)
         require_one_of("method", method, METHODS, ValueError)
         require_one_of("rounding", rounding, ROUNDINGS, ValueError)
+        require_refinable(refine, method)
+        if local and rounding == "estimated":
+            raise ValueError(
+                "What a ReLU does within a radius is proven. Expected "
+                '`rounding="exact"` or `"float32"` with `local=True`. '
+                f"Received: rounding={rounding}"
+            )
         self.model = model
-        self._arguments = (constants, rounding, method)
+        self._local = local
+        self._arguments = (constants, rounding, method, refine, local)
         self._found = {}
 
     def of(self, x):
@@ -62,8 +84,12 @@ class Networks:
             ValueError: For bad arguments, and where there are no samples.
         """
         batch_size = positive_int("batch_size", batch_size)
+        many = _MANY
+        if self._local:
+            # One sample after the other, so that progress is seen.
+            batch_size, many = min(batch_size, _FEW), _FEW
         batches, count = in_batches(self.model, x, y, batch_size)
-        shows = verbose == 1 or (verbose == "auto" and (count or 0) >= _MANY)
+        shows = verbose == 1 or (verbose == "auto" and (count or 0) >= many)
         bar = keras.utils.Progbar(count) if shows else None
         is_empty = True
         for x_batch, y_batch in batches:

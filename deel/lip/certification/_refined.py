@@ -19,6 +19,8 @@ import math
 
 import numpy as np
 
+from deel.lip.certification._chain import Ellipsoid
+
 _STEPS = 100
 _RATE = 0.2
 _POWER = 16
@@ -29,13 +31,15 @@ def refined(ellipsoid, rows=None):
     """The ellipsoid behind the same steps, with better diagonals.
 
     Args:
-        ellipsoid: `Ellipsoid`.
+        ellipsoid: `Ellipsoid`, or anything else, for which nothing is done.
         rows: Array `(outputs, values)` of which the mean norm of the images
             should be small; None for the norm of the ellipsoid.
 
     Returns:
         An `Ellipsoid`, which may be worse.
     """
+    if not isinstance(ellipsoid, Ellipsoid):
+        return ellipsoid or Ellipsoid(math.inf)
     if ellipsoid.start is None:
         return ellipsoid
     names = [name for name, _ in ellipsoid.steps]

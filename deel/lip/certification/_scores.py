@@ -7,6 +7,7 @@ import numpy as np
 
 from deel.lip._backend.variables import host
 from deel.lip.certification._flow import joint_gain
+from deel.lip.certification.bounds import images_of
 
 _LARGEST_DISTANCE = float(np.finfo("float32").max)
 
@@ -188,9 +189,10 @@ class LastLayer:
         layer: The layer.
         kernel: Its kernel, float64.
         flow: The `Flow` that enters it.
+        spreads: List of what is known of the directions that it moves in.
     """
 
-    def __init__(self, layer, kernel, flow):
+    def __init__(self, layer, kernel, flow, spreads):
         self.flow = flow
         self.terms = len(kernel) + (layer.bias is not None)
         columns = kernel.T
@@ -201,11 +203,10 @@ class LastLayer:
         if self.is_single:
             columns = np.concatenate([np.zeros_like(columns), columns])
             bias = np.concatenate([np.zeros_like(bias), bias])
+        self.columns = columns
         self._distances = _distances(columns) * (1 + 1e-12)
         self._leads = self._distances * joint_gain([flow]) * (1 + 1e-9)
-        image = flow.image(columns)
-        if image is not None:
-            within, lost = image
+        for within, lost in images_of(spreads, columns):
             pairs = _distances(within) * (1 + 1e-9) + lost[:, None] + lost
             self._leads = np.minimum(self._leads, pairs)
         self.largest_lead = float(np.max(self._leads))

@@ -214,6 +214,8 @@ def certify(
     method="chain",
     top_k=None,
     groups=None,
+    refine=False,
+    local=False,
 ):
     """Certifies the predictions of a classifier.
 
@@ -258,6 +260,11 @@ def certify(
         groups: List of lists of class numbers, each class once, or None:
             certifies that the best class stays in its group. A prediction is
             right where it is the group of the label.
+        refine: See `lipschitz_bound`.
+        local: Boolean, whether each sample has constants of its own: near it,
+            some ReLU of the Dense layers at the end are constant, others
+            linear. For small networks: it takes some products of matrices for
+            each sample.
 
     Returns:
         A `Certificates`.
@@ -266,9 +273,10 @@ def certify(
         ValueError: As `lipschitz_bound`; and for half precision, several
             inputs or outputs, empty data, labels out of range, samples or
             scores that are not finite, `top_k` or `groups` that do not fit the
-            classes, a layer that cannot be copied by its config, or scores of
-            the model that are further from those of float64 than float32 can
-            be.
+            classes, a layer that cannot be copied by its config, scores of the
+            model that are further from those of float64 than float32 can be,
+            or `local=True` for a network that does not end with Dense layers
+            and ReLU.
 
     Example:
 
@@ -283,7 +291,7 @@ def certify(
     [1.414]
     """
     check_classifier(model, "certify")
-    networks = Networks(model, constants, rounding, method)
+    networks = Networks(model, constants, rounding, method, refine, local)
     outcome = outcome_of(top_k, groups, model.output_shape[-1])
     parts = [
         networks.of(x_batch).certify(x_batch, y_batch, outcome)
