@@ -140,7 +140,7 @@ def test_values_that_cancel_do_so_no_more_behind_an_activation(name):
     last.set_weights([np.array([[1.0], [-1.0]]), np.zeros(1)])
     points = np.linspace(-8, 8, 1601)[:, None]
     network = Network(model, (1,), None, "exact")
-    y, _ = network._forward(points)
+    y, *_ = network._forward(points)
     slopes = np.abs(np.diff(y[:, 0]) / np.diff(points[:, 0]))
     # Differences of float64 values, over a hundredth.
     assert np.max(slopes) <= lipschitz_bound(model) * (1 + 1e-9) + 1e-11

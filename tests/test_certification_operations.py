@@ -114,7 +114,7 @@ def test_operations_have_the_constant_that_they_have(name):
 def _in_float64(model, x):
     """Outputs for an array `(samples, points, values)`, as vectors."""
     network = Network(model, x.shape[-1:], None, "exact")
-    y, _ = network._forward(x.reshape(-1, x.shape[-1]))
+    y, *_ = network._forward(x.reshape(-1, x.shape[-1]))
     return y.reshape(*x.shape[:2], -1)
 
 
