@@ -229,8 +229,8 @@ def largest_radii(radii, slopes, slopes_within):
     """
     best = list(radii(slopes))
     least = radius = best[0]
-    most = None
-    for _ in range(_HALVINGS + 1):
+    most = np.full_like(radius, np.inf)
+    for step in range(_HALVINGS + 2):
         within = np.minimum(slopes, slopes_within(radius))
         found = radii(within)
         # What holds within the radius says nothing of what is beyond.
@@ -240,12 +240,10 @@ def largest_radii(radii, slopes, slopes_within):
         ]
         holds = found[0] >= radius
         least = np.where(holds, radius, least)
-        if most is None:
-            most = found[0]
-        else:
-            most = np.where(holds, np.minimum(most, found[0]), radius)
-        # Of constants that differ by orders of magnitude.
-        radius = np.sqrt(least) * np.sqrt(most)
+        most = np.where(holds, np.minimum(most, found[0]), radius)
+        # All there is, where the network is linear up to there; otherwise
+        # constants may differ by orders of magnitude.
+        radius = np.sqrt(least) * np.sqrt(most) if step else most
     return best
 
 
