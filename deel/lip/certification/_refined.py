@@ -169,6 +169,8 @@ class _Chain:
         if self._rows is None:
             # A power mean of the eigenvalues: the largest one has corners.
             values, vectors = np.linalg.eigh(y)
+            if not values[-1] > 0:
+                return math.inf, None
             shares = np.maximum(values / values[-1], 0.0)
             total = float(np.sum(shares**_POWER))
             weights = shares ** (_POWER - 1) * total ** (1 / _POWER - 1)
