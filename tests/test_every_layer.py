@@ -101,6 +101,7 @@ def network(groups=2, solid=True):
     x = layers.SpectralDense(16, activation=layers.Householder())(x)
     x = layers.OrthogonalDense(16)(x)
     x = layers.PrescaledResidual(layers.OrthogonalDense(16), **GAIN)(x)
+    x = layers.Monotone(layers.OrthogonalDense(16), [1] + [0] * 15, **GAIN)(x)
     x = layers.AOLDense(16)(x)
     x = layers.SLLDense(16)(x)
     x = unconstrained.ResidualDense(8)(x)
@@ -196,7 +197,9 @@ def test_it_is_exported_and_condensed(trained):
     ]
     # Only those stay that no stock layer can stand for.
     assert all(
-        type(layer).__name__.startswith(("PadConv", "Partial", "Prescaled"))
+        type(layer).__name__.startswith(
+            ("PadConv", "Partial", "Prescaled", "Monotone")
+        )
         for layer in constrained
     )
     model.condense()

@@ -46,7 +46,7 @@ FOLDERS = {
     "layers": """
         _channel_bias _spectral_arguments _window_pooling
         activations prelu layer_centering scale_bias normalization
-        residual branched resampling
+        residual _branched branched monotone resampling
         average_pooling l2_norm_pooling global_pooling
         unconstrained _padded _coverage
         dense orthogonal_dense convolutional convolutional_transpose depthwise

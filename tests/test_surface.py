@@ -45,7 +45,8 @@ NAMES = {
         ConstrainedKernel
         FrobeniusConv2D FrobeniusDense FullSort GroupSort GroupSort2 Householder
         InvertibleDownSampling InvertibleUpSampling LayerCentering LipResidual
-        LipschitzLayer LipschitzPReLU MaxMin OrthogonalConv1D OrthogonalConv2D
+        LipschitzLayer LipschitzPReLU MaxMin Monotone OrthogonalConv1D
+        OrthogonalConv2D
         OrthogonalConv2DTranspose OrthogonalConv3D OrthogonalDense PReLUlip
         PartialResidual PrescaledResidual SLLConv2D SLLDense ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D ScaledAdaptiveL2NormPooling2D

@@ -162,6 +162,22 @@ OTHERS = [
         layer=layers.SLLConv2D(3, 3, k_coef_lip=2.0, name="branch"),
         k_coef_lip=3.0,
     ),
+    row(
+        layers.Monotone,
+        (4,),
+        None,
+        (15, 15),
+        layer=layers.SLLDense(3, name="branch"),
+        directions=[1, 0, -1, 1],
+    ),
+    row(
+        layers.Monotone,
+        (3,),
+        layer=keras.layers.ReLU(name="relu"),
+        directions=[-1, 0, 0],
+        k_branch=1.0,
+        k_coef_lip=2.0,
+    ),
     row(layers.LipschitzPReLU, (3, 4), None, (12, 0)),
     row(
         layers.LipschitzPReLU,

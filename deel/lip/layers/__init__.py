@@ -38,6 +38,7 @@ from deel.lip.layers.l2_norm_pooling import ScaledL2NormPooling1D
 from deel.lip.layers.l2_norm_pooling import ScaledL2NormPooling2D
 from deel.lip.layers.l2_norm_pooling import ScaledL2NormPooling3D
 from deel.lip.layers.layer_centering import LayerCentering
+from deel.lip.layers.monotone import Monotone
 from deel.lip.layers.normalization import BatchCentering
 from deel.lip.layers.normalization import BatchLipNorm
 from deel.lip.layers.normalization import SharedLipFactory
@@ -77,6 +78,7 @@ __all__ = [
     "LipschitzLayer",
     "LipschitzPReLU",
     "MaxMin",
+    "Monotone",
     "OrthogonalConv1D",
     "OrthogonalConv2D",
     "OrthogonalConv2DTranspose",

@@ -8,6 +8,7 @@ import numpy as np
 
 from deel.lip import layers
 from deel.lip.certification._registry import Bound
+from deel.lip.certification._registry import output_shapes
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import ELEMENTARY
@@ -132,6 +133,31 @@ def _branched(layer, input_shapes, context):
         joined = Sum(passed, Chain(branch.rounding, passed), entries=entries)
     scaled = Chain(joined, Step(factor, 2, entries=entries, inexact=inexact))
     return Bound(value, "branch", rounding=scaled)
+
+
+@rule(layers.Monotone)
+def _monotone(layer, input_shapes, context):
+    (shape,) = input_shapes
+    branch = context.bound(layer.layer, [shape])
+    (outputs,) = output_shapes(layer, input_shapes)
+    weights, coefficient = layer.weights_of_inputs(), layer._get_coef()
+    factor = magnitude(layer, coefficient)
+    # Each output adds the same product with the weights.
+    largest = magnitude(layer, weights)
+    added = largest * math.sqrt(np.count_nonzero(weights) * outputs[-1])
+    value = (factor * branch.value + added) * (1 + 1e-12)
+    value *= (1 + half_unit(layer)) ** 2
+    entries = max(size_of(shape), size_of(outputs))
+    inexact = count_inexact(coefficient)
+    scaled = Step(factor, 2, entries=entries, inexact=inexact)
+    directed = Step(
+        added,
+        size_of(shape) + 2,
+        entries=entries,
+        inexact=count_inexact(weights),
+    )
+    rounding = Sum(Chain(branch.rounding, scaled), directed, entries=entries)
+    return Bound(value, "branch", rounding=rounding)
 
 
 @rule(keras.layers.TimeDistributed)
