@@ -105,6 +105,8 @@ def network(groups=2, solid=True):
     x = layers.AOLDense(16)(x)
     x = layers.SLLDense(16)(x)
     x = unconstrained.ResidualDense(8)(x)
+    x = layers.SandwichDense(16)(x)
+    x = unconstrained.DensePair(16)(x)
     outputs = layers.FrobeniusDense(3, use_bias=False)(x)
     return LossVariableModel(inputs=inputs, outputs=outputs)
 

@@ -48,9 +48,9 @@ FOLDERS = {
         activations prelu layer_centering scale_bias normalization
         residual _branched branched monotone resampling
         average_pooling l2_norm_pooling global_pooling
-        unconstrained _padded _coverage
+        _dense_pair unconstrained _padded _coverage
         dense orthogonal_dense convolutional convolutional_transpose depthwise
-        orthogonal_convolution almost_orthogonal symmetric
+        orthogonal_convolution almost_orthogonal symmetric sandwich
     """,
     "losses": """
         _base _kantorovich _hinges _hkr _learned_margins _crossentropies
@@ -68,7 +68,7 @@ FOLDERS = {
         normalization shapes augmentation joins _pulled copying operations
     """,
     "certification.patterns": """
-        comparisons norms folds symmetric_steps padded
+        comparisons norms folds symmetric_steps sandwiches padded
     """,
     "export": """
         _formats

@@ -43,7 +43,7 @@ def test_parameters_are_counted_as_documented(row):
     trainable = sum(int(np.prod(v.shape)) for v in layer.trainable_weights)
     assert (trainable, layer.count_params() - trainable) == row.parameters
     names = [v.name for v in layer.weights]
-    known = ["kernel", "bias", "sn", "sigma", "q", "wbar"]
+    known = ["kernel", "bias", "psi", "sn", "sigma", "q", "wbar"]
     known += ["theta", "alpha", "mean", "variance", "scale", "count"]
     assert names == [name for name in known if name in names]
 
@@ -111,7 +111,8 @@ def test_export_is_the_stock_layer_with_the_same_output(row):
     assert type(exported) is row.stock
     assert exported.name == layer.name
     bias = 0 if layer.bias is None else int(np.prod(layer.bias.shape))
-    assert exported.count_params() == int(np.prod(layer.wbar.shape)) + bias
+    weights = int(np.prod(layer.wbar.shape)) + bias + row.further
+    assert exported.count_params() == weights
     assert_close(exported(x), expected, atol=1e-5)
     exported.kernel.assign(np.zeros(exported.kernel.shape))
     assert_equal(layer(x, training=False), expected)

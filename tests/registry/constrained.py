@@ -29,7 +29,7 @@ def _row(layer, arguments, shapes, kernel, state, bias, **facts):
     """
     is_free = "free" in facts
     trained = facts.pop("free", kernel) + bias * arguments.get("use_bias", True)
-    parameters = trained, kernel + state
+    parameters = trained + facts.get("further", 0), kernel + state
     facts.setdefault("constant", arguments.get("k_coef_lip", 1.0))
     return Row(layer, arguments, *shapes, parameters, is_free=is_free, **facts)
 
@@ -145,6 +145,21 @@ def residual(layer, shape, hidden, **arguments):
     )
 
 
+def sandwich(shape, units, **arguments):
+    """Two kernels in one, and a scale for each hidden value."""
+    return _row(
+        layers.SandwichDense,
+        {"units": units, **arguments},
+        (shape, (*shape[:-1], units)),
+        (shape[-1] + units) * units,
+        units + 1,
+        units,
+        stock=unconstrained.DensePair,
+        degree=2,
+        further=units,
+    )
+
+
 GROUPED, TRANSPOSED = "SpectralGrouped{}", "Spectral{}Transpose"
 
 CONSTRAINED = [
@@ -254,4 +269,6 @@ CONSTRAINED = [
     residual(layers.SLLDense, (4,), 6),
     residual(layers.SLLDense, (2, 5), 3, activation="tanh", k_coef_lip=2.0),
     residual(layers.SLLConv2D, (4, 5, 2), 4, kernel_size=3, k_coef_lip=0.5),
+    sandwich((7,), 4, activation="relu"),
+    sandwich((2, 3), 6, activation="tanh", use_bias=False, k_coef_lip=2.0),
 ]

@@ -21,6 +21,9 @@ class Row:
         is_free: Whether what is trained is no kernel that could be used, but
             what one is made of.
         residual: Boolean, whether the input passes beside the kernel.
+        degree: Integer, how often the kernel multiplies.
+        further: Integer, the number of values that are trained beside kernel
+            and bias.
     """
 
     layer: type
@@ -32,6 +35,8 @@ class Row:
     constant: float | None = None
     is_free: bool = False
     residual: bool = False
+    degree: int = 1
+    further: int = 0
 
     def make(self):
         # Layers in arguments are copied, so that each test has its own.

@@ -67,3 +67,14 @@ def facts_of(function):
         if function is getattr(keras.activations, name):
             return facts
     return None
+
+
+def require_monotone(activation):
+    """Raises ValueError unless an activation is one of `MONOTONE`."""
+    facts = facts_of(activation)
+    if facts is None or facts.name not in MONOTONE:
+        raise ValueError(
+            "The block is bounded for functions of one number with slopes from "
+            f"0 to 1. Expected one of {MONOTONE}. "
+            f"Received: activation={activation}"
+        )

@@ -53,6 +53,7 @@ from deel.lip.layers.resampling import InvertibleDownSampling
 from deel.lip.layers.resampling import InvertibleUpSampling
 from deel.lip.layers.resampling import SpatialShift2D
 from deel.lip.layers.residual import LipResidual
+from deel.lip.layers.sandwich import SandwichDense
 from deel.lip.layers.scale_bias import ScaleBiasLayer
 from deel.lip.layers.symmetric import SLLConv2D
 from deel.lip.layers.symmetric import SLLDense
@@ -89,6 +90,7 @@ __all__ = [
     "PrescaledResidual",
     "SLLConv2D",
     "SLLDense",
+    "SandwichDense",
     "ScaleBiasLayer",
     "ScaledAdaptiveAveragePooling2D",
     "ScaledAdaptiveL2NormPooling2D",

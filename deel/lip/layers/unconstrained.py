@@ -7,8 +7,7 @@ from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._backend.tensors import scaled
 from deel.lip._backend.variables import host
 from deel.lip._lipschitz import Condensable
-from deel.lip._numerics.activations import MONOTONE
-from deel.lip._numerics.activations import facts_of
+from deel.lip._numerics.activations import require_monotone
 from deel.lip._numerics.padding import MODES
 from deel.lip._numerics.padding import pad
 from deel.lip._numerics.windows import Axis
@@ -21,8 +20,10 @@ from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
 from deel.lip._validation import require_one_of
+from deel.lip.layers._dense_pair import DensePair
 
 __all__ = [
+    "DensePair",
     "PadConv1D",
     "PadConv2D",
     "PadConv3D",
@@ -201,17 +202,6 @@ class PadConv3D(_PadConvolution, keras.layers.Conv3D):
     """
 
     _spatial_rank = 3
-
-
-def require_monotone(activation):
-    """Raises ValueError unless an activation is one of `MONOTONE`."""
-    facts = facts_of(activation)
-    if facts is None or facts.name not in MONOTONE:
-        raise ValueError(
-            "The block is bounded for functions of one number with slopes from "
-            f"0 to 1. Expected one of {MONOTONE}. "
-            f"Received: activation={activation}"
-        )
 
 
 class _Residual:

@@ -7,4 +7,5 @@ from deel.lip.certification.patterns import comparisons
 from deel.lip.certification.patterns import folds
 from deel.lip.certification.patterns import norms
 from deel.lip.certification.patterns import padded
+from deel.lip.certification.patterns import sandwiches
 from deel.lip.certification.patterns import symmetric_steps

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from deel.lip._constrained import ConstrainedKernel
+from deel.lip._numerics.activations import require_monotone
 from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import matrix_norm
@@ -26,7 +27,6 @@ from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import spread_norm
 from deel.lip.certification.rules.activations import activation_bound
-from deel.lip.layers import unconstrained
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +160,7 @@ def symmetric(layer, linear, terms_back, shape, context):
         shape: Tuple, of the input.
         context: That of the rule.
     """
-    unconstrained.require_monotone(layer.activation)
+    require_monotone(layer.activation)
     k = layer.k_coef_lip
     constant = max(k, 2.0 / k * linear.norm**2 - k) * (1 + 1e-12)
     constant *= (1 + half_unit(layer)) ** 2
@@ -208,3 +208,41 @@ def stepped(layer, linear, passed, back, shape, hidden, context):
         Chain(there, activation.rounding, back),
         entries=max(size_of(shape), size_of(hidden)),
     )
+
+
+def sandwich_norm(there, back):
+    """Bound of the slopes of `f(x A) B`, those of f from 0 to 1.
+
+    The smaller one of the product of norms and of half the square of the norm
+    of the matrix `[A^T B]`: see the note of `deel.lip.layers.sandwich`, whose A
+    and B are `B / sqrt(2)` and `A^T / sqrt(2)` here. It bounds smaller factors
+    of hidden values as well, which are smaller slopes.
+
+    Args:
+        there: Array `(inputs, hidden)`, A.
+        back: Array `(hidden, outputs)`, B.
+
+    Returns:
+        Pair: the bound, and whether it is below the product of norms.
+    """
+    product = matrix_norm(there)[0] * matrix_norm(back)[0]
+    both = 0.5 * matrix_norm(np.concatenate([there, back.T]))[0] ** 2
+    return min(product, both) * (1 + 1e-12), both < product
+
+
+def between_matrices(layer, there, back, shape, terms, context):
+    """What `f(x A + b) B` rounds.
+
+    Args:
+        layer: The layer that has the bias and the activation.
+        there: Array `(inputs, hidden)`, A.
+        back: Step, what is rounded of the hidden values.
+        shape: Tuple, of the input.
+        terms: Integer, how many roundings stand behind an entry of A.
+        context: That of the rule.
+    """
+    linear = of_matrix(there)
+    hidden = (*shape[:-1], there.shape[1])
+    activation = activation_bound(layer.activation, hidden, context)
+    first = linear.step(layer.bias, shape, hidden, linear.terms + terms)
+    return Chain(first, activation.rounding, back)

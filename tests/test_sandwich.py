@@ -1,0 +1,202 @@
+"""Dense layers that are bounded together with the activation between them."""
+
+import itertools
+
+import harness
+import keras
+import numpy as np
+import pytest
+from harness import JIT
+from harness import assert_close
+from harness import built
+from harness import normal
+from harness import reloaded
+from harness import to_numpy
+from keras import ops
+
+from deel.lip import layers
+from deel.lip._numerics.activations import MONOTONE
+from deel.lip.certification import lipschitz_bound
+from deel.lip.layers import unconstrained
+from deel.lip.model import Sequential
+
+TOLERANCE = 1e-5
+
+
+def _largest_slope(layer):
+    """The largest norm of the Jacobian, over all patterns of the activation."""
+    kernel = to_numpy(layer.wbar).astype("float64")
+    before, after = (to_numpy(x).astype("float64") for x in layer.factors())
+    there, back = np.split(kernel, [-layer.units])
+    patterns = itertools.product([0.0, 1.0], repeat=layer.units)
+    jacobians = [there * before * d * after @ back.T for d in patterns]
+    return max(np.linalg.norm(x, 2) for x in jacobians)
+
+
+@pytest.mark.parametrize("k_coef_lip", [1.0, 3.0])
+def test_no_pattern_of_the_activation_expands_by_more(k_coef_lip):
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        layer = layers.SandwichDense(5, k_coef_lip=k_coef_lip)
+        layer.build((None, int(rng.integers(1, 9))))
+        layer.kernel.assign(rng.normal(size=layer.kernel.shape))
+        layer.psi.assign(rng.normal(size=5) * 10.0 ** rng.integers(-2, 3))
+        layer.condense()
+        slope, bound = _largest_slope(layer), lipschitz_bound(layer)
+        assert slope <= bound
+        assert bound <= k_coef_lip * (1 + TOLERANCE)
+        # What is bounded is nearly reached, the more so with more inputs.
+        assert slope >= 0.6 * k_coef_lip
+
+
+def test_bound_is_that_of_the_weights():
+    # Also where the kernel is not orthonormal, and shares out nothing.
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        layer = unconstrained.DensePair(4, activation="relu", k_coef_lip=0.5)
+        layer.build((None, 3))
+        kernel = rng.normal(size=(7, 4)) * np.exp(2 * rng.normal(size=(7, 1)))
+        layer.kernel.assign(kernel)
+        layer.psi.assign(3 * rng.normal(size=4))
+        layer.wbar = layer.kernel
+        assert _largest_slope(layer) <= lipschitz_bound(layer)
+
+
+def test_two_halves_meet_where_both_are_one():
+    # A and B with the same rows: all that one unit can do.
+    layer = built(layers.SandwichDense(2, use_bias=False), 2)
+    layer.kernel.assign(np.vstack([np.eye(2), np.eye(2)]))
+    layer.condense()
+    assert_close(layer(np.array([[3.0, -2.0]])), [[3.0, 0.0]], atol=1e-6)
+    assert _largest_slope(layer) == pytest.approx(1.0, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    "psi", [-np.float32(3e38), -9.0, 0.7, np.float32(3e38)]
+)
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_scales_cancel_in_the_bound_whatever_they_are(psi, activation):
+    layer = built(layers.SandwichDense(4, activation), 3)
+    layer.psi.assign(psi * np.array([1.0, -1.0, 0.5, 0.0], "float32"))
+    before, after = map(to_numpy, layer.factors())
+    assert_close(before * after, np.full(4, 2.0), rtol=1e-6)
+    assert np.all((before > 0.01) & (before < 100))
+    assert lipschitz_bound(layer) <= 1 + TOLERANCE
+    x = normal(500, 3)
+    y = to_numpy(layer(x, training=False))
+    gaps = np.linalg.norm(x[1:] - x[:-1], axis=1)
+    assert np.all(np.linalg.norm(y[1:] - y[:-1], axis=1) <= gaps * 1.00001)
+    slopes = harness.gradient(
+        lambda x: ops.sum(ops.square(layer(x, training=False))), x
+    )
+    assert np.all(np.isfinite(slopes[0]))
+
+
+def test_scales_change_the_function_where_the_activation_bends():
+    # With ReLU, and without a bias, they have nothing to do.
+    x = normal(20, 3)
+    for activation, changes in (("relu", False), ("tanh", True)):
+        layer = layers.SandwichDense(4, activation, use_bias=False)
+        before = to_numpy(layer(x, training=False))
+        layer.psi.assign([2.0, -2.0, 1.0, 0.0])
+        change = to_numpy(layer(x, training=False)) - before
+        assert (np.max(np.abs(change)) > 1e-3) == changes
+
+
+def _growth(_, outputs):
+    """A loss that nothing but the constraint keeps from falling."""
+    return -ops.mean(ops.square(outputs))
+
+
+def _network():
+    return Sequential(
+        [
+            keras.Input((6,)),
+            layers.SandwichDense(8, name="first"),
+            layers.SandwichDense(8, activation="tanh", name="second"),
+            layers.SpectralDense(3, name="last"),
+        ],
+        k_coef_lip=8.0,
+    )
+
+
+def test_networks_are_trained_within_their_bound_saved_and_exported(tmp_path):
+    model = _network()
+    assert model.get_layer("second").k_coef_lip == pytest.approx(2.0)
+    x = normal(64, 6)
+    model.compile(keras.optimizers.Adam(0.1), _growth, jit_compile=JIT)
+    model.fit(x, x[:, :3], epochs=4, batch_size=8, verbose=0)
+    for layer in harness.constrained_layers(model):
+        harness.assert_bounded(layer)
+    assert np.any(to_numpy(model.get_layer("second").psi) != 0)
+    expected = model.predict(x, verbose=0)
+    loaded = reloaded(model, tmp_path, compile=False)
+    assert_close(loaded.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
+    exported = model.vanilla_export(verify=True)
+    assert type(exported.layers[0]) is unconstrained.DensePair
+    found = reloaded(exported, tmp_path).predict(x, verbose=0)
+    assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    # Stock layers alone, whose bound is not that of a product of norms.
+    served = model.vanilla_export(stock_only=True, verify=True)
+    assert_close(served.predict(x, verbose=0), expected, rtol=1e-5, atol=1e-5)
+    assert lipschitz_bound(served) == pytest.approx(
+        lipschitz_bound(model), rel=1e-5
+    )
+
+
+def _stock(factors, kernels, activation="relu"):
+    """`f(x A) * factors @ B` in stock Keras."""
+    there, back = kernels
+    inputs = x = keras.Input((there.shape[0],))
+    for kernel, act in ((there, activation), (back, "linear")):
+        dense = keras.layers.Dense(
+            kernel.shape[1], use_bias=False, activation=act
+        )
+        dense.build((None, kernel.shape[0]))
+        dense.kernel.assign(kernel)
+        x = dense(x)
+        if kernel is there and factors is not None:
+            x = x * factors
+    return keras.Model(inputs, x)
+
+
+def test_stock_operations_are_bounded_together_only_where_that_is_proven():
+    rng = np.random.default_rng(0)
+    # One unit expands where it enters, the other one where it leaves.
+    pair = np.diag([1.0, 1.4]), np.diag([1.0, 0.1])
+    ones = np.ones(2, "float32")
+    assert lipschitz_bound(_stock(ones, pair)) <= 1 + 1e-6
+    # Slopes of gelu reach 1.128.
+    assert lipschitz_bound(_stock(ones, pair, "gelu")) >= 1.128
+    # Negative factors can make one sum of what was orthogonal.
+    pair = np.array([[1, 1, 0], [0, 0, 1.8]]), np.array([[1], [-1], [0.1]])
+    signs = np.array([1, -1, 1], "float32")
+    assert lipschitz_bound(_stock(np.abs(signs), pair)) < 1.7
+    assert lipschitz_bound(_stock(signs, pair)) >= 2.0
+    for _ in range(30):
+        size = rng.integers(1, 6, 3)
+        there, back = (
+            rng.normal(size=size[i : i + 2]).astype("float32") for i in (0, 1)
+        )
+        factors = np.exp(rng.normal(size=size[1])).astype("float32")
+        patterns = itertools.product([0.0, 1.0], repeat=int(size[1]))
+        after = factors[:, None] * back.astype("float64")
+        slope = max(np.linalg.norm(there * d @ after, 2) for d in patterns)
+        assert lipschitz_bound(_stock(factors, (there, back))) >= slope
+
+
+@pytest.mark.parametrize(
+    "make", [layers.SandwichDense, unconstrained.DensePair]
+)
+def test_activations_of_other_slopes_are_refused(make):
+    for activation in ("gelu", "selu", layers.GroupSort2(), "softmax"):
+        with pytest.raises(ValueError, match="slopes from 0 to 1"):
+            make(4, activation=activation)
+    assert make(4, activation=MONOTONE[0]).units == 4
+
+
+@pytest.mark.parametrize("value", [0, -1.0, np.nan, "1"])
+def test_constants_are_positive(value):
+    for make in (layers.SandwichDense, unconstrained.DensePair):
+        with pytest.raises(ValueError, match="Received: k_coef_lip="):
+            make(4, k_coef_lip=value)
