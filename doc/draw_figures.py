@@ -250,6 +250,12 @@ def _regression(ax):
     ax.scatter(points[:3], [1, -0.9, 0.9], s=22, marker="x", color=ORANGE)
 
 
+def _rising(ax):
+    x = np.linspace(-1, 1, 200)
+    for height, color in ((0.35, GREY), (0.0, BLUE), (-0.35, GREY)):
+        _curve(ax, x, height + 0.5 * x + 0.15 * np.sin(3.3 * x + height), color)
+
+
 def _margins(ax):
     ax.bar(range(10), [4, 6, 3, 2, 3, 3, 5, 5, 5, 4], color=BLUE, width=0.6)
     ax.axhline(2.0, color=ORANGE, linewidth=3)
@@ -306,6 +312,7 @@ PICTURES = {
     "demo6": lambda ax: _balls(ax, broken=True),
     "demo7": _regression,
     "demo8": _sets,
+    "demo9": _rising,
 }
 
 

@@ -19,6 +19,7 @@ from deel.lip._numerics.activations import MONOTONE
 from deel.lip.certification import lipschitz_bound
 from deel.lip.layers import unconstrained
 from deel.lip.model import Sequential
+from deel.lip.model import vanillaModel
 
 TOLERANCE = 1e-5
 
@@ -158,6 +159,31 @@ def _stock(factors, kernels, activation="relu"):
         if kernel is there and factors is not None:
             x = x * factors
     return keras.Model(inputs, x)
+
+
+def test_scales_cancel_in_stock_operations_too():
+    # Also where the product of both kernels is less than they are together.
+    layer = built(layers.SandwichDense(2, "tanh"), 3)
+    layer.psi.assign([9.0, -9.0])
+    model = keras.Sequential([keras.Input((3,)), layer])
+    for rows in ([1.0, 1.0, 1.0], [1.0, 0.1, 0.1]):
+        kernel = normal(5, 2) * np.array([*rows, 0.1, 0.1])[:, None]
+        layer.wbar.assign_proven(ops.convert_to_tensor(kernel / 9))
+        served = vanillaModel(model, stock_only=True)
+        assert_close(lipschitz_bound(served), lipschitz_bound(layer), rtol=1e-5)
+
+
+def test_factors_of_places_are_none_of_units():
+    pair = np.diag([0.5, 1.0]), np.diag([0.1, 1.0])
+    inputs = keras.Input((2, 2))
+    dense = [
+        keras.layers.Dense(2, act, use_bias=False) for act in ("relu", None)
+    ]
+    hidden = dense[0](inputs) * np.array([[2.0], [0.1]], "float32")
+    model = keras.Model(inputs, dense[1](hidden))
+    for layer, kernel in zip(dense, pair, strict=True):
+        layer.kernel.assign(kernel)
+    assert lipschitz_bound(model) >= 2.0
 
 
 def test_stock_operations_are_bounded_together_only_where_that_is_proven():

@@ -234,7 +234,8 @@ def _family(random):
         layer = layers.AOLConv2D(units, size, strides, k_coef_lip=k_coef_lip)
         return layer, image
     if kind == 2:
-        layer = layers.SLLDense(units, activation, k_coef_lip=k_coef_lip)
+        made = _pick(random, layers.SLLDense, layers.SandwichDense)
+        layer = made(units, activation, k_coef_lip=k_coef_lip)
         return layer, (_number(random, 1, 9),)
     if kind == 3:
         layer = layers.SLLConv2D(units, 3, activation, k_coef_lip=k_coef_lip)
@@ -273,6 +274,9 @@ def _branched(random):
         arguments["k_branch"] = 1.5
     if random.random() < 0.5:
         return layers.PrescaledResidual(branch, **arguments), (units,)
+    if random.random() < 0.3:
+        directions = random.integers(-1, 2, units).tolist()
+        return layers.Monotone(branch, directions, **arguments), (units,)
     return layers.PartialResidual(branch, **arguments), (2 * units,)
 
 

@@ -43,6 +43,7 @@ LINEAR = {
     "Householder of three folds": (lambda: layers.Householder(order=3), 3),
     "GroupSort2": (lambda: layers.GroupSort2(k_coef_lip=1.1), 3),
     "SLLDense": (lambda: layers.SLLDense(4), 3),
+    "SandwichDense": (lambda: layers.SandwichDense(4), 3),
     "PrescaledResidual": (
         lambda: layers.PrescaledResidual(layers.SpectralDense(2)),
         3,

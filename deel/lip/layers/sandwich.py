@@ -37,9 +37,8 @@ class SandwichDense(ConstrainedKernel, DensePair):
     `sqrt(2) act(sqrt(2) x B / p + b) p A`, where the kernel, B with the
     transpose of A below it, has all singular values equal to one (as in
     `SpectralDense`), and p > 0 is a trained scale for each hidden unit. What
-    one factor does not expand the other may: the whole is 1-Lipschitz, with an
-    activation such as ReLU inside, where two layers of norm one around ReLU
-    would be far below that. It needs no activation after it.
+    one factor does not expand the other may. The whole is 1-Lipschitz, the
+    activation inside included, and needs none after it.
 
     Args:
         units: Positive integer, the number of hidden units, and of outputs.

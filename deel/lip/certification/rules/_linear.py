@@ -222,12 +222,10 @@ def sandwich_norm(there, back):
         there: Array `(inputs, hidden)`, A.
         back: Array `(hidden, outputs)`, B.
 
-    Returns:
-        Pair: the bound, and whether it is below the product of norms.
     """
     product = matrix_norm(there)[0] * matrix_norm(back)[0]
     both = 0.5 * matrix_norm(np.concatenate([there, back.T]))[0] ** 2
-    return min(product, both) * (1 + 1e-12), both < product
+    return min(product, both) * (1 + 1e-12)
 
 
 def between_matrices(layer, there, back, shape, terms, context):

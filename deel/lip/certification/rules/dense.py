@@ -83,7 +83,7 @@ def _dense_pair(layer, input_shapes, context):
     before, after = (host(x).astype("float64") for x in layer.factors())
     # Only products of the two count; see the note of the layer.
     there, back = np.split(kernel * np.sqrt(before * after), [-layer.units])
-    value, _ = sandwich_norm(there, back.T)
+    value = sandwich_norm(there, back.T)
     value *= (1 + half_unit(layer)) ** 2
 
     def make():
