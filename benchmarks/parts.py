@@ -107,6 +107,7 @@ def dense_layers(rng):
                 **{m: layers.OrthogonalDense(units, method=m) for m in methods},
                 "AOLDense": layers.AOLDense(units),
                 "SLLDense": layers.SLLDense(units),
+                "SandwichDense": layers.SandwichDense(units),
             },
             rng,
         )

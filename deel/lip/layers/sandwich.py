@@ -38,7 +38,9 @@ class SandwichDense(ConstrainedKernel, DensePair):
     transpose of A below it, has all singular values equal to one (as in
     `SpectralDense`), and p > 0 is a trained scale for each hidden unit. What
     one factor does not expand the other may. The whole is 1-Lipschitz, the
-    activation inside included, and needs none after it.
+    activation inside included, and needs none after it. For shallow networks
+    that have to use ReLU and the like; with sorting, `SpectralDense` passes
+    more on, and so does `SLLDense` in deep stacks.
 
     Args:
         units: Positive integer, the number of hidden units, and of outputs.
