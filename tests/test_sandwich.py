@@ -34,6 +34,7 @@ def _largest_slope(layer):
     return max(np.linalg.norm(x, 2) for x in jacobians)
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("k_coef_lip", [1.0, 3.0])
 def test_no_pattern_of_the_activation_expands_by_more(k_coef_lip):
     for seed in range(20):
@@ -50,6 +51,7 @@ def test_no_pattern_of_the_activation_expands_by_more(k_coef_lip):
         assert slope >= 0.6 * k_coef_lip
 
 
+@pytest.mark.elsewhere
 def test_bound_is_that_of_the_weights():
     # Also where the kernel is not orthonormal, and shares out nothing.
     for seed in range(20):
@@ -121,6 +123,7 @@ def _network():
     )
 
 
+@pytest.mark.elsewhere
 def test_networks_are_trained_within_their_bound_saved_and_exported(tmp_path):
     model = _network()
     assert model.get_layer("second").k_coef_lip == pytest.approx(2.0)
@@ -161,6 +164,7 @@ def _stock(factors, kernels, activation="relu"):
     return keras.Model(inputs, x)
 
 
+@pytest.mark.elsewhere
 def test_scales_cancel_in_stock_operations_too():
     # Also where the product of both kernels is less than they are together.
     layer = built(layers.SandwichDense(2, "tanh"), 3)
@@ -173,6 +177,7 @@ def test_scales_cancel_in_stock_operations_too():
         assert_close(lipschitz_bound(served), lipschitz_bound(layer), rtol=1e-5)
 
 
+@pytest.mark.elsewhere
 def test_factors_of_places_are_none_of_units():
     pair = np.diag([0.5, 1.0]), np.diag([0.1, 1.0])
     inputs = keras.Input((2, 2))
@@ -186,6 +191,7 @@ def test_factors_of_places_are_none_of_units():
     assert lipschitz_bound(model) >= 2.0
 
 
+@pytest.mark.elsewhere
 def test_stock_operations_are_bounded_together_only_where_that_is_proven():
     rng = np.random.default_rng(0)
     # One unit expands where it enters, the other one where it leaves.
@@ -211,6 +217,7 @@ def test_stock_operations_are_bounded_together_only_where_that_is_proven():
         assert lipschitz_bound(_stock(factors, (there, back))) >= slope
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize(
     "make", [layers.SandwichDense, unconstrained.DensePair]
 )
@@ -221,6 +228,7 @@ def test_activations_of_other_slopes_are_refused(make):
     assert make(4, activation=MONOTONE[0]).units == 4
 
 
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("value", [0, -1.0, np.nan, "1"])
 def test_constants_are_positive(value):
     for make in (layers.SandwichDense, unconstrained.DensePair):

@@ -16,7 +16,6 @@ class Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
     """Base of these layers: a branch of known constant, and a factor.
 
     A subclass says how the branch is joined, and what that does to constants.
-    Its arguments are `layer` and keys of its config.
     """
 
     def __init__(self, layer, k_coef_lip=1.0, k_branch=None, **kwargs):
@@ -126,19 +125,21 @@ class Branched(LipschitzLayer, Condensable, keras.layers.Wrapper):
         known = self.k_branch
         if not isinstance(branch, LipschitzLayer) and known is None:
             known = self._branch_constant()
-        given = {"layer": branch, "k_branch": known, "dtype": self.dtype_policy}
-        exported = type(self)(**{**self.get_config(), **given})
+        arguments = {**self.own_config(), "k_branch": known}
+        exported = type(self)(
+            branch, name=self.name, dtype=self.dtype_policy, **arguments
+        )
         exported.build(self._build_shapes_dict["input_shape"])
         if is_copy:
             copy_state(self.layer, branch)
         return exported
 
+    def own_config(self):
+        """The arguments beside the branch and those of every layer."""
+        return {"k_coef_lip": self.k_coef_lip, "k_branch": self.k_branch}
+
     def get_config(self):
-        return {
-            **super().get_config(),
-            "k_coef_lip": self.k_coef_lip,
-            "k_branch": self.k_branch,
-        }
+        return {**super().get_config(), **self.own_config()}
 
 
 def _require_joint_constant(branch):

@@ -169,8 +169,8 @@ class Monotone(Branched):
         directed = convert.once(self, make)(inputs)
         return scaled(convert(self.layer)(inputs), self._get_coef()) + directed
 
-    def get_config(self):
-        return {**super().get_config(), "directions": list(self.directions)}
+    def own_config(self):
+        return {**super().own_config(), "directions": list(self.directions)}
 
 
 def _checked(directions):
