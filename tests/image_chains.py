@@ -1,5 +1,6 @@
 """Random chains of images, and the norms of all that they may be."""
 
+import dataclasses
 import itertools
 import math
 
@@ -19,7 +20,15 @@ _HUGE = 1e6
 # Patterns are two to the power of so many values.
 _MOST_VALUES = 9
 
-_KINDS = ("convolution", "slopes", "largest", "frame", "means", "factors")
+_KINDS = (
+    "convolution",
+    "slopes",
+    "largest",
+    "frame",
+    "means",
+    "factors",
+    "branch",
+)
 
 
 def numbers(random, shape):
@@ -58,7 +67,7 @@ class RandomChain:
         self.steps = []
         self._free = _MOST_VALUES
         count = self.random.integers(7)
-        weights = np.array([3, 1, 1, 1, 1, 1]) / 8
+        weights = np.array([3, 1, 1, 1, 1, 1, 1]) / 9
         for kind in [
             "convolution",
             *self.random.choice(_KINDS, count, p=weights),
@@ -96,6 +105,31 @@ class RandomChain:
         windows = math.prod(axis.windows() for axis in axes)
         if convolution is not None and windows * groups * outputs <= 24:
             self._add(convolution, convolution.kernel, groups * outputs)
+
+    def _add_branch(self):
+        before = self.spread, self.jacobians, self.lengths, self.channels
+        self.spread = self.spread.forked()
+        padding = str(self.random.choice(["same", "causal", "circular"]))
+        for step in range(2):
+            axes = [
+                dataclasses.replace(axis, stride=1)
+                for axis in self._axes(padding)
+            ]
+            outputs = int(self.random.integers(1, 3)) if not step else before[3]
+            shape = [axis.size for axis in axes]
+            shape += [1, self.channels, outputs]
+            convolution = on_torus(numbers(self.random, shape), axes)
+            if convolution is None:
+                self.spread, self.jacobians, *_ = before
+                self.lengths, self.channels = before[2:]
+                return
+            self._add(convolution, convolution.kernel, outputs)
+            if self.random.random() < 0.7:
+                self._add_slopes()
+        self.spread = self.spread.joined()
+        repeats = len(self.jacobians) // len(before[1])
+        held = np.repeat(before[1], repeats, axis=0)
+        self._put(held + self.jacobians, "branch")
 
     def _add_means(self):
         axes = [

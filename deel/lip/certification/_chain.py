@@ -22,6 +22,23 @@ Any diagonal T > 0 takes the place of t, if `2 T - M` is positive, with
 `R R^T = (2 T^-1 - T^-1 M T^-1)^-1`. A good one tightens deep networks; see
 `deel.lip.certification._refined`.
 
+Note [Slopes of some values]
+
+Of the values of `b = B v`, let A be some that do not change, and U those with
+slopes from 0 to 1 behind them: `a_A = B_A v`, and for any t > 0,
+
+    v^T v >= v^T v - 2/t a_U^T (B_U v - a_U).
+
+The least of the right side over all v with `B_A v = a_A` is, with M = B B^T and
+`e = a_A - M_AU a_U / t`,
+
+    e^T M_AA^-1 e + a_U^T (2/t I - M_UU / t^2) a_U.
+
+So `a_U = R_U g` and `a_A = B_A f + M_AU a_U / t`, where f and g together are as
+short as v, and `R_U R_U^T = t (2 I - M_UU / t)^-1`, with t not below the
+largest eigenvalue of M_UU. The values of A may be what a branch starts from,
+to which its end is added: see `deel.lip.certification._branches`.
+
 Note [Rounding of the chain]
 
 A sum of n products is wrong by at most n eps times the sum of their magnitudes.
@@ -33,7 +50,9 @@ Cholesky's factor and its inverse by at most 8 n^2 eps and as much again, each
 times the condition of `2 I - M / t`, which is two. All of that counts against
 eigenvalues that are one at least: `excess`. With a diagonal, these are a tenth
 at least, and an error E of R stays by itself: with D the slopes, `D (R + E) v`
-is in the ellipsoid of `D R v`, but for `||E||`. The map from one ellipsoid to
+is in the ellipsoid of `D R v`, but for `||E||`. So it is with slopes of some
+values, where products add what they are wrong by. A triangular factor of R is
+wrong by at most 16 m n eps times its norm. The map from one ellipsoid to
 the next is monotone, so a larger one is sound.
 
 Reference:
@@ -223,3 +242,48 @@ class Ellipsoid:
 def excess(shape):
     """By how much R may be wrong behind an activation, in relative terms."""
     return _SLACK + 32 * max(shape) ** 2 * _EPS
+
+
+def image_of(rows, error, matrix):
+    """Rows of R behind a matrix, what each may be wrong by, and all of them."""
+    terms = len(rows) + 2
+    lost = terms * _EPS * np.linalg.norm(rows) + error
+    lost = lost * np.linalg.norm(matrix, axis=1)
+    return matrix @ rows, lost, float(np.linalg.norm(lost))
+
+
+def behind_some_slopes(rows, error, count):
+    """R behind an activation that is linear, but for the last values.
+
+    Args:
+        rows: Array `(values, directions)`.
+        error: Float, what it may be wrong by.
+        count: Integer, how many values have slopes from 0 to 1.
+    """
+    if not count:
+        return rows, error
+    linear, changing = rows[: len(rows) - count], rows[len(rows) - count :]
+    norm = matrix_norm(changing)[0]
+    if norm == 0:
+        return rows, error
+    unit = changing / norm
+    gram = unit @ unit.T
+    lower = np.linalg.cholesky(2 * np.eye(count) - gram)
+    factor = norm * (1 + excess(unit.shape)) * np.linalg.inv(lower).T
+    mixed = (linear @ unit.T) @ (factor / norm)
+    terms = 4 * (rows.shape[1] + count + 16)
+    error += (
+        terms * _EPS * np.linalg.norm(linear) * np.linalg.norm(factor / norm)
+    ) * math.sqrt(count)
+    zeros = np.zeros_like(changing)
+    rows = np.block([[linear, mixed], [zeros, factor]])
+    return shortened(rows, float(error))
+
+
+def shortened(rows, error):
+    """R with no more directions than values, where it has many more."""
+    values, directions = rows.shape
+    if not values or directions <= 2 * values:
+        return rows, error
+    error += 16 * values * directions * _EPS * float(np.linalg.norm(rows))
+    return np.linalg.qr(rows.T, mode="r").T, error

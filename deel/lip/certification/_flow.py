@@ -30,6 +30,7 @@ import math
 import keras
 import numpy as np
 
+from deel.lip.certification._branches import sum_of
 from deel.lip.certification._chain import SMALLEST_RADIUS
 from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._norms import matrix_norm
@@ -121,11 +122,18 @@ def called(layer, bound, inputs, shapes, index):
 
 def _chained(bound, inputs, gain):
     """The gain and `spread` of an output, with what the chain knows."""
-    if bound.chain is None or gain.shape != (1, 1):
+    if gain.shape != (1, 1):
         return gain, None
-    (flow,) = inputs
-    before = flow.spread or Ellipsoid(float(flow.gain[0, 0]))
-    spread = bound.chain(before)
+    if bound.is_sum:
+        spread = sum_of(inputs, float(gain[0, 0]))
+        if spread is None:
+            return gain, None
+    elif bound.chain is None:
+        return gain, None
+    else:
+        (flow,) = inputs
+        before = flow.spread or Ellipsoid(float(flow.gain[0, 0]))
+        spread = bound.chain(before)
     if not spread.radius > SMALLEST_RADIUS:
         return gain, None
     is_better = spread.radius < gain[0, 0]

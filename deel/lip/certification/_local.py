@@ -6,21 +6,8 @@ Within a radius r of a sample, the value z_j before an activation stays within
 `z_j +- r s_j`, with s_j the norm of the j-th row of R; see [Chain]. There a
 ReLU that cannot become positive is constant: for any two points of the ball,
 the difference behind it is zero. One that cannot become negative is linear.
-What can change are the others, the set U. Let A be the linear ones, and let
-the differences before the activation be `b = B v`, those behind it a. So
-`a_A = B_A v`, and slopes of U are from 0 to 1: for any t > 0,
-
-    v^T v >= v^T v - 2/t a_U^T (B_U v - a_U).
-
-The least of the right side over all v with `B_A v = a_A` is, with M = B B^T and
-`e = a_A - M_AU a_U / t`,
-
-    e^T M_AA^-1 e + a_U^T (2/t I - M_UU / t^2) a_U.
-
-So `a_U = R_U g` and `a_A = B_A f + M_AU a_U / t`, where f and g together are as
-short as v, and `R_U R_U^T = t (2 I - M_UU / t)^-1`, with t not below the
-largest eigenvalue of M_UU. Where nothing is left in U, `a = B v`: near the
-sample the network is linear, and its constant is that of its Jacobian.
+What can change are the others; see [Slopes of some values]. Where none is left,
+the network is linear, and its constant is that of its Jacobian.
 
 Leads change by at most r times their constants within r, so a prediction stays
 within r if that is less than each lead; and within any smaller radius by which
@@ -33,9 +20,7 @@ Note [Rounding within a radius]
 Values z_j are computed in float64. Those of the network of real numbers differ
 by the proven error of what enters the layer, times the norm of the kernel's
 column, and by `gamma_n` of the sum. The rows of R have errors as in
-[Rounding of the chain]: `B = B_0 + E` makes `D B_0 v + D E v` behind slopes D,
-which is in the set of `B_0`, but for the norm of E. A triangular factor of R
-is wrong by at most 16 m n eps times its norm.
+[Rounding of the chain].
 """
 
 import dataclasses
@@ -46,9 +31,10 @@ import numpy as np
 
 from deel.lip._numerics.activations import facts_of
 from deel.lip.certification._chain import Ellipsoid
-from deel.lip.certification._chain import excess
+from deel.lip.certification._chain import behind_some_slopes
+from deel.lip.certification._chain import image_of
+from deel.lip.certification._chain import shortened
 from deel.lip.certification._flow import joint_gain
-from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._rounding import FLOAT64
 from deel.lip.certification.rules._steps import as_used
 from deel.lip.certification.rules._steps import inference_kernel
@@ -122,7 +108,7 @@ class LocalChain:
         if image is None:
             image = start.radius * first.kernel.T, np.zeros(1)
         rows, lost = image
-        self._first = _shortened(rows, float(np.linalg.norm(lost)))
+        self._first = shortened(rows, float(np.linalg.norm(lost)))
 
     @property
     def flows(self):
@@ -184,7 +170,7 @@ class LocalChain:
             if isinstance(stage, _Matrix):
                 if index:
                     kernel = stage.kernel[kept]
-                    rows, lost, error = _image(rows, error, kernel.T)
+                    rows, lost, error = image_of(rows, error, kernel.T)
                 kept = np.arange(stage.kernel.shape[1])
                 continue
             z, wrong = next(before)
@@ -201,7 +187,7 @@ class LocalChain:
                 changes = np.ones(len(kept), bool)
             order = np.argsort(changes, kind="stable")
             kept = kept[order]
-            rows, error = _behind_slopes(
+            rows, error = behind_some_slopes(
                 rows[order], error, int(np.sum(changes))
             )
             lost = None
@@ -209,7 +195,7 @@ class LocalChain:
         leads = columns[members][:, None] - columns
         pairs = leads.shape[:2]
         leads = leads.reshape(math.prod(pairs), len(kept))
-        images, lost, _ = _image(rows, error, leads)
+        images, lost, _ = image_of(rows, error, leads)
         found = (np.linalg.norm(images, axis=1) + lost) * (1 + 1e-9)
         return found.reshape(pairs)
 
@@ -245,51 +231,6 @@ def largest_radii(radii, slopes, slopes_within):
         # constants may differ by orders of magnitude.
         radius = np.sqrt(least) * np.sqrt(most) if step else most
     return best
-
-
-def _image(rows, error, matrix):
-    """Rows of R behind a matrix, what each may be wrong by, and all of them."""
-    terms = len(rows) + 2
-    lost = terms * _EPS * np.linalg.norm(rows) + error
-    lost = lost * np.linalg.norm(matrix, axis=1)
-    return matrix @ rows, lost, float(np.linalg.norm(lost))
-
-
-def _behind_slopes(rows, error, count):
-    """R behind an activation that is linear, but for the last values.
-
-    Args:
-        rows: Array `(values, directions)`.
-        error: Float, what it may be wrong by.
-        count: Integer, how many values have slopes from 0 to 1.
-    """
-    if not count:
-        return rows, error
-    linear, changing = rows[: len(rows) - count], rows[len(rows) - count :]
-    norm = matrix_norm(changing)[0]
-    if norm == 0:
-        return rows, error
-    unit = changing / norm
-    gram = unit @ unit.T
-    lower = np.linalg.cholesky(2 * np.eye(count) - gram)
-    factor = norm * (1 + excess(unit.shape)) * np.linalg.inv(lower).T
-    mixed = (linear @ unit.T) @ (factor / norm)
-    terms = 4 * (rows.shape[1] + count + 16)
-    error += (
-        terms * _EPS * np.linalg.norm(linear) * np.linalg.norm(factor / norm)
-    ) * math.sqrt(count)
-    zeros = np.zeros_like(changing)
-    rows = np.block([[linear, mixed], [zeros, factor]])
-    return _shortened(rows, float(error))
-
-
-def _shortened(rows, error):
-    """R with no more directions than values, where it has many more."""
-    values, directions = rows.shape
-    if not values or directions <= 2 * values:
-        return rows, error
-    error += 16 * values * directions * _EPS * float(np.linalg.norm(rows))
-    return np.linalg.qr(rows.T, mode="r").T, error
 
 
 def _stages_before(flow):

@@ -37,6 +37,8 @@ class Bound:
         chain: None, or a function for a layer of vectors: from the `Ellipsoid`
             of the differences of its input to that of its output; see
             `deel.lip.certification._chain`.
+        is_sum: Boolean, whether the output is the sum of the inputs, without
+            factors.
 
     Example:
 
@@ -59,6 +61,7 @@ class Bound:
     rounding: typing.Callable | None = None
     pull: typing.Callable | None = None
     chain: typing.Callable | None = None
+    is_sum: bool = False
 
 
 class Later:

@@ -65,7 +65,9 @@ from deel.lip.certification._chain import MOST_EXCESS
 from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._torus import Blocks
 from deel.lip.certification._torus import Factors
+from deel.lip.certification._torus import Fork
 from deel.lip.certification._torus import Frame
+from deel.lip.certification._torus import Join
 from deel.lip.certification._torus import Pairs
 from deel.lip.certification._torus import Slopes
 from deel.lip.certification._torus import TooLargeError
@@ -155,6 +157,22 @@ class Spectrum:
     def framed(self, lengths):
         """The image with zeros around it, or cut off."""
         return self._then(Frame(self.lengths, lengths), lengths=lengths)
+
+    def forked(self):
+        """The image, which is held beside what becomes of it."""
+        return self._then(Fork())
+
+    def joined(self):
+        """The sum of the image and of what was held; a ball if it is lost."""
+        after = self._then(Join())
+        try:
+            blocks = after._blocks
+            found = self.start * (blocks.norm + blocks.error)
+        except (TooLargeError, np.linalg.LinAlgError):
+            return Ellipsoid(math.inf)
+        if not found < math.inf:
+            return Ellipsoid(math.inf)
+        return dataclasses.replace(after, radius=found)
 
     def flattened(self):
         """The image as a vector, the channels last."""

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from deel.lip._numerics.windows import Axis
 from deel.lip.certification._chain import SMALLEST_RADIUS
 from deel.lip.certification._chain import excess
 from deel.lip.certification._norms import blocks_norm
@@ -35,12 +36,15 @@ class Blocks:
             for a ball.
         error: Float, the norm of what R may be wrong by.
         is_zero_outside: Boolean, whether differences vanish off the image.
+        held: None, or the `Blocks` that a branch started from, for the same
+            directions; `error` is that of both together.
     """
 
     points: tuple
     matrices: np.ndarray | None = None
     error: float = 0.0
     is_zero_outside: bool = True
+    held: "Blocks | None" = None
 
     @functools.cached_property
     def norm(self):
@@ -57,6 +61,8 @@ class Blocks:
 
     def behind_slopes(self, slope):
         """Behind an activation with slopes from 0 to `slope`."""
+        if self.held is not None:
+            return self._beside_slopes(slope)
         unit = self.matrices / self.norm
         gram = unit @ _adjoint(unit)
         lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
@@ -64,6 +70,34 @@ class Blocks:
         error = 4 * excess(unit.shape[-2:]) + 2 * self.error / self.norm
         grown = slope * self.norm * (1 + error)
         return Blocks(self.points, grown * _adjoint(np.linalg.inv(lower)))
+
+    def _beside_slopes(self, slope):
+        """The same, with what is held; see [Slopes of some values]."""
+        unit = self.matrices / self.norm
+        gram = unit @ _adjoint(unit)
+        lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
+        slack = 4 * excess(unit.shape[-2:])
+        factor = _adjoint(np.linalg.inv(lower)) * (1 + slack)
+        mixed = (self.held.matrices @ _adjoint(unit)) @ factor
+        held = np.concatenate([self.held.matrices, mixed], axis=-1)
+        changed = slope * self.norm * factor
+        zeros = np.zeros(self.matrices.shape)
+        channels, directions = unit.shape[-2:]
+        terms = 8 * (directions + 2 * channels + 16)
+        # The norms of a factor and of a unit are at most the root of two.
+        lost = terms * _EPS * 2 * channels * self.held.size
+        return Blocks(
+            self.points,
+            np.concatenate([zeros, changed], axis=-1),
+            max(1.0, slope) * self.error + lost,
+            held=dataclasses.replace(self.held, matrices=held),
+        )
+
+    def alone(self):
+        """These, or an error where something is held that cannot follow."""
+        if self.held is not None:
+            raise TooLargeError
+        return self
 
     def behind_pairs(self, axis):
         """Behind the larger one of two neighbours along an axis."""
@@ -141,7 +175,11 @@ class Convolution:
             blocks = blocks.behind_slopes(1.0)
         *taps, inputs, outputs = self.kernel.shape
         waves = [
-            waves_of(count, points, axis.dilation * np.arange(axis.size))
+            waves_of(
+                count,
+                points,
+                axis.dilation * np.arange(axis.size) - axis.widths()[0],
+            )
             for count, points, axis in zip(
                 half(blocks.points), blocks.points, self.axes, strict=True
             )
@@ -170,13 +208,16 @@ class Convolution:
             n // s for n, s in zip(blocks.points, strides, strict=True)
         )
         if folds > 1:
-            matrices = folded(matrices, blocks.points, strides)
+            matrices = folded(matrices, blocks.alone().points, strides)
+        if blocks.held is not None:
+            error += blocks.error
         reads_itself = math.prod(taps) == 1 and not self.pads_with_zeros
         return Blocks(
             points,
             matrices,
             error,
             self.lengths == points or (reads_itself and blocks.is_zero_outside),
+            blocks.held,
         )
 
 
@@ -202,6 +243,14 @@ def on_torus(kernel, axes):
         whole[..., group, :, group, :] = kernel[..., group, :, :]
     whole = whole.reshape(*taps, groups * inputs, groups * outputs)
     return Convolution(whole, axes)
+
+
+def identity_of(shape):
+    """The `Convolution` that changes nothing of images of a shape."""
+    *lengths, channels = shape
+    ones = [1] * len(lengths)
+    kernel = np.eye(channels).reshape(*ones, channels, channels)
+    return Convolution(kernel, [Axis(length, 1) for length in lengths])
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -230,7 +279,7 @@ class Pairs:
         return None if points % 2 else points // 2
 
     def apply(self, blocks):
-        made = blocks.behind_pairs(self.axis)
+        made = blocks.alone().behind_pairs(self.axis)
         is_whole = self.lengths[self.axis] % 2 == 0
         closed = blocks.is_zero_outside and is_whole
         return dataclasses.replace(made, is_zero_outside=closed)
@@ -247,11 +296,42 @@ class Factors:
 
     def apply(self, blocks):
         factors = self.factors[:, None]
+        largest = float(np.max(np.abs(factors)))
+        error = largest * (blocks.error + 4 * _EPS * blocks.size)
+        if blocks.held is not None:
+            error += blocks.error
         return dataclasses.replace(
-            blocks,
-            matrices=factors * blocks.matrices,
-            error=float(np.max(np.abs(factors)))
-            * (blocks.error + 4 * _EPS * blocks.size),
+            blocks, matrices=factors * blocks.matrices, error=error
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Fork:
+    """The start of a branch, beside which its input is held."""
+
+    def points_behind(self, index, points):
+        return points
+
+    def apply(self, blocks):
+        return dataclasses.replace(blocks, held=blocks.alone())
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Join:
+    """The sum of a branch and its input."""
+
+    def points_behind(self, index, points):
+        return points
+
+    def apply(self, blocks):
+        held = blocks.held
+        if held is None or held.points != blocks.points:
+            raise TooLargeError
+        return Blocks(
+            blocks.points,
+            held.matrices + blocks.matrices,
+            2 * blocks.error + 4 * _EPS * (held.size + blocks.size),
+            held.is_zero_outside and blocks.is_zero_outside,
         )
 
 
@@ -271,6 +351,7 @@ class Frame:
         return points if points >= self.behind[index] else None
 
     def apply(self, blocks):
+        blocks.alone()
         lengths = list(zip(self.before, self.behind, strict=True))
         grows = any(before < behind for before, behind in lengths)
         if grows and not blocks.is_zero_outside:

@@ -333,7 +333,8 @@ class Walk:
     def _note_chain(self, layer, shapes, call):
         """Says in the table what the chain saves, at the first call."""
         row = self._rows.pop((layer, tuple(shapes)), None)
-        if row is None or call.bound.chain is None or not call.bound.value:
+        has_chain = call.bound.chain is not None or call.bound.is_sum
+        if row is None or not has_chain or not call.bound.value:
             return
         before = joint_gain(call.inputs)
         after = joint_gain(call.outputs)

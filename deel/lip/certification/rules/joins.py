@@ -59,7 +59,9 @@ def repetitions(layer, input_shapes):
 @rule(keras.layers.Add, keras.layers.Subtract)
 def _sum(layer, input_shapes):
     weights = repetitions(layer, input_shapes)
-    return joined(layer, input_shapes, weights, adds=True)
+    bound = joined(layer, input_shapes, weights, adds=True)
+    is_sum = type(layer) is keras.layers.Add
+    return dataclasses.replace(bound, is_sum=is_sum)
 
 
 @rule(keras.layers.Average)

@@ -102,7 +102,8 @@ def _addition(piece, input_shapes, context):
         )
     _refuse_other_ranks(piece, input_shapes)
     weights = repetitions(piece, input_shapes)
-    return joined(piece, input_shapes, weights, adds=True)
+    bound = joined(piece, input_shapes, weights, adds=True)
+    return dataclasses.replace(bound, is_sum=piece.type_name == "Add")
 
 
 def _refuse_other_ranks(piece, input_shapes):
