@@ -8,11 +8,11 @@ import numpy as np
 
 from deel.lip._numerics.windows import Axis
 from deel.lip.certification._chain import Ellipsoid
+from deel.lip.certification._image_steps import Convolution
+from deel.lip.certification._image_steps import on_torus
 from deel.lip.certification._norms import explicit_matrix
 from deel.lip.certification._spectrum import Spectrum
 from deel.lip.certification._spectrum import behind_convolution
-from deel.lip.certification._torus import Convolution
-from deel.lip.certification._torus import on_torus
 
 # A product of norms that is of no help: what is left is the torus.
 _HUGE = 1e6
@@ -120,13 +120,18 @@ class RandomChain:
             shape += [1, self.channels, outputs]
             convolution = on_torus(numbers(self.random, shape), axes)
             if convolution is None:
-                self.spread, self.jacobians, *_ = before
+                self.spread, self.jacobians = before[:2]
                 self.lengths, self.channels = before[2:]
                 return
             self._add(convolution, convolution.kernel, outputs)
             if self.random.random() < 0.7:
                 self._add_slopes()
-        self.spread = self.spread.joined()
+        joined = self.spread.joined()
+        if not isinstance(joined, Spectrum):
+            self.spread, self.jacobians = before[:2]
+            self.lengths, self.channels = before[2:]
+            return
+        self.spread = joined
         repeats = len(self.jacobians) // len(before[1])
         held = np.repeat(before[1], repeats, axis=0)
         self._put(held + self.jacobians, "branch")

@@ -16,9 +16,9 @@ from deel.lip._numerics.windows import Axis
 from deel.lip.certification import certify
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._chain import Ellipsoid
+from deel.lip.certification._image_steps import on_torus
 from deel.lip.certification._spectrum import Spectrum
 from deel.lip.certification._spectrum import behind_convolution
-from deel.lip.certification._torus import on_torus
 
 # Chains of which one in some hundred tells a wrong formula.
 SEEDS = 600

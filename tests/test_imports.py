@@ -56,8 +56,8 @@ FOLDERS = {
         _base _kantorovich _hinges _hkr _learned_margins _crossentropies
     """,
     "certification": """
-        _device _norms _chain _torus _spectrum _branches _refined _rounding
-        _float64 _registry _flow _nodes
+        _device _norms _chain _torus _image_steps _spectrum _branches _refined
+        _rounding _float64 _registry _flow _nodes
         _pieces rules/ patterns/ _local _walk _promises bounds
         _curves _data _outcomes _scores _network _networks _summaries
         certificates attacks _binomial coverage conformal detectors regression

@@ -20,9 +20,9 @@ from deel.lip.certification._chain import MOST_EXCESS
 from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._chain import behind_some_slopes
 from deel.lip.certification._chain import image_of
+from deel.lip.certification._image_steps import identity_of
 from deel.lip.certification._spectrum import Spectrum
 from deel.lip.certification._spectrum import behind_convolution
-from deel.lip.certification._torus import identity_of
 
 # Vectors of up to so many values are held beside a branch.
 _LARGEST = 2048

@@ -63,13 +63,13 @@ import numpy as np
 
 from deel.lip.certification._chain import MOST_EXCESS
 from deel.lip.certification._chain import Ellipsoid
+from deel.lip.certification._image_steps import Factors
+from deel.lip.certification._image_steps import Fork
+from deel.lip.certification._image_steps import Frame
+from deel.lip.certification._image_steps import Join
+from deel.lip.certification._image_steps import Pairs
+from deel.lip.certification._image_steps import Slopes
 from deel.lip.certification._torus import Blocks
-from deel.lip.certification._torus import Factors
-from deel.lip.certification._torus import Fork
-from deel.lip.certification._torus import Frame
-from deel.lip.certification._torus import Join
-from deel.lip.certification._torus import Pairs
-from deel.lip.certification._torus import Slopes
 from deel.lip.certification._torus import TooLargeError
 from deel.lip.certification._torus import half
 from deel.lip.certification._torus import joint_factor

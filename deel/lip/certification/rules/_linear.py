@@ -10,6 +10,7 @@ import numpy as np
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._numerics.activations import require_monotone
 from deel.lip.certification._chain import Ellipsoid
+from deel.lip.certification._image_steps import Convolution
 from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._norms import nonnegative_convolution_norm
@@ -21,7 +22,6 @@ from deel.lip.certification._rounding import Chain
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import Sum
 from deel.lip.certification._spectrum import behind_convolution
-from deel.lip.certification._torus import Convolution
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import magnitude

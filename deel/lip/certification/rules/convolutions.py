@@ -9,11 +9,11 @@ import numpy as np
 from deel.lip import layers
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import spatial_shape
+from deel.lip.certification._image_steps import on_torus
 from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
-from deel.lip.certification._torus import on_torus
 from deel.lip.certification.rules._linear import activated
 from deel.lip.certification.rules._linear import linear_shape
 from deel.lip.certification.rules._linear import of_convolution

@@ -8,6 +8,7 @@ import numpy as np
 from deel.lip import layers
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import spatial_shape
+from deel.lip.certification._image_steps import Convolution
 from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import Later
@@ -17,7 +18,6 @@ from deel.lip.certification._registry import size_of
 from deel.lip.certification._rounding import Chain
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._spectrum import behind_convolution
-from deel.lip.certification._torus import Convolution
 from deel.lip.certification.rules._steps import FACTORS
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
