@@ -26,7 +26,6 @@ from networks import data
 
 from deel.lip.export._formats import FORMATS
 from deel.lip.export._formats import missing
-from deel.lip.model import vanillaModel
 
 BACKEND = keras.backend.backend()
 
@@ -70,15 +69,13 @@ def measure_network(name, args):
     """
     network = NETWORKS[name]
     ours = network.ours(network.width, network.models)
-    models = {
-        "ours": vanillaModel(ours, stock_only=True),
-        "stock": network.stock(network.width),
-    }
+    twin = network.stock(network.width)
     x, _ = data(network, max(args.batches))
     found, runs = {}, {}
     with tempfile.TemporaryDirectory() as folder:
         for form in formats_here():
             size = {}
+            models = {"ours": form.stock_model(ours), "stock": twin}
             for kind, model in models.items():
                 place = Path(folder) / f"{form.name}-{kind}"
                 size[kind], runs[form.name, kind] = served(

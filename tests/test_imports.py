@@ -36,7 +36,7 @@ FOLDERS = {
         orthogonal_maps
     """,
     "_stock_only": """
-        checks names orders conversion
+        checks names orders folded_sorts conversion
     """,
     "parametrizations": """
         constrained_variable base polar spectral spectral_operator frobenius
@@ -68,7 +68,7 @@ FOLDERS = {
         normalization shapes augmentation joins _pulled copying operations
     """,
     "certification.patterns": """
-        comparisons norms folds symmetric_steps sandwiches padded
+        comparisons norms folds folded_sorts symmetric_steps sandwiches padded
     """,
     "export": """
         _formats

@@ -34,8 +34,12 @@ from deel.lip._stock_only.checks import is_stock
 from deel.lip._stock_only.checks import require_known
 from deel.lip._stock_only.checks import require_stock
 from deel.lip._stock_only.checks import without_training
+from deel.lip._stock_only.folded_sorts import folded
+from deel.lip._stock_only.folded_sorts import folds
+from deel.lip._stock_only.folded_sorts import signs_of_halves
 from deel.lip._stock_only.names import Names
 from deel.lip._stock_only.orders import KEEPS_ORDER
+from deel.lip._stock_only.orders import KEEPS_SIGNS
 from deel.lip._stock_only.orders import is_channels_last
 from deel.lip._stock_only.orders import readers_of
 from deel.lip._stock_only.orders import same
@@ -84,12 +88,21 @@ def vanillaModel(model, stock_only=False):
     >>> {type(x).__module__.split(".")[0] for x in served.operations}
     {'keras'}
     """
-    if not stock_only:
-        return without_constraints(model)
+    return stock_model(model) if stock_only else without_constraints(model)
+
+
+def stock_model(model, folds_sorts=False):
+    """What `vanillaModel` returns with `stock_only`.
+
+    Args:
+        model: As of `vanillaModel`.
+        folds_sorts: Boolean, whether convolutions sort where that is faster in
+            some runtimes; see [Folded sorts].
+    """
     if isinstance(model, keras.Model):
         for layer in model._flatten_layers(include_self=False):
             require_known(layer)
-    return _Converter().model(without_constraints(model))
+    return _Converter(folds_sorts).model(without_constraints(model))
 
 
 class _Converter:
@@ -99,17 +112,23 @@ class _Converter:
     channels as they were, to those that the layer makes of them.
     """
 
-    def __init__(self):
+    def __init__(self, folds_sorts=False):
+        self._folds_sorts = folds_sorts
         self._forms = {}
         self._layers = []
         self._orders = {}
+        self._sorted = {}
         self._made = {}
 
     def order_of(self, x):
         """The channels of a tensor: an array of integers, None as they were."""
         return self._orders.get(id(x), (None, None, ()))[1]
 
-    def in_order(self, x, order, parts=()):
+    def signs_of(self, x):
+        """The factors, 1 and -1, of the channels in their order, or None."""
+        return self._orders.get(id(x), (None,) * 4)[3]
+
+    def in_order(self, x, order, parts=(), signs=None):
         """Notes the order of the channels of a tensor, and returns it.
 
         Args:
@@ -117,10 +136,19 @@ class _Converter:
             order: As `order_of` returns it.
             parts: Symbolic tensors, whose channels side by side are those of
                 `x`. What reads them in place of `x` saves a copy.
+            signs: As `signs_of` returns it.
         """
         # With the tensor, whose id is its own while it is there.
-        self._orders[id(x)] = x, order, parts
+        self._orders[id(x)] = x, order, parts, signs
         return x
+
+    def sorted_before(self, x):
+        """What sorts the pairs of a tensor already, a symbolic one, or None."""
+        return self._sorted.get(id(x))
+
+    def sort_before(self, x, pairs):
+        """Notes what the pairs of a tensor are once they are sorted."""
+        self._sorted[id(x)] = pairs
 
     def once(self, layer, make):
         """What a function makes for a layer, the same for the same layer.
@@ -153,10 +181,17 @@ class _Converter:
 
     def restored(self, x):
         """The tensor with its channels as they were."""
+        x = self._without_signs(x)
         order = self.order_of(x)
         if order is None:
             return x
         return ops.take(x, np.argsort(order), axis=-1)
+
+    def _without_signs(self, x):
+        signs = self.signs_of(x)
+        if signs is None:
+            return x
+        return self.in_order(ops.multiply(x, signs), self.order_of(x))
 
     def __call__(self, layer):
         form = self.form(layer)
@@ -218,12 +253,24 @@ class _Converter:
             (x,) = args
             if isinstance(form, _Linear):
                 wanted = wants_halves(node.outputs[0], readers)
-                return form.in_orders(x, wanted)
-            keeps = KEEPS_ORDER.get(type(node.operation))
+                is_folded = self._folds_sorts and folds(
+                    node,
+                    readers,
+                    lambda n: isinstance(self.form(n.operation), _Linear),
+                )
+                return form.in_orders(x, wanted, is_folded)
+            kind = type(node.operation)
+            keeps = KEEPS_ORDER.get(kind)
             if keeps is not None and is_channels_last(node.operation):
-                order = self.order_of(x)
+                if kind not in KEEPS_SIGNS:
+                    x = self._without_signs(x)
+                order, signs = self.order_of(x), self.signs_of(x)
                 if order is not None:
                     order = keeps(order, x.shape)
+                if order is not None and signs is not None:
+                    signs = np.resize(signs, order.shape)
+                    signs = signs if KEEPS_SIGNS[kind] else None
+                    return self.in_order(form(x), order, signs=signs)
                 if keeps is same and order is not None:
                     return self._each_part(form, x, order)
                 if order is not None:
@@ -383,12 +430,14 @@ class _Linear:
             y = self._convert.restored(y)
         return form(y)
 
-    def in_orders(self, x, wants_halves):
+    def in_orders(self, x, wants_halves, is_folded=False):
         """The output for an input in the order that it has.
 
         Args:
             x: Symbolic tensor.
             wants_halves: Boolean, whether the output is read in halves alone.
+            is_folded: Boolean, whether it is sorted then, as [Folded sorts]
+                says.
         """
         layer, convert = self._layer, self._convert
         if _has_layer(layer):
@@ -396,15 +445,24 @@ class _Linear:
         kernel, *bias = _own_weights(layer)
         if (given := convert.order_of(x)) is not None:
             kernel = np.take(kernel, given, axis=-2)
-        order = None
+        if (signs := convert.signs_of(x)) is not None:
+            kernel = kernel * signs[:, None]
+        order = signs = None
         if wants_halves:
             order = halves(kernel.shape[-1])
             kernel, *bias = (
                 np.take(w, order, axis=-1) for w in (kernel, *bias)
             )
+        if is_folded:
+            signs = signs_of_halves(kernel.shape[-1])
+            kernel, *bias = (w * signs for w in (kernel, *bias))
         made = type(layer).from_config(self._config)
-        y = with_weights(made, [kernel, *bias])(x)
-        return self._activated(convert.in_order(y, order))
+        weights = [kernel, *bias]
+        y = convert.in_order(with_weights(made, weights)(x), order, signs=signs)
+        if is_folded:
+            pairs = folded(layer, self._config, x, y, weights, with_weights)
+            convert.sort_before(y, convert.in_order(pairs, order, signs=signs))
+        return self._activated(y)
 
     def __call__(self, x):
         # One for all places, with all channels as they were.

@@ -9,6 +9,9 @@ But the channels between two layers with kernels may have any order: the one
 before makes them in that order, the one behind takes them so. So each tensor
 has an order of its last axis, which layers without a mind of their own hand on,
 and which is undone where a layer needs its channels as they were.
+
+Some channels may be negated besides, see [Folded sorts]: layers that are odd in
+each of them hand that on, and norms forget it.
 """
 
 import math
@@ -32,39 +35,62 @@ def _flattened(order, shape):
     return (positions * shape[-1] + order).reshape(-1)
 
 
+def _stock(names, ranks, of_images):
+    """Stock classes, by their names, some of which end with a rank."""
+    names = [*names, *(f"{name}{n}D" for n in ranks for name in of_images)]
+    return [getattr(keras.layers, name) for name in names]
+
+
+_ODD = [
+    *_stock(
+        ["Dropout", "GaussianDropout", "GaussianNoise", "Identity"],
+        (1, 2),
+        ["SpatialDropout"],
+    ),
+    *_stock(
+        [],
+        (1, 2, 3),
+        [
+            "AveragePooling",
+            "Cropping",
+            "GlobalAveragePooling",
+            "UpSampling",
+            "ZeroPadding",
+        ],
+    ),
+]
+
 # What handles all channels alike, and what it makes of their order.
-KEEPS_ORDER = {
-    getattr(keras.layers, name): same
-    for name in [
-        "Dropout",
-        "ELU",
-        "GaussianDropout",
-        "GaussianNoise",
-        "Identity",
-        "LeakyReLU",
-        "ReLU",
-        *(f"SpatialDropout{n}D" for n in (1, 2)),
-        *(
-            f"{kind}{n}D"
-            for n in (1, 2, 3)
-            for kind in (
-                "AveragePooling",
-                "Cropping",
-                "GlobalAveragePooling",
-                "GlobalMaxPooling",
-                "MaxPooling",
-                "UpSampling",
-                "ZeroPadding",
-            )
+KEEPS_ORDER = dict.fromkeys(
+    [
+        *_ODD,
+        *_stock(
+            ["ELU", "LeakyReLU", "ReLU"],
+            (1, 2, 3),
+            ["GlobalMaxPooling", "MaxPooling"],
         ),
-    ]
-}
+    ],
+    same,
+)
 KEEPS_ORDER[keras.layers.Flatten] = _flattened
 
+# Of these, what negated channels leave negated, and what they do not change.
+KEEPS_SIGNS = dict.fromkeys([*_ODD, keras.layers.Flatten], True)
 
-def keeps_order(layer_class):
-    """Decorator: a layer of this library handles all channels alike."""
+
+def keeps_order(layer_class=None, *, negated=None):
+    """Decorator: a layer of this library handles all channels alike.
+
+    Args:
+        layer_class: The class, where there are no arguments.
+        negated: Boolean or None. True says that a negated channel is negated
+            behind it, False that it is the same as if it had not been.
+    """
+    if layer_class is None:
+        return lambda kind: keeps_order(kind, negated=negated)
     KEEPS_ORDER[layer_class] = same
+    if negated is not None:
+        KEEPS_SIGNS[layer_class] = negated
     return layer_class
 
 

@@ -26,7 +26,6 @@ from deel.lip._command import exceeds_limit
 from deel.lip._command import load_model
 from deel.lip._command import print_constants
 from deel.lip._command import proven_bounds
-from deel.lip._stock_only.conversion import vanillaModel
 from deel.lip.export._formats import FORMATS
 from deel.lip.export._formats import format_of
 from deel.lip.export._formats import how_to_install
@@ -49,7 +48,7 @@ def main(argv=None):
         form.check_written_here()
         _check_destination(args)
         model = load_model(args.model)
-        exported = vanillaModel(model, stock_only=True)
+        exported = form.stock_model(model)
         # What is written is what is certified; but layers whose constants are
         # given may be operations of other names there.
         certified = model if args.constant else exported

@@ -11,6 +11,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._export import write_for_serving
+from deel.lip._stock_only.conversion import stock_model
 
 # Samples that a runtime gets at a time.
 _BATCH = 256
@@ -29,6 +30,8 @@ class Format:
         runtime: String, the module that runs it.
         open: Function of a path as a string, which returns a function from a
             batch to its scores, both NumPy arrays.
+        folds_sorts: Boolean, whether the runtime keeps images in an order that
+            sorts would undo; as of `stock_model`.
     """
 
     name: str
@@ -36,6 +39,7 @@ class Format:
     writers: dict
     runtime: str
     open: Callable
+    folds_sorts: bool = False
 
     def check_written_here(self):
         """Raises ValueError if this backend, or what it needs, is missing."""
@@ -54,11 +58,15 @@ class Format:
                 f"Received: backend={backend}"
             )
 
+    def stock_model(self, model):
+        """The stock model to write for a model, which is to be certified."""
+        return stock_model(model, self.folds_sorts)
+
     def write(self, model, path):
         """Writes a stock model for batches of any size.
 
         Args:
-            model: A model that `vanillaModel(stock_only=True)` returned.
+            model: A model that `stock_model` returned.
             path: Path of the file, or of the folder.
 
         Raises:
@@ -222,6 +230,7 @@ FORMATS = {
             },
             "onnxruntime",
             _open_onnx,
+            folds_sorts=True,
         ),
         Format(
             "litert",
@@ -236,6 +245,7 @@ FORMATS = {
             {"tensorflow": ("openvino",), "torch": ("openvino",)},
             "openvino",
             _open_openvino,
+            folds_sorts=True,
         ),
         Format("torch", ".pt2", {"torch": ()}, "torch", _open_torch),
     )

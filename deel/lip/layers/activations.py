@@ -122,8 +122,13 @@ class GroupSort(_Activation):
         channels = inputs.shape[-1]
         if not self._sorts_pairs(channels):
             return self.call(convert.restored(inputs))
+        if (pairs := convert.sorted_before(inputs)) is not None:
+            order, signs = convert.order_of(pairs), convert.signs_of(pairs)
+            return convert.in_order(self._scaled(pairs), order, signs=signs)
         order, given = halves(channels), convert.order_of(inputs)
-        if not np.array_equal(given, order):
+        if convert.signs_of(inputs) is not None or not np.array_equal(
+            given, order
+        ):
             inputs = ops.take(convert.restored(inputs), order, axis=-1)
         parts = [self._scaled(part) for part in sorted_halves(inputs)]
         outputs = ops.concatenate(parts, axis=-1)

@@ -18,7 +18,7 @@ class _WindowAverage(WindowPooling):
         return scaled(convert.stock(self)(inputs), self._get_coef())
 
 
-@keeps_order
+@keeps_order(negated=True)
 @register("ScaledAveragePooling2D")
 class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
     """Average pooling multiplied by the root of the window size.
@@ -58,7 +58,7 @@ class ScaledAveragePooling2D(_WindowAverage, keras.layers.AveragePooling2D):
     _spatial_rank = 2
 
 
-@keeps_order
+@keeps_order(negated=True)
 @register("ScaledAveragePooling1D")
 class ScaledAveragePooling1D(_WindowAverage, keras.layers.AveragePooling1D):
     """Like `ScaledAveragePooling2D`, for sequences.
@@ -75,7 +75,7 @@ class ScaledAveragePooling1D(_WindowAverage, keras.layers.AveragePooling1D):
     _spatial_rank = 1
 
 
-@keeps_order
+@keeps_order(negated=True)
 @register("ScaledAveragePooling3D")
 class ScaledAveragePooling3D(_WindowAverage, keras.layers.AveragePooling3D):
     """Like `ScaledAveragePooling2D`, for volumes.

@@ -110,7 +110,7 @@ class _Adaptive:
         return config
 
 
-@keeps_order
+@keeps_order(negated=True)
 @register("ScaledGlobalAveragePooling2D")
 class ScaledGlobalAveragePooling2D(
     _GlobalAverage, keras.layers.GlobalAveragePooling2D
@@ -145,7 +145,7 @@ class ScaledGlobalAveragePooling2D(
     """
 
 
-@keeps_order
+@keeps_order(negated=True)
 @register("ScaledGlobalAveragePooling1D")
 class ScaledGlobalAveragePooling1D(
     _GlobalAverage, keras.layers.GlobalAveragePooling1D
@@ -169,7 +169,7 @@ class ScaledGlobalAveragePooling1D(
         return super().call(kept) / ops.sqrt(share)
 
 
-@keeps_order
+@keeps_order(negated=True)
 @register("ScaledGlobalAveragePooling3D")
 class ScaledGlobalAveragePooling3D(
     _GlobalAverage, keras.layers.GlobalAveragePooling3D
@@ -184,7 +184,7 @@ class ScaledGlobalAveragePooling3D(
     """
 
 
-@keeps_order
+@keeps_order(negated=False)
 @register("ScaledGlobalL2NormPooling2D")
 class ScaledGlobalL2NormPooling2D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling2D
@@ -214,7 +214,7 @@ class ScaledGlobalL2NormPooling2D(
     """
 
 
-@keeps_order
+@keeps_order(negated=False)
 @register("ScaledGlobalL2NormPooling1D")
 class ScaledGlobalL2NormPooling1D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling1D
@@ -233,7 +233,7 @@ class ScaledGlobalL2NormPooling1D(
         return super().call(inputs)
 
 
-@keeps_order
+@keeps_order(negated=False)
 @register("ScaledGlobalL2NormPooling3D")
 class ScaledGlobalL2NormPooling3D(
     _GlobalL2Norm, keras.layers.GlobalAveragePooling3D

@@ -79,7 +79,7 @@ class _WindowL2Norm(WindowPooling):
         return {**super().get_config(), "eps_grad_sqrt": self.eps_grad_sqrt}
 
 
-@keeps_order
+@keeps_order(negated=False)
 @register("ScaledL2NormPooling2D")
 class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
     """Euclidean norm of each window: pooling that keeps the norm.
@@ -117,7 +117,7 @@ class ScaledL2NormPooling2D(_WindowL2Norm, keras.layers.AveragePooling2D):
     _spatial_rank = 2
 
 
-@keeps_order
+@keeps_order(negated=False)
 @register("ScaledL2NormPooling1D")
 class ScaledL2NormPooling1D(_WindowL2Norm, keras.layers.AveragePooling1D):
     """Like `ScaledL2NormPooling2D`, for sequences.
@@ -134,7 +134,7 @@ class ScaledL2NormPooling1D(_WindowL2Norm, keras.layers.AveragePooling1D):
     _spatial_rank = 1
 
 
-@keeps_order
+@keeps_order(negated=False)
 @register("ScaledL2NormPooling3D")
 class ScaledL2NormPooling3D(_WindowL2Norm, keras.layers.AveragePooling3D):
     """Like `ScaledL2NormPooling2D`, for volumes.

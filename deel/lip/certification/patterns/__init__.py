@@ -4,6 +4,7 @@ Importing this registers all patterns. Of two that fit, the first one counts.
 """
 
 from deel.lip.certification.patterns import comparisons
+from deel.lip.certification.patterns import folded_sorts
 from deel.lip.certification.patterns import folds
 from deel.lip.certification.patterns import norms
 from deel.lip.certification.patterns import padded
