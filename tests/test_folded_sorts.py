@@ -77,7 +77,12 @@ def test_convolutions_sort_with_the_scores_and_the_radii_of_the_model():
 def _called_twice(x):
     dense = layers.SpectralDense(4)
     x = keras.layers.Flatten()(x)
-    return [dense(x), dense(-x)]
+    return [dense(x), dense(x)]
+
+
+def _read_besides(x):
+    y = layers.SpectralConv2D(4, 3)(x)
+    return layers.SpectralDense(3)(layers.GroupSort2()(y)) + y[..., :3]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +95,18 @@ def _called_twice(x):
         lambda x: layers.GroupSort2()(keras.layers.AveragePooling2D(2)(x)),
         layers.PrescaledResidual(layers.SpectralConv2D(4, 3)),
         _called_twice,
+        _read_besides,
     ],
-    ids=["end", "maximum", "relu", "sort", "sorts", "residual", "shared"],
+    ids=[
+        "end",
+        "maximum",
+        "relu",
+        "sort",
+        "sorts",
+        "residual",
+        "shared",
+        "read",
+    ],
 )
 def test_negated_minima_are_seen_by_nobody(behind):
     inputs = keras.Input((8, 8, 2))

@@ -128,6 +128,11 @@ class _Converter:
         """The factors, 1 and -1, of the channels in their order, or None."""
         return self._orders.get(id(x), (None,) * 4)[3]
 
+    def is_in_order(self, x, order):
+        """Whether that is the order of a tensor, with no channel negated."""
+        is_same = np.array_equal(self.order_of(x), order)
+        return is_same and self.signs_of(x) is None
+
     def in_order(self, x, order, parts=(), signs=None):
         """Notes the order of the channels of a tensor, and returns it.
 
@@ -181,17 +186,12 @@ class _Converter:
 
     def restored(self, x):
         """The tensor with its channels as they were."""
-        x = self._without_signs(x)
-        order = self.order_of(x)
+        order, signs = self.order_of(x), self.signs_of(x)
+        if signs is not None:
+            x = ops.multiply(x, signs)
         if order is None:
             return x
         return ops.take(x, np.argsort(order), axis=-1)
-
-    def _without_signs(self, x):
-        signs = self.signs_of(x)
-        if signs is None:
-            return x
-        return self.in_order(ops.multiply(x, signs), self.order_of(x))
 
     def __call__(self, layer):
         form = self.form(layer)
@@ -261,10 +261,11 @@ class _Converter:
                 return form.in_orders(x, wanted, is_folded)
             kind = type(node.operation)
             keeps = KEEPS_ORDER.get(kind)
+            signs = self.signs_of(x)
+            if signs is not None and kind not in KEEPS_SIGNS:
+                keeps = None
             if keeps is not None and is_channels_last(node.operation):
-                if kind not in KEEPS_SIGNS:
-                    x = self._without_signs(x)
-                order, signs = self.order_of(x), self.signs_of(x)
+                order = self.order_of(x)
                 if order is not None:
                     order = keeps(order, x.shape)
                 if order is not None and signs is not None:

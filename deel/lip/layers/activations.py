@@ -125,10 +125,8 @@ class GroupSort(_Activation):
         if (pairs := convert.sorted_before(inputs)) is not None:
             order, signs = convert.order_of(pairs), convert.signs_of(pairs)
             return convert.in_order(self._scaled(pairs), order, signs=signs)
-        order, given = halves(channels), convert.order_of(inputs)
-        if convert.signs_of(inputs) is not None or not np.array_equal(
-            given, order
-        ):
+        order = halves(channels)
+        if not convert.is_in_order(inputs, order):
             inputs = ops.take(convert.restored(inputs), order, axis=-1)
         parts = [self._scaled(part) for part in sorted_halves(inputs)]
         outputs = ops.concatenate(parts, axis=-1)
