@@ -138,7 +138,12 @@ def test_formats_have_it_whose_runtimes_are_faster_so():
         for name, form in FORMATS.items()
         if "Maximum" not in _kinds(form.stock_model(model))
     }
-    assert folded == {"onnx", "openvino"}
+    expected = {
+        "tensorflow": {"onnx", "openvino"},
+        "jax": set(),
+        "torch": {"onnx"},
+    }
+    assert folded == expected[keras.backend.backend()]
 
 
 def _sum(plain, fold, plain_weights, fold_weights):

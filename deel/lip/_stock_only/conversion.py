@@ -118,6 +118,7 @@ class _Converter:
         self._layers = []
         self._orders = {}
         self._sorted = {}
+        self._unscaled = {}
         self._made = {}
 
     def order_of(self, x):
@@ -127,6 +128,20 @@ class _Converter:
     def signs_of(self, x):
         """The factors, 1 and -1, of the channels in their order, or None."""
         return self._orders.get(id(x), (None,) * 4)[3]
+
+    def scaled(self, x, factor):
+        """A tensor times a number, which the next kernel may take instead."""
+        outputs = scaled(x, factor)
+        if x.dtype == "float32" and _SMALLEST_FACTOR <= factor <= 1e3:
+            self._unscaled[id(outputs)] = outputs, x, factor
+        return outputs
+
+    def unscaled(self, x):
+        """The tensor and the factor of which `scaled` has made a tensor.
+
+        What reads them in place of it leaves nobody who needs the product.
+        """
+        return self._unscaled.get(id(x), (x, x, 1.0))[1:]
 
     def is_in_order(self, x, order):
         """Whether that is the order of a tensor, with no channel negated."""

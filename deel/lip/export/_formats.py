@@ -30,8 +30,8 @@ class Format:
         runtime: String, the module that runs it.
         open: Function of a path as a string, which returns a function from a
             batch to its scores, both NumPy arrays.
-        folds_sorts: Boolean, whether the runtime keeps images in an order that
-            sorts would undo; as of `stock_model`.
+        folds_sorts: Tuple of backends. What they write is run faster where
+            convolutions sort, as `stock_model` says.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Format:
     writers: dict
     runtime: str
     open: Callable
-    folds_sorts: bool = False
+    folds_sorts: tuple = ()
 
     def check_written_here(self):
         """Raises ValueError if this backend, or what it needs, is missing."""
@@ -60,7 +60,9 @@ class Format:
 
     def stock_model(self, model):
         """The stock model to write for a model, which is to be certified."""
-        return stock_model(model, self.folds_sorts)
+        return stock_model(
+            model, keras.backend.backend() in self.folds_sorts
+        )
 
     def write(self, model, path):
         """Writes a stock model for batches of any size.
@@ -230,7 +232,7 @@ FORMATS = {
             },
             "onnxruntime",
             _open_onnx,
-            folds_sorts=True,
+            folds_sorts=("tensorflow", "torch"),
         ),
         Format(
             "litert",
@@ -245,7 +247,7 @@ FORMATS = {
             {"tensorflow": ("openvino",), "torch": ("openvino",)},
             "openvino",
             _open_openvino,
-            folds_sorts=True,
+            folds_sorts=("tensorflow",),
         ),
         Format("torch", ".pt2", {"torch": ()}, "torch", _open_torch),
     )
