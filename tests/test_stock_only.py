@@ -17,6 +17,7 @@ from registry import rows
 from test_every_layer import network
 
 from deel.lip import layers
+from deel.lip.certification import lipschitz_bound
 from deel.lip.initializers import SpectralInitializer
 from deel.lip.losses import MulticlassHKRauto
 from deel.lip.model import Model
@@ -192,6 +193,47 @@ def test_sorts_need_no_gather_between_layers_with_kernels():
     x = normal(5, 8, 8, 2)
     expected = model.predict(x, verbose=0)
     assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
+def test_scales_of_poolings_are_in_the_next_kernel():
+    model = Sequential(
+        [
+            keras.Input((8, 8, 2)),
+            layers.SpectralConv2D(4, 3, activation=layers.GroupSort2()),
+            layers.ScaledL2NormPooling2D(),
+            keras.layers.Conv2D(3, 3, activation="tanh"),
+            layers.ScaledAveragePooling2D(k_coef_lip=0.7),
+            keras.layers.Flatten(),
+            layers.SpectralDense(8),
+        ]
+    )
+    exported = vanillaModel(model, stock_only=True)
+    kinds = {type(x).__name__ for x in exported.operations}
+    assert not {"Multiply", "Take"} & kinds
+    x = normal(5, 8, 8, 2)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+    constant = lipschitz_bound(model)
+    assert lipschitz_bound(exported) == pytest.approx(constant, rel=1e-6)
+
+
+def test_scales_stay_for_whoever_reads_them():
+    inputs = keras.Input((8, 8, 2))
+    pooled = layers.ScaledAveragePooling2D()(inputs)
+    again = layers.ScaledAveragePooling2D()(
+        keras.layers.ZeroPadding2D()(pooled)
+    )
+    ends = [pooled, layers.SpectralConv2D(3, 3)(pooled), again]
+    ends += [keras.layers.ReLU()(pooled - 1.0), layers.SpectralDense(2)(again)]
+    hidden = keras.layers.Dense(4, activation="tanh")(again)
+    ends += [layers.GroupSort2()(hidden)]
+    model = keras.Model(inputs, ends)
+    exported = vanillaModel(model, stock_only=True)
+    x = normal(5, 8, 8, 2)
+    for found, expected in zip(
+        exported.predict(x, verbose=0), model.predict(x, verbose=0), strict=True
+    ):
+        assert_close(found, expected, **WITHIN)
 
 
 def test_channels_are_as_they_were_where_somebody_reads_them():

@@ -20,6 +20,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._backend.tensors import cast
+from deel.lip._backend.tensors import scaled
 from deel.lip._backend.variables import host
 from deel.lip._export import as_functional
 from deel.lip._export import build_once
@@ -132,7 +133,8 @@ class _Converter:
     def scaled(self, x, factor):
         """A tensor times a number, which the next kernel may take instead."""
         outputs = scaled(x, factor)
-        if x.dtype == "float32" and _SMALLEST_FACTOR <= factor <= 1e3:
+        # Kernels lose no digits, nor become infinite.
+        if x.dtype == "float32" and 1e-3 <= factor <= 1e3:
             self._unscaled[id(outputs)] = outputs, x, factor
         return outputs
 
@@ -197,7 +199,20 @@ class _Converter:
         if not parts or keras.backend.backend() == "jax":
             return self.in_order(form(x), order)
         parts = [form(part) for part in parts]
-        return self.in_order(ops.concatenate(parts, axis=-1), order, parts)
+        # Each by the same factor.
+        made, (factor, *_) = zip(*map(self.unscaled, parts), strict=True)
+        outputs = self.scaled(ops.concatenate(made, axis=-1), factor)
+        return self.in_order(outputs, order, parts)
+
+    def _whole(self, form, kind, x):
+        """A form of a layer of a class; of one that is linear, before `scaled`.
+
+        So the factor comes nearer to the kernel that takes it.
+        """
+        made, factor = self.unscaled(x)
+        if factor == 1.0 or not KEEPS_SIGNS.get(kind):
+            return form(x)
+        return self.scaled(form(made), factor)
 
     def restored(self, x):
         """The tensor with its channels as they were."""
@@ -267,7 +282,9 @@ class _Converter:
         if uses[id(node.operation)] == 1 and len(args) == 1 and is_plain:
             (x,) = args
             if isinstance(form, _Linear):
-                wanted = wants_halves(node.outputs[0], readers)
+                wanted = form.is_linear and wants_halves(
+                    node.outputs[0], readers
+                )
                 is_folded = self._folds_sorts and folds(
                     node,
                     readers,
@@ -281,16 +298,18 @@ class _Converter:
                 keeps = None
             if keeps is not None and is_channels_last(node.operation):
                 order = self.order_of(x)
-                if order is not None:
-                    order = keeps(order, x.shape)
+                if order is None:
+                    return self._whole(form, kind, x)
+                order = keeps(order, x.shape)
                 if order is not None and signs is not None:
                     signs = np.resize(signs, order.shape)
                     signs = signs if KEEPS_SIGNS[kind] else None
-                    return self.in_order(form(x), order, signs=signs)
+                    made = self._whole(form, kind, x)
+                    return self.in_order(made, order, signs=signs)
                 if keeps is same and order is not None:
                     return self._each_part(form, x, order)
                 if order is not None:
-                    return self.in_order(form(x), order)
+                    return self.in_order(self._whole(form, kind, x), order)
         if getattr(form, "takes_orders", False):
             return form(*args)
         args, kwargs = keras.tree.map_structure(
@@ -337,8 +356,7 @@ class _Converter:
         activation = getattr(layer, "activation", None)
         config = without_training(layer.get_config())
         is_last = _has_layer(layer) and type(layer) in _END_WITH_ACTIVATION
-        is_linear = is_last or activation is keras.activations.linear
-        if type(layer) in _KERNELS and is_linear and _is_plain(layer):
+        if type(layer) in _KERNELS and _is_plain(layer):
             return _Linear(layer, config, self)
         if not is_last:
             return _Copy(layer, type(layer).from_config(config))
@@ -431,9 +449,16 @@ class _Linear:
 
     def __init__(self, layer, config, convert):
         self._layer = layer
-        self._config = {**config, "activation": "linear"}
+        self._config = config
+        if _has_layer(layer):
+            self._config = {**config, "activation": "linear"}
         self._convert = convert
         self._made = None
+
+    @property
+    def is_linear(self):
+        """Whether it returns what its kernel makes of its input."""
+        return self._layer.activation is keras.activations.linear
 
     def _activated(self, y):
         if not _has_layer(self._layer):
@@ -463,6 +488,8 @@ class _Linear:
             kernel = np.take(kernel, given, axis=-2)
         if (signs := convert.signs_of(x)) is not None:
             kernel = kernel * signs[:, None]
+        x, factor = convert.unscaled(x)
+        kernel = kernel * factor
         order = signs = None
         if wants_halves:
             order = halves(kernel.shape[-1])

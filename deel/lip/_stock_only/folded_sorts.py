@@ -49,6 +49,8 @@ def folds(node, readers, is_linear):
         return False
     (x,) = node.outputs
     if not sorts_pairs(layer.activation, channels):
+        if layer.activation is not keras.activations.linear:
+            return False
         nodes = readers.get(id(x), [None])
         if len(nodes) != 1 or nodes[0] is None:
             return False

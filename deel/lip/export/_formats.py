@@ -60,9 +60,7 @@ class Format:
 
     def stock_model(self, model):
         """The stock model to write for a model, which is to be certified."""
-        return stock_model(
-            model, keras.backend.backend() in self.folds_sorts
-        )
+        return stock_model(model, keras.backend.backend() in self.folds_sorts)
 
     def write(self, model, path):
         """Writes a stock model for batches of any size.

@@ -2,7 +2,6 @@
 
 import keras
 
-from deel.lip._backend.tensors import scaled
 from deel.lip._register import register
 from deel.lip._stock_only.orders import keeps_order
 from deel.lip.layers._window_pooling import WindowPooling
@@ -15,7 +14,7 @@ class _WindowAverage(WindowPooling):
         return super().call(inputs) * self._get_coef()
 
     def _stock_call(self, inputs, convert):
-        return scaled(convert.stock(self)(inputs), self._get_coef())
+        return convert.scaled(convert.stock(self)(inputs), self._get_coef())
 
 
 @keeps_order(negated=True)

@@ -57,7 +57,8 @@ class _GlobalAverage(_GlobalPooling):
         mean = convert.stock(self)(inputs)
         lengths = spatial_shape(inputs.shape, self.data_format)
         if None not in lengths:
-            return scaled(mean, math.sqrt(math.prod(lengths)) * self.k_coef_lip)
+            root = math.sqrt(math.prod(lengths))
+            return convert.scaled(mean, root * self.k_coef_lip)
         axes = spatial_axes(inputs, self.data_format)
         size = ops.sum(ops.ones_like(inputs), axis=axes, keepdims=self.keepdims)
         return scaled(mean * ops.sqrt(size), self.k_coef_lip)

@@ -48,18 +48,18 @@ class _WindowL2Norm(WindowPooling):
                 values, *windows, self.eps_grad_sqrt, self._get_coef()
             )
         else:
-            norms = self._norms(values, super().call)
+            norms = self._norms(values, super().call) * self._get_coef()
         return cast(norms, inputs.dtype)
 
     def _norms(self, values, mean_of_windows):
         mean_square = mean_of_windows(ops.square(values))
         limit = largest_square(values, math.prod(self.pool_size))
         mean_square = ops.minimum(mean_square, limit)
-        return square_root(mean_square + self.eps_grad_sqrt) * self._get_coef()
+        return square_root(mean_square + self.eps_grad_sqrt)
 
     def _stock_call(self, inputs, convert):
         norms = self._norms(float32_at_least(inputs), convert.stock(self))
-        return cast(norms, inputs.dtype)
+        return convert.scaled(cast(norms, inputs.dtype), self._get_coef())
 
     def _windows(self, shape):
         """The shape of inputs whose spatial axes are split, and the new axes.
