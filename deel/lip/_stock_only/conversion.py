@@ -21,7 +21,6 @@ from keras import ops
 
 from deel.lip._backend.tensors import cast
 from deel.lip._backend.tensors import scaled
-from deel.lip._backend.variables import host
 from deel.lip._export import as_functional
 from deel.lip._export import build_once
 from deel.lip._export import copy_state
@@ -30,21 +29,23 @@ from deel.lip._export import stock_version
 from deel.lip._export import without_constraints
 from deel.lip._graph import nodes_in_order
 from deel.lip._lipschitz import Condensable
-from deel.lip._numerics.sorting import halves
 from deel.lip._stock_only.checks import is_stock
 from deel.lip._stock_only.checks import require_known
 from deel.lip._stock_only.checks import require_stock
 from deel.lip._stock_only.checks import without_training
-from deel.lip._stock_only.folded_sorts import folded
 from deel.lip._stock_only.folded_sorts import folds
-from deel.lip._stock_only.folded_sorts import signs_of_halves
+from deel.lip._stock_only.kernels import KERNELS
+from deel.lip._stock_only.kernels import Linear
+from deel.lip._stock_only.kernels import has_layer
+from deel.lip._stock_only.kernels import is_plain
+from deel.lip._stock_only.kernels import own_weights
+from deel.lip._stock_only.kernels import with_weights
 from deel.lip._stock_only.names import Names
 from deel.lip._stock_only.orders import KEEPS_ORDER
 from deel.lip._stock_only.orders import KEEPS_SIGNS
 from deel.lip._stock_only.orders import is_channels_last
 from deel.lip._stock_only.orders import readers_of
 from deel.lip._stock_only.orders import same
-from deel.lip._stock_only.orders import sorts_pairs
 from deel.lip._stock_only.orders import wants_halves
 
 
@@ -281,14 +282,14 @@ class _Converter:
         is_plain = all(x is None or x is False for x in kwargs.values())
         if uses[id(node.operation)] == 1 and len(args) == 1 and is_plain:
             (x,) = args
-            if isinstance(form, _Linear):
+            if isinstance(form, Linear):
                 wanted = form.is_linear and wants_halves(
                     node.outputs[0], readers
                 )
                 is_folded = self._folds_sorts and folds(
                     node,
                     readers,
-                    lambda n: isinstance(self.form(n.operation), _Linear),
+                    lambda n: isinstance(self.form(n.operation), Linear),
                 )
                 return form.in_orders(x, wanted, is_folded)
             kind = type(node.operation)
@@ -355,21 +356,21 @@ class _Converter:
             return self._wrapped(layer)
         activation = getattr(layer, "activation", None)
         config = without_training(layer.get_config())
-        is_last = _has_layer(layer) and type(layer) in _END_WITH_ACTIVATION
-        if type(layer) in _KERNELS and _is_plain(layer):
-            return _Linear(layer, config, self)
+        is_last = has_layer(layer) and type(layer) in _END_WITH_ACTIVATION
+        if type(layer) in KERNELS and is_plain(layer):
+            return Linear(layer, config, self)
         if not is_last:
             return _Copy(layer, type(layer).from_config(config))
         # Stock layers take for granted that an activation is a function.
         linear = type(layer).from_config({**config, "activation": "linear"})
-        form = with_weights(linear, _own_weights(layer))
+        form = with_weights(linear, own_weights(layer))
         return _Chain(form, activation, self)
 
     def _wrapped(self, layer):
         inner = layer.layer
         is_model = isinstance(inner, keras.Model)
         is_steps = type(layer) is keras.layers.TimeDistributed
-        is_alone = not is_steps or not (is_model or _has_layer(inner))
+        is_alone = not is_steps or not (is_model or has_layer(inner))
         if is_alone and is_stock(type(inner)):
             config = without_training(layer.get_config())
             return _Copy(layer, type(layer).from_config(config))
@@ -444,79 +445,6 @@ class _Own:
         return self.layer._stock_call(inputs, self._convert)
 
 
-class _Linear:
-    """A stock layer with a kernel, whose channels may be in any order."""
-
-    def __init__(self, layer, config, convert):
-        self._layer = layer
-        self._config = config
-        if _has_layer(layer):
-            self._config = {**config, "activation": "linear"}
-        self._convert = convert
-        self._made = None
-
-    @property
-    def is_linear(self):
-        """Whether it returns what its kernel makes of its input."""
-        return self._layer.activation is keras.activations.linear
-
-    def _activated(self, y):
-        if not _has_layer(self._layer):
-            return y
-        activation = self._layer.activation
-        # Keras builds it with the first data.
-        build_once(activation, y.shape)
-        form = self._convert.form(activation)
-        if not getattr(form, "takes_orders", False):
-            y = self._convert.restored(y)
-        return form(y)
-
-    def in_orders(self, x, wants_halves, is_folded=False):
-        """The output for an input in the order that it has.
-
-        Args:
-            x: Symbolic tensor.
-            wants_halves: Boolean, whether the output is read in halves alone.
-            is_folded: Boolean, whether it is sorted then, as [Folded sorts]
-                says.
-        """
-        layer, convert = self._layer, self._convert
-        if _has_layer(layer):
-            wants_halves = sorts_pairs(layer.activation, layer.kernel.shape[-1])
-        kernel, *bias = _own_weights(layer)
-        if (given := convert.order_of(x)) is not None:
-            kernel = np.take(kernel, given, axis=-2)
-        if (signs := convert.signs_of(x)) is not None:
-            kernel = kernel * signs[:, None]
-        x, factor = convert.unscaled(x)
-        kernel = kernel * factor
-        order = signs = None
-        if wants_halves:
-            order = halves(kernel.shape[-1])
-            kernel, *bias = (
-                np.take(w, order, axis=-1) for w in (kernel, *bias)
-            )
-        if is_folded:
-            signs = signs_of_halves(kernel.shape[-1])
-            kernel, *bias = (w * signs for w in (kernel, *bias))
-        made = type(layer).from_config(self._config)
-        weights = [kernel, *bias]
-        y = convert.in_order(with_weights(made, weights)(x), order, signs=signs)
-        if is_folded:
-            pairs = folded(layer, self._config, x, y, weights, with_weights)
-            convert.sort_before(y, convert.in_order(pairs, order, signs=signs))
-        return self._activated(y)
-
-    def __call__(self, x):
-        # One for all places, with all channels as they were.
-        if self._made is None:
-            self._made = type(self._layer).from_config(self._config)
-            y = with_weights(self._made, _own_weights(self._layer))(x)
-        else:
-            y = self._made(x)
-        return self._activated(y)
-
-
 class _Traced:
     """What the `call` of a layer makes of symbolic tensors, at inference."""
 
@@ -533,57 +461,14 @@ class _Traced:
         return layer.call(inputs, **options)
 
 
-def with_weights(layer, weights):
-    """A stock layer, as a form, with weights from the start.
-
-    Args:
-        layer: A layer that is not built.
-        weights: List of NumPy arrays.
-    """
-
-    def form(*args):
-        outputs = layer(*args)
-        layer.set_weights(weights)
-        return outputs
-
-    return form
-
-
 def stock_class_of(layer):
     """The stock class that a layer of this library is a kind of."""
     return next(base for base in type(layer).__mro__ if is_stock(base))
 
 
-def _own_weights(layer):
-    """Weights of a layer without those of an activation that is a layer."""
-    inner = layer.activation.weights if _has_layer(layer) else ()
-    inner = set(map(id, inner))
-    return [host(x) for x in layer.weights if id(x) not in inner]
-
-
-def _has_layer(layer):
-    """Whether the activation inside of a layer is a layer."""
-    activation = getattr(layer, "activation", None)
-    return isinstance(activation, keras.layers.Layer)
-
-
-# Layers whose kernel ends with the axes of inputs and outputs.
-_KERNELS = {
-    keras.layers.Conv1D,
-    keras.layers.Conv2D,
-    keras.layers.Conv3D,
-    keras.layers.Dense,
-}
-
-
-def _is_plain(layer):
-    """Whether each output of a layer with a kernel reads all of its inputs."""
-    return is_channels_last(layer) and getattr(layer, "groups", 1) == 1
-
-
 # Stock layers that apply their activation to what they return.
 _END_WITH_ACTIVATION = {
-    *_KERNELS,
+    *KERNELS,
     keras.layers.Conv1DTranspose,
     keras.layers.Conv2DTranspose,
     keras.layers.Conv3DTranspose,

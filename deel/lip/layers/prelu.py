@@ -9,7 +9,7 @@ from deel.lip._lipschitz import changing_together
 from deel.lip._lipschitz import tell_of_constant
 from deel.lip._register import register
 from deel.lip._stock_only.checks import without_training
-from deel.lip._stock_only.conversion import with_weights
+from deel.lip._stock_only.kernels import with_weights
 from deel.lip._validation import positive_float
 from deel.lip.constraints import WeightClipConstraint
 

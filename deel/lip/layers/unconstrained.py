@@ -14,7 +14,7 @@ from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
 from deel.lip._stock_only.conversion import stock_class_of
-from deel.lip._stock_only.conversion import with_weights
+from deel.lip._stock_only.kernels import with_weights
 from deel.lip._validation import int_tuple
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
