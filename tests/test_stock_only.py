@@ -236,6 +236,19 @@ def test_scales_stay_for_whoever_reads_them():
         assert_close(found, expected, **WITHIN)
 
 
+def test_quantized_layers_take_what_they_took():
+    inputs = keras.Input((4, 4, 2))
+    x = layers.SpectralConv2D(4, 3, activation=layers.GroupSort2())(inputs)
+    x = keras.layers.Flatten()(layers.ScaledAveragePooling2D()(x))
+    dense = keras.layers.Dense(6)
+    model = keras.Model(inputs, layers.GroupSort2()(dense(x)))
+    dense.quantize("int8")
+    exported = vanillaModel(model, stock_only=True)
+    x = normal(5, 4, 4, 2)
+    expected = model.predict(x, verbose=0)
+    assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
+
+
 def test_channels_are_as_they_were_where_somebody_reads_them():
     inputs = keras.Input((4, 6))
     hidden = layers.SpectralDense(6, activation=layers.GroupSort2())(inputs)

@@ -124,5 +124,10 @@ KERNELS = {
 
 
 def is_plain(layer):
-    """Whether each output of a layer with a kernel reads all of its inputs."""
-    return is_channels_last(layer) and getattr(layer, "groups", 1) == 1
+    """Whether each output of a layer with a kernel reads all of its inputs.
+
+    By floats: quantized ones have scales besides, and may be packed.
+    """
+    is_quantized = getattr(layer, "quantization_mode", None) is not None
+    is_whole = getattr(layer, "groups", 1) == 1
+    return is_channels_last(layer) and is_whole and not is_quantized
