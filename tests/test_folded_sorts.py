@@ -15,6 +15,9 @@ from deel.lip.export._formats import FORMATS
 from deel.lip.model import Model
 from deel.lip.model import Sequential
 
+# No file that is written on JAX has them.
+pytestmark = pytest.mark.elsewhere
+
 WITHIN = {"rtol": 1e-5, "atol": 1e-5}
 
 

@@ -217,6 +217,7 @@ def test_scales_of_poolings_are_in_the_next_kernel():
     assert lipschitz_bound(exported) == pytest.approx(constant, rel=1e-6)
 
 
+@pytest.mark.elsewhere
 def test_scales_stay_for_whoever_reads_them():
     inputs = keras.Input((8, 8, 2))
     pooled = layers.ScaledAveragePooling2D()(inputs)
@@ -236,6 +237,7 @@ def test_scales_stay_for_whoever_reads_them():
         assert_close(found, expected, **WITHIN)
 
 
+@pytest.mark.elsewhere
 def test_quantized_layers_take_what_they_took():
     inputs = keras.Input((4, 4, 2))
     x = layers.SpectralConv2D(4, 3, activation=layers.GroupSort2())(inputs)
