@@ -10,7 +10,7 @@ from deel.lip._backend.variables import float32_at_least
 from deel.lip._backend.variables import host
 from deel.lip._numerics.activations import require_monotone
 from deel.lip._register import register
-from deel.lip._stock_only.conversion import with_weights
+from deel.lip._stock_only.kernels import with_weights
 from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 

@@ -25,7 +25,7 @@ from keras import ops
 from deel.lip._backend.tensors import scaled
 from deel.lip._backend.variables import float32_at_least
 from deel.lip._register import register
-from deel.lip._stock_only.conversion import with_weights
+from deel.lip._stock_only.kernels import with_weights
 from deel.lip.layers._branched import Branched
 
 # By how much the slope exceeds the constant of the branch, in relative terms.
