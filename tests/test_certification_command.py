@@ -57,6 +57,14 @@ def test_command_certifies_sets_by_the_method_that_it_is_told(tmp_path, capsys):
     )
     assert run_command(tmp_path, model, *words, "--attack", 3) == 2
     assert "without --top-k" in capsys.readouterr().err
+    words = ("--data", data, "--refine", "--local")
+    assert run_command(tmp_path, model, *words) == 0
+    printed = capsys.readouterr().out
+    assert f"{lipschitz_bound(model, refine=True):.6f}  of the" in printed
+    expected = certify(model, x, refine=True, local=True)
+    assert f"median radius              {np.median(expected.radius):.4g}" in (
+        printed
+    )
 
 
 def test_command_prints_the_constants_of_vector_and_output_and_limits_one(

@@ -7,7 +7,10 @@ from harness import normal
 from test_certification_chain import dense
 
 from deel.lip import layers
+from deel.lip.certification import ConformalClassifier
+from deel.lip.certification import certified_auroc
 from deel.lip.certification import certify
+from deel.lip.certification import certify_regression
 from deel.lip.certification import lipschitz_bound
 from deel.lip.certification._network import Network
 
@@ -178,6 +181,33 @@ def test_refined_bounds_hold_and_are_tighter():
     refined = certify(model, x, verbose=0, refine=True)
     assert np.all(refined.radius >= chain.radius)
     assert np.median(refined.radius) > 1.2 * np.median(chain.radius)
+
+
+@pytest.mark.elsewhere
+def test_whatever_is_certified_can_be_refined():
+    model = dense([20, 60, 60, 60, 3])
+    x = normal(40, 20)
+    plain, refined = (
+        certify_regression(model, x, refine=r, verbose=0) for r in (False, True)
+    )
+    lower, upper = plain.interval(0.5)
+    inner_lower, inner_upper = refined.interval(0.5)
+    assert np.all(inner_lower > lower)
+    assert np.all(inner_upper < upper)
+    sizes = []
+    labels = np.argmax(model.predict(x, verbose=0), axis=1)
+    for refine in (False, True):
+        sets = ConformalClassifier(model, radius=0.1, refine=refine)
+        sets.calibrate(x, labels, verbose=0)
+        sizes.append(np.sum(sets.predict_sets(x, verbose=0)))
+    assert sizes[1] < sizes[0]
+    detector = dense([20, 60, 60, 60, 1])
+    y = np.arange(40) % 2
+    loose, tight = (
+        certified_auroc(detector, x, y, [0.05], refine=r, verbose=0)
+        for r in (False, True)
+    )
+    assert tight[0] >= loose[0]
 
 
 @pytest.mark.elsewhere

@@ -62,6 +62,11 @@ def add_model_arguments(parser):
         help="how constants of layers become that of the model (default: "
         f"{METHODS[0]})",
     )
+    parser.add_argument(
+        "--refine",
+        action="store_true",
+        help="optimise the chain of dense layers, which takes seconds",
+    )
 
 
 def add_data_arguments(parser):
@@ -163,6 +168,7 @@ def proven_bounds(model, args):
         "input_shape": args.input_shape,
         "constants": dict(args.constant),
         "method": args.method,
+        "refine": args.refine,
     }
     bound, table = lipschitz_bound(model, return_table=True, **given)
     return bound, lipschitz_bound(model, by_output=True, **given), table
@@ -200,13 +206,13 @@ def exceeds_limit(bound, by_output, args):
     return True
 
 
-def certified_samples(model, args, top_k=None):
+def certified_samples(model, args, **settings):
     """Certifies the samples of `--data`, and prints the certified accuracy.
 
     Args:
         model: A model.
         args: The arguments of the command.
-        top_k: See `certify`.
+        **settings: What else `certify` takes.
 
     Returns:
         Pair: the samples and their `Certificates`.
@@ -220,7 +226,8 @@ def certified_samples(model, args, top_k=None):
         constants=dict(args.constant),
         rounding=args.rounding,
         method=args.method,
-        top_k=top_k,
+        refine=args.refine,
+        **settings,
     )
     print(f"\n{certificates}")
     print("  radius  certified")

@@ -77,6 +77,11 @@ def _parse_arguments(argv):
         metavar="K",
         help="certify the set of the K best classes, not the best one",
     )
+    parser.add_argument(
+        "--local",
+        action="store_true",
+        help="constants for each sample, of dense layers with ReLU at the end",
+    )
     return parser.parse_args(argv)
 
 
@@ -97,7 +102,9 @@ def _print_table(table):
 
 
 def _certify(model, args):
-    x, certificates = certified_samples(model, args, args.top_k)
+    x, certificates = certified_samples(
+        model, args, top_k=args.top_k, local=args.local
+    )
     if not args.attack:
         return 0
     attacked = min(args.attack, len(x))

@@ -80,6 +80,7 @@ class ConformalClassifier:
             scores; `"estimated"`, those with their rounding estimated, not
             proven. See `certify`.
         method: See `lipschitz_bound`.
+        refine: See `lipschitz_bound`.
 
     Attributes:
         threshold: Float, the least score of a class in an ordinary set; None
@@ -120,6 +121,7 @@ class ConformalClassifier:
         constants=None,
         rounding="exact",
         method="chain",
+        refine=False,
     ):
         check_model(model, "ConformalClassifier")
         if model.output_shape[-1] == 1:
@@ -133,6 +135,7 @@ class ConformalClassifier:
         self.constants = constants
         self.rounding = rounding
         self.method = method
+        self.refine = refine
         self._networks()
         self.threshold = None
         self.coverage = None
@@ -140,7 +143,13 @@ class ConformalClassifier:
 
     def _networks(self):
         """Anew for each use: the weights may be others."""
-        return Networks(self.model, self.constants, self.rounding, self.method)
+        return Networks(
+            self.model,
+            self.constants,
+            self.rounding,
+            self.method,
+            self.refine,
+        )
 
     def calibrate(self, x, y=None, batch_size=256, verbose="auto"):
         """Finds the threshold of the scores.

@@ -176,6 +176,7 @@ def certify_detector(
     verbose="auto",
     rounding="exact",
     method="chain",
+    refine=False,
 ):
     """Certifies the scores of a detector: of anomalies, of one class, of fakes.
 
@@ -196,6 +197,7 @@ def certify_detector(
             `"float32"`, those of the network as it runs; `"estimated"`, those
             with their rounding estimated. See `certify`.
         method: See `lipschitz_bound`.
+        refine: See `lipschitz_bound`.
 
     Returns:
         A `DetectorCertificates`.
@@ -221,7 +223,7 @@ def certify_detector(
             "A detector has a single score. Expected an output `(batch, 1)`. "
             f"Received: an output of shape {model.output_shape}"
         )
-    networks = Networks(model, constants, rounding, method)
+    networks = Networks(model, constants, rounding, method, refine)
     ranges, labels = zip(
         *networks.ranges(x, y, batch_size, verbose, _checked), strict=True
     )

@@ -199,6 +199,7 @@ def certify_regression(
     verbose="auto",
     rounding="exact",
     method="chain",
+    refine=False,
 ):
     """Certifies the outputs of a regression.
 
@@ -220,6 +221,7 @@ def certify_regression(
             real numbers; `"float32"`, the network as it runs; `"estimated"`,
             that network with its rounding estimated. See `certify`.
         method: See `lipschitz_bound`.
+        refine: See `lipschitz_bound`.
 
     Returns:
         A `RegressionCertificates`.
@@ -242,7 +244,7 @@ def certify_regression(
     [1.0, 3.5]
     """
     check_model(model, "certify_regression")
-    networks = Networks(model, constants, rounding, method)
+    networks = Networks(model, constants, rounding, method, refine)
     outputs = model.output_shape[-1]
     ranges, labels = zip(
         *networks.ranges(
