@@ -79,6 +79,9 @@ from deel.lip.certification._torus import waves_of
 
 _EPS = float(np.finfo("float64").eps)
 
+# Complex numbers of the blocks of a chain that are kept: half a GiB.
+_MOST_KEPT = 2**25
+
 # Axes of a torus from this length on are multiples of four, so that strides
 # which come later fit.
 _LONG = 12
@@ -107,6 +110,8 @@ class Spectrum:
     before: "Spectrum | None" = None
     is_flat: bool = False
     _made: dict = dataclasses.field(default_factory=dict)
+    # Those of this chain that have blocks, the last one at the end.
+    _kept: list = dataclasses.field(default_factory=list)
 
     def through_convolution(self, convolution, norm):
         """See `behind_convolution`."""
@@ -133,6 +138,8 @@ class Spectrum:
         """The image behind a factor for each channel, or one for all."""
         factors = np.ravel(factors)
         radius = self.radius * float(np.max(np.abs(factors)))
+        if np.all(factors == 1.0):
+            return self
         if self.is_flat and len(factors) > 1:
             return Ellipsoid(radius)
         return self._then(Factors(factors), radius)
@@ -224,6 +231,7 @@ class Spectrum:
             step,
             self,
             self.is_flat,
+            _kept=self._kept,
         )
 
     def _summed(self, kernel, norms):
@@ -281,7 +289,22 @@ class Spectrum:
                 before = self.before._blocks_on(points)
             self._made.clear()
             self._made[points] = self.step.apply(before)
+            self._keep()
         return self._made[points]
+
+    def _keep(self):
+        """Forgets the first blocks, where all of them take too much memory."""
+        self._kept.append(self._made)
+        sizes = [
+            blocks.matrices.size
+            for made in self._kept
+            for blocks in made.values()
+        ]
+        while sum(sizes) > _MOST_KEPT and len(self._kept) > 1:
+            forgotten = self._kept.pop(0)
+            sizes = sizes[len(forgotten) :]
+            if forgotten is not self._made:
+                forgotten.clear()
 
 
 def behind_convolution(spread, convolution, norm):
