@@ -272,6 +272,13 @@ def _sets(ax):
     ax.axhline(2.0, color=ORANGE, linewidth=3)
 
 
+def _nearer(ax):
+    x = np.linspace(0, 1, 100)
+    for steepness, color in ((7, GREY), (4, BLUE), (2.6, GREEN)):
+        _curve(ax, x, 1 / (1 + (steepness * x) ** 4), color)
+    ax.scatter(x[::11], 1 / (1 + (1.8 * x[::11]) ** 4), s=40, color=ORANGE)
+
+
 PICTURES = {
     "quickstart": lambda ax: _balls(ax),
     "guide": lambda ax: _rows(ax, 4),
@@ -313,6 +320,7 @@ PICTURES = {
     "demo7": _regression,
     "demo8": _sets,
     "demo9": _rising,
+    "demo10": _nearer,
 }
 
 
