@@ -294,6 +294,7 @@ PICTURES = {
     "losses": _hinge,
     "from_keras": lambda ax: _boxes(ax, [GREY, GREY, BLUE, BLUE]),
     "certificates": lambda ax: _balls(ax),
+    "proofs": lambda ax: _rows(ax, 4, GREEN),
     "production": lambda ax: _graph(
         ax, [((0, 0), (1, 0)), *(((1, 0), (2, y)) for y in (-1, 0, 1))]
     ),
