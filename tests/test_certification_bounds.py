@@ -190,3 +190,19 @@ def test_bounds_that_are_no_numbers_are_refused():
     wide = [keras.layers.Rescaling(1e38) for _ in range(9)]
     with pytest.raises(ValueError, match="too large"):
         lipschitz_bound(stack(*wide))
+
+
+@pytest.mark.elsewhere
+def test_slopes_that_are_not_there_yet_are_an_error():
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(3, activation=keras.layers.PReLU()),
+        ]
+    )
+    if not model.layers[0].activation.built:
+        with pytest.raises(ValueError, match="a model that was called"):
+            lipschitz_bound(model)
+    model.predict(np.ones((1, 4)), verbose=0)
+    product = float(np.linalg.norm(model.get_weights()[0], 2))
+    assert lipschitz_bound(model) <= product * (1 + 1e-6)

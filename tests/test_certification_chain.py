@@ -111,6 +111,9 @@ BENT = {
     "a line that is cut off": lambda: keras.layers.ReLU(
         max_value=1.0, negative_slope=1.0
     ),
+    "a line that is cut off at zero": lambda: keras.layers.ReLU(
+        max_value=0.0, negative_slope=1.0
+    ),
     "leaky relu": lambda: keras.layers.LeakyReLU(negative_slope=0.5),
     "prelu": lambda: keras.layers.PReLU(alpha_initializer="ones"),
     "folds": lambda: keras.layers.PReLU(

@@ -1,6 +1,7 @@
 """Bounds that know in which direction an image moves."""
 
 import math
+import tracemalloc
 
 import keras
 import numpy as np
@@ -205,6 +206,20 @@ def test_images_that_are_small_or_large_are_never_worse():
         model = stock([*steps, keras.layers.Flatten()], shape)
         product = lipschitz_bound(model, method="product")
         assert lipschitz_bound(model) <= product * (1 + 1e-9)
+
+
+@pytest.mark.elsewhere
+def test_what_would_take_too_much_memory_is_a_ball():
+    # Means leave 16 times as many directions as channels.
+    steps = [convolution(32), keras.layers.AveragePooling2D(4)]
+    steps += [keras.layers.MaxPooling2D(2), convolution(4)]
+    model = stock(steps, (32, 32, 3))
+    product = lipschitz_bound(model, method="product")
+    tracemalloc.start()
+    assert lipschitz_bound(model) <= product * (1 + 1e-9)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2**29
 
 
 def test_kernels_of_any_size_have_a_chain():

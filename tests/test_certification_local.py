@@ -212,6 +212,10 @@ def test_whatever_is_certified_can_be_refined():
 
 @pytest.mark.elsewhere
 def test_networks_without_a_chain_have_nothing_to_refine():
+    equal = dense([3, 4, 2])
+    equal.layers[-1].kernel.assign(np.ones((4, 2)))
+    found = certify(equal, normal(2, 3), refine=True, verbose=0)
+    assert found.lead_constant < 1e-12
     for model in (dense([3, 2]), dense([3, 4, 2], layers.GroupSort2())):
         chain, refined = (
             lipschitz_bound(model, refine=x) for x in (False, True)

@@ -40,7 +40,7 @@ def refined(ellipsoid, rows=None):
     """
     if not isinstance(ellipsoid, Ellipsoid):
         return ellipsoid or Ellipsoid(math.inf)
-    if ellipsoid.start is None:
+    if ellipsoid.start is None or (rows is not None and not np.any(rows)):
         return ellipsoid
     names = [name for name, _ in ellipsoid.steps]
     if "through_slopes" not in names:

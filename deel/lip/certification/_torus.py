@@ -104,6 +104,9 @@ class Blocks:
         stride[axis] = 2
         points = list(self.points)
         points[axis] //= 2
+        *_, channels, directions = self.matrices.shape
+        require_small(points, channels, channels, 2 * directions)
+        require_small(points, *[2 * directions] * 3)
         # The frequencies that fall together, and the pairs made of them.
         matrices = folded(self.matrices, self.points, stride)
         first, second = np.split(matrices / self.norm, 2, axis=-1)

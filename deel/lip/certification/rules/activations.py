@@ -129,11 +129,12 @@ def _relu(layer, input_shapes):
             f"Layer '{layer.name}' jumps at its threshold. Expected "
             f"`threshold=0`. Received: threshold={layer.threshold}"
         )
-    limit = layer.max_value or 0.0
-    return _of_slopes(layer, layer.negative_slope, input_shapes, limit=limit)
+    return _of_slopes(
+        layer, layer.negative_slope, input_shapes, limit=layer.max_value
+    )
 
 
-def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=0.0):
+def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=None):
     """Bound of a function of the slope one, and another one for negatives.
 
     Args:
@@ -141,13 +142,13 @@ def _of_slopes(layer, factor, input_shapes, is_exact=True, limit=0.0):
         factor: Float or array, the other slope.
         input_shapes: List of tuples.
         is_exact: As of `_of_slope`.
-        limit: Float, a constant that cuts off.
+        limit: Float, a constant that cuts off, or None.
     """
     slope = max(1.0, magnitude(layer, factor))
-    constants = np.append(factor, limit)
+    constants = np.append(factor, limit or 0.0)
     bound = _of_slope(slope, input_shapes[0], is_exact, factor=constants)
     smallest = min(1.0, float(np.min(factor)))
-    if limit or not is_exact:
+    if limit is not None or not is_exact:
         # Cut off, or bent: slopes down to zero, whatever the other one is.
         smallest = min(0.0, smallest)
     chain = chain_of_slopes(smallest, slope)
@@ -166,11 +167,24 @@ def _elu(layer, input_shapes):
 
 @rule(keras.layers.PReLU)
 def _prelu(layer, input_shapes):
+    _require_slopes(layer)
     return _of_slopes(layer, as_used(layer, layer.alpha), input_shapes)
+
+
+def _require_slopes(layer):
+    """Raises ValueError for an activation that a layer has not called yet."""
+    if not layer.built:
+        raise ValueError(
+            f"The slopes of '{layer.name}' are made when the model is first "
+            "called. Expected a model that was called. "
+            f"Received: layer '{layer.name}' of type {type(layer).__name__}, "
+            "without weights"
+        )
 
 
 @rule(layers.LipschitzPReLU)
 def _lipschitz_prelu(layer, input_shapes):
+    _require_slopes(layer)
     slopes = np.ravel(as_used(layer, layer.alpha))
     # Some are cut off at a constant, which float32 may read as less.
     if np.max(np.abs(slopes)) >= layer.k_coef_lip * (1 - 1e-2):
