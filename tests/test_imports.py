@@ -61,7 +61,7 @@ FOLDERS = {
         _pieces rules/ patterns/ _local _walk _promises bounds
         _curves _data _outcomes _scores _network _networks _summaries
         certificates attacks _binomial coverage conformal detectors regression
-        _budgets pixel_certificates pixels
+        _budgets pixel_certificates pixels wasserstein
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling

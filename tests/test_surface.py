@@ -25,10 +25,12 @@ NAMES = {
     "deel.lip.certification": """
         Bound Certificates ConformalClassifier CoverageBounds
         DetectorCertificates LayerBound PixelCertificates
-        RegressionCertificates Step attack_accuracy attack_distances
+        RegressionCertificates Step WassersteinBound attack_accuracy
+        attack_distances
         attack_scores certified_accuracy certified_auroc
         certified_pixel_accuracy certify certify_detector certify_pixels
         certify_regression lipschitz_bound register_bound
+        wasserstein_distance
     """,
     "deel.lip.compute_layer_sv": """
         compute_layer_sv compute_model_sv

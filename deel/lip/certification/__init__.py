@@ -21,6 +21,8 @@ from deel.lip.certification.pixels import certified_pixel_accuracy
 from deel.lip.certification.pixels import certify_pixels
 from deel.lip.certification.regression import RegressionCertificates
 from deel.lip.certification.regression import certify_regression
+from deel.lip.certification.wasserstein import WassersteinBound
+from deel.lip.certification.wasserstein import wasserstein_distance
 
 __all__ = [
     "Bound",
@@ -32,6 +34,7 @@ __all__ = [
     "PixelCertificates",
     "RegressionCertificates",
     "Step",
+    "WassersteinBound",
     "attack_accuracy",
     "attack_distances",
     "attack_scores",
@@ -44,6 +47,7 @@ __all__ = [
     "certify_regression",
     "lipschitz_bound",
     "register_bound",
+    "wasserstein_distance",
 ]
 
 
