@@ -367,3 +367,17 @@ def test_metrics_with_the_proven_constant_are_below_certified_accuracy():
     scores = model.predict(x, verbose=0)
     value = float(metric(np.eye(4)[certificates.label], scores))
     assert value <= certificates.certified_accuracy(0.02)[0] + 1e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_attacks_refuse_what_is_no_number(value):
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(3)])
+    x, y = np.ones((4, 2)), np.zeros(4, int)
+    x[1] = value
+    with pytest.raises(ValueError, match="Samples must be finite"):
+        attack_accuracy(model, x, y, [0.1])
+    with pytest.raises(ValueError, match="Samples must be finite"):
+        attack_scores(model, x, y, 0.1)
+    model.layers[0].bias.assign([0.0, 0.0, value])
+    with pytest.raises(ValueError, match="NaN or infinite weights"):
+        attack_accuracy(model, np.ones((4, 2)), y, [0.1])

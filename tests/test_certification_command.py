@@ -57,6 +57,8 @@ def test_command_certifies_sets_by_the_method_that_it_is_told(tmp_path, capsys):
     )
     assert run_command(tmp_path, model, *words, "--attack", 3) == 2
     assert "without --top-k" in capsys.readouterr().err
+    assert run_command(tmp_path, model, "--local") == 2
+    assert "need --data" in capsys.readouterr().err
     words = ("--data", data, "--refine", "--local")
     assert run_command(tmp_path, model, *words) == 0
     printed = capsys.readouterr().out

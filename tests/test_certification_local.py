@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from harness import assert_close
 from harness import normal
 from test_certification_chain import dense
 
@@ -151,8 +152,59 @@ def test_layers_at_the_end_are_enough():
 )
 def test_networks_without_a_local_chain_are_refused(steps):
     model = keras.Sequential([keras.Input((4,)), *steps()])
-    with pytest.raises(ValueError, match=r"ends with Dense layers, ReLU"):
+    with pytest.raises(ValueError, match=r"ends with Dense layers, `relu`"):
         certify(model, normal(2, 4), local=True)
+
+
+def test_batch_statistics_are_followed_near_a_sample():
+    model = keras.Sequential(
+        [
+            keras.Input((5,)),
+            keras.layers.Dense(20),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.Dense(10, activation="relu"),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(3),
+        ]
+    )
+    random = np.random.default_rng(0)
+    for weight in model.weights:
+        low = 0.3 if "variance" in weight.name else -1.0
+        weight.assign(random.uniform(low, 1.0, weight.shape))
+    # The same network, with the statistics in its kernels.
+    plain = dense([5, 20, 10, 3])
+    kernels = [np.asarray(w, "float64") for w in model.get_weights()]
+    k1, b1, g1, s1, m1, v1, k2, b2, g2, s2, m2, v2, k3, b3 = kernels
+    by1, by2 = g1 / np.sqrt(v1 + 1e-3), g2 / np.sqrt(v2 + 1e-3)
+    plain.set_weights(
+        [
+            k1 * by1,
+            (b1 - m1) * by1 + s1,
+            k2,
+            b2,
+            by2[:, None] * k3,
+            b3 + (s2 - m2 * by2) @ k3,
+        ]
+    )
+    x = normal(10, 5)
+    found = certify(model, x, local=True, verbose=0)
+    expected = certify(plain, x, local=True, verbose=0)
+    assert_close(found.radius, expected.radius, rtol=1e-4, atol=1e-6)
+    assert np.median(found.radius) > np.median(certify(model, x).radius)
+    assert found.local
+    assert "near each sample" in repr(found)
+
+
+@pytest.mark.elsewhere
+def test_the_layer_that_ends_a_local_chain_is_named():
+    x = keras.Input((4,))
+    y = keras.layers.Dense(4, activation="relu")(x)
+    y = keras.layers.Dense(4)(keras.layers.Add(name="joins")([x, y]))
+    with pytest.raises(ValueError, match=r"layer 'joins' of type Add"):
+        certify(keras.Model(x, y), normal(2, 4), local=True)
+    with pytest.raises(ValueError, match=r'Expected `method="chain"`'):
+        certify(dense([4, 5, 2]), normal(2, 4), local=True, method="product")
 
 
 @pytest.mark.elsewhere

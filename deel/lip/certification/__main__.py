@@ -33,6 +33,9 @@ def main(argv=None):
     if args.attack and args.data is None:
         print("An attack needs --data with samples.", file=sys.stderr)
         return 2
+    if args.local and args.data is None:
+        print("Constants near samples need --data.", file=sys.stderr)
+        return 2
     if args.attack and args.top_k is not None:
         print(
             "An attack looks for another best class: it goes without --top-k.",

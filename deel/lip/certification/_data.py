@@ -277,6 +277,14 @@ def _fits(shape, expected):
     )
 
 
+def require_finite(x):
+    """Raises ValueError for samples that are no numbers, an array."""
+    if not np.all(np.isfinite(x)):
+        raise ValueError(
+            "Samples must be finite. Received: NaN or infinite values"
+        )
+
+
 def float_type(x):
     x = np.asarray(ops.convert_to_numpy(x))
     return x if x.dtype in ("float32", "float64") else x.astype("float32")

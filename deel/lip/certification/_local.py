@@ -80,26 +80,39 @@ class _Slopes:
     flow: object
 
 
+@dataclasses.dataclass(frozen=True)
+class _Factors:
+    """Batch statistics: a factor for each value."""
+
+    factors: np.ndarray
+    flow: object = None
+
+
 class LocalChain:
     """The Dense layers at the end of a network, near one sample after another.
 
     Args:
         last: `LastLayer`, or None.
+        model: The model.
 
     Raises:
         ValueError: Where no ReLU stands between Dense layers.
     """
 
-    def __init__(self, last):
-        stages = [] if last is None else _stages_before(last.flow)
+    def __init__(self, last, model):
+        stages, stop = [], model.layers[-1]
+        if last is not None:
+            stages, stop = _stages_before(last.flow)
         matrices = [i for i, x in enumerate(stages) if isinstance(x, _Matrix)]
         self._stages = stages[matrices[0] :] if matrices else []
         if not any(isinstance(x, _Slopes) and x.is_relu for x in self._stages):
             raise ValueError(
                 "Certificates within a radius need to know when a ReLU is "
                 "constant or linear. Expected a network that ends with Dense "
-                "layers, ReLU between them, and a last Dense layer without "
-                "activation. Received: local=True"
+                "layers, `relu` between them, and a last Dense layer without "
+                "activation; batch statistics, dropout and activations whose "
+                "slopes are zero or more may be there, too. "
+                f"Received: local=True, {_named(stop)}"
             )
         self._columns = last.columns
         first = self._stages[0]
@@ -113,7 +126,8 @@ class LocalChain:
     @property
     def flows(self):
         """The flows whose values at samples are asked for."""
-        return {stage.flow for stage in self._stages} - {None}
+        asked = [x for x in self._stages if not isinstance(x, _Factors)]
+        return {stage.flow for stage in asked} - {None}
 
     def before_slopes(self, values, known):
         """What enters each activation, and how far it may be from that.
@@ -127,6 +141,8 @@ class LocalChain:
         """
         pairs = []
         for stage in self._stages:
+            if isinstance(stage, _Factors):
+                continue
             if isinstance(stage, _Matrix):
                 entering, error = values[stage.flow], known[stage.flow].absolute
                 error = np.reshape(error, (-1, 1))
@@ -172,6 +188,12 @@ class LocalChain:
                     kernel = stage.kernel[kept]
                     rows, lost, error = image_of(rows, error, kernel.T)
                 kept = np.arange(stage.kernel.shape[1])
+                continue
+            if isinstance(stage, _Factors):
+                factors = stage.factors[kept][:, None]
+                error *= float(np.max(np.abs(stage.factors)))
+                error += 4 * _EPS * float(np.linalg.norm(factors * rows))
+                rows, lost = factors * rows, None
                 continue
             z, wrong = next(before)
             z, wrong = z[kept], np.broadcast_to(wrong, z.shape)[kept]
@@ -234,15 +256,30 @@ def largest_radii(radii, slopes, slopes_within):
 
 
 def _stages_before(flow):
-    """What makes a flow, from the first layer that is known here on."""
+    """What makes a flow, from the first layer that is known here on.
+
+    Returns:
+        Pair: the stages, and the layer before them, or None.
+    """
     stages = []
-    while flow.call is not None and len(flow.call.inputs) == 1:
-        made = _stages_of(flow.call)
+    while flow.call is not None:
+        made = None
+        if len(flow.call.inputs) == 1:
+            made = _stages_of(flow.call)
         if made is None:
-            break
+            return stages, flow.call.layer
         stages = made + stages
         flow = flow.call.inputs[0]
-    return stages
+    return stages, None
+
+
+def _named(layer):
+    if layer is None:
+        return "a network without `relu`"
+    return (
+        f"layer '{layer.name}' of type {type(layer).__name__}, with no `relu` "
+        "between Dense layers behind it"
+    )
 
 
 def _stages_of(call):
@@ -265,6 +302,11 @@ def _stages_of(call):
         if layer.negative_slope or layer.max_value is not None:
             return None
         return [_Slopes(True, 1.0, flow)]
+    if kind is keras.layers.BatchNormalization and call.bound.chain:
+        # Of the identity, the rule makes the factors, with their slacks.
+        size = flow.shape[-1]
+        behind = call.bound.chain(Ellipsoid(1.0, np.eye(size)))
+        return [_Factors(np.diag(behind.matrix), flow)]
     return [] if kind in _NOTHING else None
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip.certification._data import checked_labels
+from deel.lip.certification._data import require_finite
 from deel.lip.certification._data import require_one_each
 from deel.lip.certification._device import rounding_of_factors
 from deel.lip.certification._device import rounding_unit
@@ -93,7 +94,7 @@ class Network:
             # Operations alone may leave no axis but that of the samples.
             outputs = self.output.shape[1:][-1:]
             self.score_constants = np.full(outputs, self.constant)
-        self.local = LocalChain(self.last) if local else None
+        self.local = LocalChain(self.last, model) if local else None
         self.copies = {}
         self.float32 = dataclasses.replace(
             FLOAT32, factors=rounding_of_factors()
@@ -116,7 +117,7 @@ class Network:
             y: Labels, or None.
             outcome: What is predicted, of `_outcomes`.
         """
-        self._require_finite(x)
+        require_finite(x)
         label = None
         if y is not None:
             label = checked_labels(y, self.model.output_shape[-1])
@@ -127,12 +128,6 @@ class Network:
         else:
             found = self._proven(x, outcome)
         return {**found, "label": label}
-
-    def _require_finite(self, x):
-        if not np.all(np.isfinite(x)):
-            raise ValueError(
-                "Samples must be finite. Received: NaN or infinite values"
-            )
 
     def _estimated_error(self, x):
         """`Computed` of what rounding usually does; norms of samples."""
@@ -166,7 +161,7 @@ class Network:
         Returns:
             A `Ranges`, of what `rounding` says.
         """
-        self._require_finite(x)
+        require_finite(x)
         with np.errstate(over="ignore", invalid="ignore"):
             return self._ranges(x)
 
@@ -252,7 +247,7 @@ class Network:
             x: Array of samples.
             outcome: What is predicted, of `_outcomes`.
         """
-        self._require_finite(x)
+        require_finite(x)
         with np.errstate(over="ignore", invalid="ignore"):
             *computed, _ = self._computed(x)
             return self._leads_of(outcome, *computed)

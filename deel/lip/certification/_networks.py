@@ -53,6 +53,11 @@ class Networks:
         require_one_of("method", method, METHODS, ValueError)
         require_one_of("rounding", rounding, ROUNDINGS, ValueError)
         require_refinable(refine, method)
+        if local and method != "chain":
+            raise ValueError(
+                'What is local is the chain. Expected `method="chain"`. '
+                f"Received: local={local}, method={method}"
+            )
         if local and rounding == "estimated":
             raise ValueError(
                 "What a ReLU does within a radius is proven. Expected "

@@ -10,7 +10,9 @@ from deel.lip.certification._data import check_model
 from deel.lip.certification._data import check_samples
 from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import checked_labels
+from deel.lip.certification._data import require_finite
 from deel.lip.certification._data import share_beyond
+from deel.lip.certification._registry import check_finite
 
 
 def attack_accuracy(
@@ -194,6 +196,9 @@ def _checked(model, x, y, bounds):
     """Returns samples and class numbers."""
     x = np.asarray(ops.convert_to_numpy(x)).astype("float32")
     check_samples(model, x)
+    # Of what is no number, nothing would be found.
+    require_finite(x)
+    check_finite(model)
     if len(x) == 0 or len(y) != len(x):
         raise ValueError(
             "An attack needs samples, each with one label. "

@@ -92,8 +92,8 @@ def lipschitz_bound(
     Raises:
         ValueError: If the model is not built, has a `call` of its own or
             weights that are not finite, if the constant of a layer is not
-            known, if `input_shape` does not fit, or if there is no chain that
-            could be refined.
+            known, if `input_shape` does not fit, or for `refine=True` with
+            `method="product"`.
 
     Example:
 

@@ -87,6 +87,7 @@ class Certificates:
         lead_constant: Float, the constant that counts: the proven bound of the
             lead of one score over another, the largest of all pairs. With a
             single score, that of the score. None if it is not known.
+        local: Boolean, whether each sample has constants of its own besides.
     """
 
     radius: np.ndarray
@@ -99,6 +100,7 @@ class Certificates:
     float32_radius: np.ndarray | None = None
     score_constant: float | None = None
     lead_constant: float | None = None
+    local: bool = False
 
     def __len__(self):
         return len(self.radius)
@@ -143,6 +145,7 @@ class Certificates:
             "lipschitz_constant": float(self.lipschitz_constant),
             "score_constant": self.score_constant,
             "lead_constant": self.lead_constant,
+            "local": self.local,
             "mean_radius": float(np.mean(self.radius)),
             "median_radius": float(np.median(self.radius)),
             "largest_rounding": float(np.max(self.rounding)),
@@ -168,6 +171,7 @@ class Certificates:
             *constant_lines(
                 self.lipschitz_constant, self.score_constant, self.lead_constant
             ),
+            *(["  near each sample           at most that"] * self.local),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
             f"  certified                  {ROUNDINGS[self.arithmetic]}",
@@ -303,6 +307,7 @@ def certify(
         score_constant=networks.score_constant,
         lead_constant=networks.lead_constant,
         arithmetic=rounding,
+        local=bool(local),
     )
 
 

@@ -54,7 +54,8 @@ class Monotone(Branched):
     where inputs are nearly equal. In half precision, rounded kernels may exceed
     the constant by more than 0.1%: use float32. `lipschitz_bound(layer.layer)`
     proves the constant of the branch from its weights, to be compared with
-    `layer.slope`.
+    `layer.slope`. A model that `vanilla_export` returns is as it was trained;
+    trained further, without constraints, it need not stay monotone.
 
     Args:
         layer: The branch: a layer or model with a constant `k_coef_lip`, or any
