@@ -195,6 +195,36 @@ def test_sorts_need_no_gather_between_layers_with_kernels():
     assert_close(exported.predict(x, verbose=0), expected, **WITHIN)
 
 
+def test_joins_and_batch_statistics_need_no_gather():
+    x = start = keras.Input((8, 8, 2))
+    for _ in range(2):
+        x = layers.SpectralConv2D(8, 3, activation=layers.GroupSort2())(x)
+        y = layers.SpectralConv2D(8, 3, activation=layers.GroupSort2())(x)
+        x = keras.layers.BatchNormalization()(keras.layers.Average()([x, y]))
+    x = layers.FrobeniusDense(3)(keras.layers.Flatten()(x))
+    model = keras.Model(start, x)
+    random = np.random.default_rng(0)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights(
+                [random.uniform(0.5, 1.5, w.shape) for w in layer.weights]
+            )
+    exported = vanillaModel(model, stock_only=True)
+    assert "Take" not in {type(x).__name__ for x in exported.operations}
+    x = normal(4, 8, 8, 2)
+    expected = model.predict(x, verbose=0)
+    found = exported.predict(x, verbose=0)
+    assert_close(found, expected, **WITHIN)
+    # Channels of another order are put back before they are joined.
+    y = layers.SpectralConv2D(8, 3, activation="relu")(start)
+    z = layers.SpectralConv2D(8, 3, activation=layers.GroupSort2())(start)
+    model = keras.Model(start, keras.layers.Add()([y, z]))
+    exported = vanillaModel(model, stock_only=True)
+    expected = model.predict(x, verbose=0)
+    found = exported.predict(x, verbose=0)
+    assert_close(found, expected, **WITHIN)
+
+
 def test_scales_of_poolings_are_in_the_next_kernel():
     model = Sequential(
         [

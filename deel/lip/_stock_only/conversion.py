@@ -41,8 +41,10 @@ from deel.lip._stock_only.kernels import is_plain
 from deel.lip._stock_only.kernels import own_weights
 from deel.lip._stock_only.kernels import with_weights
 from deel.lip._stock_only.names import Names
+from deel.lip._stock_only.orders import JOINS
 from deel.lip._stock_only.orders import KEEPS_ORDER
 from deel.lip._stock_only.orders import KEEPS_SIGNS
+from deel.lip._stock_only.orders import has_channel_weights
 from deel.lip._stock_only.orders import is_channels_last
 from deel.lip._stock_only.orders import readers_of
 from deel.lip._stock_only.orders import same
@@ -293,6 +295,14 @@ class _Converter:
                 )
                 return form.in_orders(x, wanted, is_folded)
             kind = type(node.operation)
+            if kind in JOINS:
+                order = self._common_order(x)
+                if order is not None:
+                    return self.in_order(form(x), order)
+            elif has_channel_weights(node.operation, x):
+                order = self.order_of(x)
+                if order is not None and self.signs_of(x) is None:
+                    return self.in_order(form.in_order(x, order), order)
             keeps = KEEPS_ORDER.get(kind)
             signs = self.signs_of(x)
             if signs is not None and kind not in KEEPS_SIGNS:
@@ -320,6 +330,15 @@ class _Converter:
             (args, kwargs),
         )
         return _call(form, *args, **kwargs)
+
+    def _common_order(self, tensors):
+        """The order of all of several tensors, or None."""
+        order = self.order_of(tensors[0])
+        is_same = order is not None and all(
+            x.shape == tensors[0].shape and self.is_in_order(x, order)
+            for x in tensors
+        )
+        return order if is_same else None
 
     def built(self, layer, inputs):
         """What the stock layer that one of ours is a kind of makes of inputs.
@@ -411,6 +430,13 @@ class _Copy:
         if not self._has_state:
             copy_state(self._source, self._layer)
             self._has_state = True
+        return outputs
+
+    def in_order(self, x, order):
+        """What a layer with weights for each channel makes of others."""
+        outputs = self(x)
+        weights = self._source.get_weights()
+        self._layer.set_weights([weight[order] for weight in weights])
         return outputs
 
 

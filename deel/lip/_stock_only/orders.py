@@ -78,6 +78,23 @@ KEEPS_ORDER[keras.layers.Flatten] = _flattened
 KEEPS_SIGNS = dict.fromkeys([*_ODD, keras.layers.Flatten], True)
 
 
+# What joins tensors channel by channel.
+JOINS = (
+    keras.layers.Add,
+    keras.layers.Average,
+    keras.layers.Maximum,
+    keras.layers.Minimum,
+    keras.layers.Subtract,
+)
+
+
+def has_channel_weights(layer, x):
+    """Whether each weight of a layer is a number for each channel."""
+    if type(layer) is not keras.layers.BatchNormalization:
+        return False
+    return layer.axis in (-1, len(x.shape) - 1)
+
+
 def keeps_order(layer_class=None, *, negated=None):
     """Decorator: a layer of this library handles all channels alike.
 
