@@ -211,6 +211,16 @@ def test_huge_and_tiny_networks_have_a_chain():
         assert lipschitz_bound(whole) == pytest.approx(expected, rel=1e-6)
 
 
+def test_tiny_networks_are_refined():
+    # Squares of their radii are below the smallest number.
+    model = dense([3, 4, 4, 2])
+    expected = lipschitz_bound(model, refine=True)
+    before = [keras.layers.Rescaling(1e-30) for _ in range(6)]
+    tiny = keras.Sequential([keras.Input((3,)), *before, *model.layers])
+    found = lipschitz_bound(tiny, refine=True)
+    assert found == pytest.approx(1e-180 * expected, rel=1e-6)
+
+
 def test_matrices_that_cancel_are_not_trusted():
     random = np.random.default_rng(0)
     first = random.standard_normal((6, 4))

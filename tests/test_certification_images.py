@@ -91,6 +91,20 @@ def test_zero_padding_is_not_forgotten():
     assert norm <= behind.radius * (1 + 1e-6)
 
 
+def test_largest_values_of_what_cancels_are_not_trusted():
+    # The product of two convolutions is zero, but for what is lost of it.
+    random = np.random.default_rng(0)
+    first = random.standard_normal((6, 4))
+    last = np.linalg.svd(first)[0][:, 4:] @ random.standard_normal((2, 3))
+    behind = Ellipsoid(1.0)
+    for kernel in (first.T, last):
+        layer = on_torus(kernel[None, None], [Axis(4, 1)])
+        behind = behind_convolution(behind, layer, 1e6)
+    assert 0 < behind._blocks.norm < behind._blocks.error
+    flat = behind.largest([1]).flattened()
+    assert flat.image(np.eye(math.prod(flat.lengths) * 3)) is None
+
+
 def stock(steps, shape=(12, 12, 2), seed=0):
     """A stock network with random kernels."""
     random = np.random.default_rng(seed)

@@ -36,7 +36,7 @@ FOLDERS = {
         orthogonal_maps
     """,
     "_stock_only": """
-        checks names orders folded_sorts kernels conversion
+        checks names orders folded_sorts forms kernels conversion
     """,
     "parametrizations": """
         constrained_variable base polar spectral spectral_operator frobenius

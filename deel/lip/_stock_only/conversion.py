@@ -13,17 +13,12 @@ What has weights becomes a stock layer with these weights; a few numbers, such
 as a mean for each channel, are arguments of an operation.
 """
 
-import inspect
-
 import keras
 import numpy as np
 from keras import ops
 
-from deel.lip._backend.tensors import cast
 from deel.lip._backend.tensors import scaled
 from deel.lip._export import as_functional
-from deel.lip._export import build_once
-from deel.lip._export import copy_state
 from deel.lip._export import renewed_inputs
 from deel.lip._export import stock_version
 from deel.lip._export import without_constraints
@@ -34,6 +29,11 @@ from deel.lip._stock_only.checks import require_known
 from deel.lip._stock_only.checks import require_stock
 from deel.lip._stock_only.checks import without_training
 from deel.lip._stock_only.folded_sorts import folds
+from deel.lip._stock_only.forms import Chained
+from deel.lip._stock_only.forms import Copied
+from deel.lip._stock_only.forms import OwnForm
+from deel.lip._stock_only.forms import Traced
+from deel.lip._stock_only.forms import call_of
 from deel.lip._stock_only.kernels import KERNELS
 from deel.lip._stock_only.kernels import Linear
 from deel.lip._stock_only.kernels import has_layer
@@ -329,7 +329,7 @@ class _Converter:
             ),
             (args, kwargs),
         )
-        return _call(form, *args, **kwargs)
+        return call_of(form, *args, **kwargs)
 
     def _common_order(self, tensors):
         """The order of all of several tensors, or None."""
@@ -365,10 +365,10 @@ class _Converter:
         if is_stock(type(layer)):
             return self._stock_form(layer)
         if hasattr(layer, "_stock_call"):
-            return _Own(layer, self)
+            return OwnForm(layer, self)
         if isinstance(layer, Condensable):
             return self.form(stock_version(layer)[0])
-        return _Traced(layer)
+        return Traced(layer)
 
     def _stock_form(self, layer):
         if isinstance(layer, keras.layers.Wrapper):
@@ -379,11 +379,11 @@ class _Converter:
         if type(layer) in KERNELS and is_plain(layer):
             return Linear(layer, config, self)
         if not is_last:
-            return _Copy(layer, type(layer).from_config(config))
+            return Copied(layer, type(layer).from_config(config))
         # Stock layers take for granted that an activation is a function.
         linear = type(layer).from_config({**config, "activation": "linear"})
         form = with_weights(linear, own_weights(layer))
-        return _Chain(form, activation, self)
+        return Chained(form, activation, self)
 
     def _wrapped(self, layer):
         inner = layer.layer
@@ -392,7 +392,7 @@ class _Converter:
         is_alone = not is_steps or not (is_model or has_layer(inner))
         if is_alone and is_stock(type(inner)):
             config = without_training(layer.get_config())
-            return _Copy(layer, type(layer).from_config(config))
+            return Copied(layer, type(layer).from_config(config))
         if not is_steps:
             raise ValueError(
                 "Expected layers of Keras inside of a wrapper. Received: layer "
@@ -408,83 +408,6 @@ class _Converter:
         return keras.layers.TimeDistributed(
             inner, name=layer.name, dtype=layer.dtype_policy
         )
-
-
-def _call(form, *args, **kwargs):
-    if isinstance(form, (keras.Operation, _Copy)):
-        return form(*args, **kwargs)
-    # A form is for inference, and masks have been refused.
-    return form(*args)
-
-
-class _Copy:
-    """A stock layer that gets the weights of another one once it is built."""
-
-    def __init__(self, source, layer):
-        self._source = source
-        self._layer = layer
-        self._has_state = False
-
-    def __call__(self, *args, **kwargs):
-        outputs = self._layer(*args, **kwargs)
-        if not self._has_state:
-            copy_state(self._source, self._layer)
-            self._has_state = True
-        return outputs
-
-    def in_order(self, x, order):
-        """What a layer with weights for each channel makes of others."""
-        outputs = self(x)
-        weights = self._source.get_weights()
-        self._layer.set_weights([weight[order] for weight in weights])
-        return outputs
-
-
-class _Chain:
-    """A form, and that of an activation behind it."""
-
-    def __init__(self, first, activation, convert):
-        self._first = first
-        self._activation = activation
-        self._convert = convert
-
-    def __call__(self, x):
-        y = self._first(x)
-        build_once(self._activation, y.shape)
-        return self._convert(self._activation)(y)
-
-
-class _Own:
-    """The form that a layer of this library says it has.
-
-    Attributes:
-        takes_orders: Boolean, whether it takes its input in any order, and
-            notes that of its output.
-    """
-
-    def __init__(self, layer, convert):
-        self.layer = layer
-        self.takes_orders = getattr(layer, "_takes_orders", False)
-        self._convert = convert
-
-    def __call__(self, inputs):
-        return self.layer._stock_call(inputs, self._convert)
-
-
-class _Traced:
-    """What the `call` of a layer makes of symbolic tensors, at inference."""
-
-    def __init__(self, layer):
-        self._layer = layer
-
-    def __call__(self, inputs):
-        layer = self._layer
-        inputs = keras.tree.map_structure(
-            lambda x: cast(x, layer.compute_dtype), inputs
-        )
-        takes = inspect.signature(layer.call).parameters
-        options = {"training": False} if "training" in takes else {}
-        return layer.call(inputs, **options)
 
 
 def stock_class_of(layer):

@@ -144,9 +144,7 @@ class Ellipsoid:
         """
         if self.matrix is None:
             return None
-        terms = self.matrix.shape[0] + 2
-        lost = terms * _EPS * np.linalg.norm(self.matrix) + self.error
-        return rows @ self.matrix, lost * np.linalg.norm(rows, axis=1)
+        return image_of(self.matrix, self.error, rows)[:2]
 
     def through_matrix(self, kernel, norm):
         """The ellipsoid behind a matrix.
@@ -163,8 +161,7 @@ class Ellipsoid:
                 return Ellipsoid(radius)
             after = Ellipsoid(radius, self.radius * kernel.T)
         else:
-            within, lost = self.image(kernel.T)
-            error = float(np.linalg.norm(lost))
+            within, _, error = image_of(self.matrix, self.error, kernel.T)
             after = Ellipsoid.made(radius, within, error)
         return self._behind(after, "through_matrix", kernel, norm)
 
@@ -180,45 +177,40 @@ class Ellipsoid:
         after = Ellipsoid(matrix_norm(within)[0] + error, within, error)
         return self._behind(after, "through_factors", factors)
 
-    def through_slopes(self, slope=1.0, diagonal=None):
+    def through_slopes(self, slope=1.0, roots=None):
         """The ellipsoid behind an activation with slopes from 0 to `slope`.
 
         Args:
             slope: Float.
-            diagonal: Array `(values,)` of positive numbers, T of the first
-                note; None for the squared radius.
+            roots: Array `(values,)` of positive numbers, the roots of the
+                diagonal T of [Chain]; None for the radius.
         """
-        if diagonal is not None:
-            return self._through_diagonal(slope, diagonal)
+        if roots is not None:
+            return self._through_diagonal(slope, roots)
         radius = self.radius * slope
         if self.matrix is None or not 0 < self.radius < np.inf:
             return Ellipsoid(radius)
         if len(self.matrix) > _LARGEST:
             return Ellipsoid(radius)
+        # The radius has the error of R, twice of which is that of R R^T.
         unit = self.matrix / self.radius
-        gram = unit @ unit.T
-        lower = np.linalg.cholesky(2 * np.eye(len(gram)) - gram)
-        inverse = np.linalg.inv(lower)
-        # Twice the error of R is that of R R^T.
         error = 2 * self.error / self.radius
         grown = radius * (1 + excess(unit.shape) + error)
-        after = Ellipsoid(radius, grown * inverse.T)
+        after = Ellipsoid(radius, grown * behind_slopes(unit))
         return self._behind(after, "through_slopes", slope)
 
-    def _through_diagonal(self, slope, diagonal):
+    def _through_diagonal(self, slope, roots):
         if self.matrix is None:
             return Ellipsoid(self.radius * slope)
-        roots = np.sqrt(diagonal)[:, None]
+        roots = roots[:, None]
         unit = self.matrix / roots
         norm = matrix_norm(unit)[0]
         # Larger where it has to be, and where a proof would be ill-conditioned.
         grown = max(1.0, norm / math.sqrt(_MOST_EIGENVALUE))
         unit = unit / grown
-        gram = unit @ unit.T
-        lower = np.linalg.cholesky(2 * np.eye(len(gram)) - gram)
         slack = excess(unit.shape) / (2 - _MOST_EIGENVALUE)
         factor = slope * grown * (1 + slack)
-        matrix = factor * roots * np.linalg.inv(lower).T
+        matrix = factor * roots * behind_slopes(unit)
         error = slope * self.error * (1 + _SLACK)
         return Ellipsoid(matrix_norm(matrix)[0] + error, matrix, error)
 
@@ -244,6 +236,21 @@ def excess(shape):
     return _SLACK + 32 * max(shape) ** 2 * _EPS
 
 
+def behind_slopes(unit):
+    """`(2 I - U U*)^-1/2`, up to a rotation; see [Chain].
+
+    Args:
+        unit: Array `(..., values, directions)`, U, of a norm below the root of
+            two, real or complex.
+
+    Returns:
+        Array `(..., values, values)`.
+    """
+    gram = unit @ np.conj(np.swapaxes(unit, -1, -2))
+    lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
+    return np.conj(np.swapaxes(np.linalg.inv(lower), -1, -2))
+
+
 def image_of(rows, error, matrix):
     """Rows of R behind a matrix, what each may be wrong by, and all of them."""
     terms = len(rows) + 2
@@ -267,16 +274,13 @@ def behind_some_slopes(rows, error, count):
     if norm == 0:
         return rows, error
     unit = changing / norm
-    gram = unit @ unit.T
-    lower = np.linalg.cholesky(2 * np.eye(count) - gram)
-    factor = norm * (1 + excess(unit.shape)) * np.linalg.inv(lower).T
-    mixed = (linear @ unit.T) @ (factor / norm)
+    factor = (1 + excess(unit.shape)) * behind_slopes(unit)
+    mixed = (linear @ unit.T) @ factor
     terms = 4 * (rows.shape[1] + count + 16)
-    error += (
-        terms * _EPS * np.linalg.norm(linear) * np.linalg.norm(factor / norm)
-    ) * math.sqrt(count)
+    sizes = np.linalg.norm(linear) * np.linalg.norm(factor) * math.sqrt(count)
+    error += terms * _EPS * sizes
     zeros = np.zeros_like(changing)
-    rows = np.block([[linear, mixed], [zeros, factor]])
+    rows = np.block([[linear, mixed], [zeros, norm * factor]])
     return shortened(rows, float(error))
 
 

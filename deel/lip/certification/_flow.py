@@ -257,7 +257,8 @@ def _beside(parts):
     # Rotating the rows changes no norm; this keeps their number down.
     if len(gain) > gain.shape[1]:
         gain = np.linalg.qr(gain, mode="r") * (1 + 1e-12)
-    return gain
+    # A rotation may have turned it; behind it, a ball has that radius.
+    return np.abs(gain) if gain.shape == (1, 1) else gain
 
 
 def _sum(parts):

@@ -45,17 +45,17 @@ def refined(ellipsoid, rows=None):
     names = [name for name, _ in ellipsoid.steps]
     if "through_slopes" not in names:
         return ellipsoid
-    diagonals = iter(_optimised(ellipsoid, rows))
+    roots = iter(_optimised(ellipsoid, rows))
     after = ellipsoid.start
     for name, arguments in ellipsoid.steps:
         if name == "through_slopes":
-            arguments = (*arguments, next(diagonals))
+            arguments = (*arguments, next(roots))
         after = getattr(after, name)(*arguments)
     return after
 
 
 def _optimised(ellipsoid, rows):
-    """Diagonals for each activation, the best that were found."""
+    """Roots of diagonals for each activation, the best that were found."""
     chain = _Chain(ellipsoid, rows)
     logarithms = chain.logarithms
     best, least = logarithms, math.inf
@@ -81,7 +81,7 @@ def _optimised(ellipsoid, rows):
             moved.append(logarithms[i] - rate * decay * mean / size)
         logarithms = moved
     return [
-        scale * np.exp(x.astype("float64"))
+        scale * np.exp(x.astype("float64") / 2)
         for scale, x in zip(chain.scales, best, strict=True)
     ]
 
@@ -97,8 +97,8 @@ class _Chain:
         rows: As of `refined`.
 
     Attributes:
-        scales: List of floats, the squared radii before each activation, which
-            the diagonals are relative to.
+        scales: List of floats, the radii before each activation, to whose
+            squares the diagonals are relative.
         logarithms: List of arrays, of the diagonals of the chain itself.
     """
 
@@ -116,7 +116,7 @@ class _Chain:
                 if self._start is None:
                     unit = before.matrix / before.radius
                     self._start = (unit @ unit.T).astype("float32")
-                self.scales.append(before.radius**2)
+                self.scales.append(before.radius)
                 size = len(before.matrix)
                 self.logarithms.append(np.zeros(size, "float32"))
                 self._steps.append((name, None))

@@ -10,6 +10,7 @@ import math
 import numpy as np
 
 from deel.lip.certification._chain import SMALLEST_RADIUS
+from deel.lip.certification._chain import behind_slopes
 from deel.lip.certification._chain import excess
 from deel.lip.certification._norms import blocks_norm
 
@@ -53,6 +54,17 @@ class Blocks:
             raise TooLargeError
         return norm
 
+    @property
+    def reach(self):
+        """A bound of the norm of R with its error."""
+        return self.norm + self.error
+
+    @property
+    def numbers(self):
+        """How many numbers there are."""
+        held = 0 if self.held is None else self.held.numbers
+        return self.matrices.size + held
+
     @functools.cached_property
     def size(self):
         """Float, the largest Frobenius norm of a block."""
@@ -62,21 +74,16 @@ class Blocks:
         """Behind an activation with slopes from 0 to `slope`."""
         if self.held is not None:
             return self._beside_slopes(slope)
-        unit = self.matrices / self.norm
-        gram = unit @ _adjoint(unit)
-        lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
-        # Twice the error of R is that of R R*.
-        error = 4 * excess(unit.shape[-2:]) + 2 * self.error / self.norm
-        grown = slope * self.norm * (1 + error)
-        return Blocks(self.points, grown * _adjoint(np.linalg.inv(lower)))
+        # As in `Ellipsoid`.
+        unit = self.matrices / self.reach
+        error = 4 * excess(unit.shape[-2:]) + 2 * self.error / self.reach
+        grown = slope * self.reach * (1 + error)
+        return Blocks(self.points, grown * behind_slopes(unit))
 
     def _beside_slopes(self, slope):
         """The same, with what is held; see [Slopes of some values]."""
         unit = self.matrices / self.norm
-        gram = unit @ _adjoint(unit)
-        lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
-        slack = 4 * excess(unit.shape[-2:])
-        factor = _adjoint(np.linalg.inv(lower)) * (1 + slack)
+        factor = (1 + 4 * excess(unit.shape[-2:])) * behind_slopes(unit)
         mixed = (self.held.matrices @ _adjoint(unit)) @ factor
         held = np.concatenate([self.held.matrices, mixed], axis=-1)
         changed = slope * self.norm * factor
@@ -107,9 +114,11 @@ class Blocks:
         *_, channels, directions = self.matrices.shape
         require_small(points, channels, channels, 2 * directions)
         require_small(points, *[2 * directions] * 3)
+        if self.error > _POSITIVE / 100 * self.norm:
+            raise TooLargeError
         # The frequencies that fall together, and the pairs made of them.
         matrices = folded(self.matrices, self.points, stride)
-        first, second = np.split(matrices / self.norm, 2, axis=-1)
+        first, second = np.split(matrices / self.reach, 2, axis=-1)
         waves = np.arange(matrices.shape[axis]) / self.points[axis]
         shape = [1] * matrices.ndim
         shape[axis] = -1
@@ -123,11 +132,10 @@ class Blocks:
         positive = np.eye(directions) + inner + _adjoint(inner)
         sums = evens + odds
         solved = np.linalg.solve(np.linalg.cholesky(positive), _adjoint(sums))
-        gram = _adjoint(solved) @ solved
-        lower = np.linalg.cholesky(2 * np.eye(gram.shape[-1]) - gram)
-        error = 4 * excess(evens.shape[-2:]) + 8 * self.error / self.norm
-        grown = scale * self.norm * (1 + error / _POSITIVE)
-        return Blocks(tuple(points), grown * _adjoint(np.linalg.inv(lower)))
+        error = 4 * excess(evens.shape[-2:]) + 8 * self.error / self.reach
+        grown = scale * self.reach * (1 + error / _POSITIVE)
+        unit = _adjoint(solved)
+        return Blocks(tuple(points), grown * behind_slopes(unit))
 
 
 # See the note on pairs: how much larger t is than it has to be.

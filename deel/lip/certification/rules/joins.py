@@ -170,4 +170,6 @@ def _time_distributed(layer, input_shapes, context):
     times = math.inf if steps is None else steps
     rounding = Repeated(bound.rounding, times)
     # What else is known is of tensors of another rank.
-    return dataclasses.replace(bound, rounding=rounding, pull=None, chain=None)
+    return dataclasses.replace(
+        bound, rounding=rounding, pull=None, chain=None, is_sum=False
+    )
