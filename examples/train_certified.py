@@ -89,6 +89,21 @@ LOSSES = {
     "hkr": lambda args, model: MulticlassHKR(args.alpha, args.margin),
 }
 
+# The last layer has one neuron for each class, and no use for orthogonal ones.
+# Three steps are enough where the constraint takes another one.
+OPTIMIZERS = {
+    "adam": lambda rate, model: keras.optimizers.Adam(rate),
+    "muon": lambda rate, model: keras.optimizers.Muon(
+        rate,
+        weight_decay=None,
+        adam_weight_decay=None,
+        exclude_layers=[model.layers[-1].name],
+        ns_steps=3,
+    ),
+    "sgd": lambda rate, model: keras.optimizers.SGD(rate, momentum=0.9),
+    "lion": lambda rate, model: keras.optimizers.Lion(rate),
+}
+
 
 def augmentation(args):
     """The Keras layers that change the training images."""
@@ -145,11 +160,11 @@ def train(model, train_data, test_data, args):
         augmentation(args),
         args.seed,
     )
-    steps = args.epochs * len(data)
+    rate = keras.optimizers.schedules.CosineDecay(
+        args.lr, args.epochs * len(data)
+    )
     model.compile(
-        keras.optimizers.Adam(
-            keras.optimizers.schedules.CosineDecay(args.lr, steps)
-        ),
+        OPTIMIZERS[args.optimizer](rate, model),
         LOSSES[args.loss](args, model),
         metrics=["accuracy"],
         jit_compile=args.jit_compile,
@@ -255,6 +270,9 @@ def parse_arguments(argv=None):
 
     training = parser.add_argument_group("training")
     training.add_argument("--epochs", type=int, default=20)
+    training.add_argument(
+        "--optimizer", choices=tuple(OPTIMIZERS), default="adam"
+    )
     training.add_argument("--batch-size", type=int, default=256)
     training.add_argument(
         "--lr", type=float, default=1e-3, help="falls to 0 along a cosine"

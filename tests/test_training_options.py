@@ -96,6 +96,29 @@ def test_bound_holds_whatever_the_optimizer_does_to_gradients(name):
     train(image_classifier(), OPTIMIZERS[name](), epochs=6)
 
 
+@pytest.mark.parametrize("container", [Sequential, keras.Sequential])
+def test_bound_holds_after_each_step_of_equal_length_in_all_directions(
+    container,
+):
+    """Muon moves all singular vectors alike, here by more than they are."""
+    model = image_classifier(container)
+    dense = model.layers[-2]
+    optimizer = keras.optimizers.Muon(
+        2.0, exclude_layers=[model.layers[-1].name]
+    )
+    # TensorFlow takes longer to trace the steps than to make them.
+    eager = BACKEND == "tensorflow"
+    loss = MulticlassHKR(10.0, 0.5)
+    model.compile(optimizer, loss, run_eagerly=eager, **FAST)
+    x, y = data()
+    for _ in range(4):
+        before = to_numpy(dense.kernel)
+        model.fit(x, y, batch_size=len(x), verbose=0)
+        harness.assert_all_bounded(model)
+        step = to_numpy(dense.kernel) - before
+        assert harness.singular_values(step)[-1] > 0.1
+
+
 def _averaged(container, callbacks=(), wrapper=lambda optimizer: optimizer):
     model = image_classifier(container)
     # The averages lag far behind the weights that were trained last.
