@@ -94,6 +94,19 @@ def test_each_loss_trains_with_augmentation(loss, tmp_path):
 
 
 @pytest.mark.elsewhere
+@pytest.mark.parametrize(
+    "optimizer", [x for x in program.OPTIMIZERS if x != "adam"]
+)
+def test_each_optimizer_trains(optimizer, tmp_path):
+    rate = {"lion": "0.01", "sgd": "0.3"}.get(optimizer, "0.1")
+    arguments = [*SHORT, "--optimizer", optimizer, "--lr", rate]
+    assert program.main([*arguments, "--output", str(tmp_path)]) == 0
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["accuracy"] > 0.7
+    assert results["certified_accuracy"][0] > 0.1
+
+
+@pytest.mark.elsewhere
 def test_certificates_of_half_precision_training_are_those_of_float32(tmp_path):
     arguments = [*SHORT, "--policy", "mixed_bfloat16"]
     assert program.main([*arguments, "--output", str(tmp_path)]) == 0
