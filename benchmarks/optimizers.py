@@ -45,7 +45,7 @@ def _multiclass(train):
 def _recipe(name, offset, batch_size, radius):
     def of(train):
         x = common.as_images(train[0])
-        y = keras.utils.to_categorical(train[1], 10)
+        y = keras.utils.to_categorical(train[1].ravel(), 10)
         model = train_certified.MODELS[name]("S", x.shape[1:], 10)
         loss = OffsetCategoricalCrossentropy(offset, 0.25)
         return model, loss, x, y, batch_size, radius
@@ -59,7 +59,7 @@ PROGRAMS = {
     "binary": _binary,
     "multiclass": _multiclass,
     "mnist": _recipe("mlp", 2.7, 512, 1.58),
-    "cifar10": _recipe("mlp", 0.7, 128, 36 / 255),
+    "cifar10": _recipe("cnn", 0.7, 128, 36 / 255),
 }
 
 
