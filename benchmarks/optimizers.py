@@ -63,7 +63,7 @@ PROGRAMS = {
 }
 
 
-def _averaged(rate, model):
+def _averaged(rate):
     """Adam at a constant rate, and the average of its last kernels."""
     rate = rate.initial_learning_rate
     return keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.98)
@@ -87,7 +87,7 @@ def run(program, train, name, rate, args):
     kept = len(x) * 5 // 6
     steps = args.epochs * -(-kept // batch_size)
     schedule = keras.optimizers.schedules.CosineDecay(rate, steps)
-    model.compile(OPTIMIZERS[name](schedule, model), loss)
+    model.compile(OPTIMIZERS[name](schedule), loss)
     start = time.process_time()
     model.fit(
         x[:kept],

@@ -12,7 +12,6 @@ for 0.686 at 1.58, in 7 minutes on two cores; doc/recipes has more.
 
 import argparse
 import json
-import re
 import shutil
 import sys
 import time
@@ -39,6 +38,7 @@ from deel.lip.losses import MulticlassHKR
 from deel.lip.losses import OffsetCategoricalCrossentropy
 from deel.lip.model import Model
 from deel.lip.model import Sequential
+from deel.lip.optimizers import Muon
 
 # Euclidean distances, for pixels in [0, 1].
 RADII = {
@@ -116,19 +116,11 @@ LOSSES = {
 }
 
 
-def muon(rate, model):
-    """Muon, but for the last layer, whose neurons are those of the classes."""
-    # Not every version of Keras has one to derive it from.
-    from muon import Muon
-
-    return Muon(rate, exclude_layers=[re.escape(model.layers[-1].name)])
-
-
 OPTIMIZERS = {
-    "adam": lambda rate, model: keras.optimizers.Adam(rate),
-    "lion": lambda rate, model: keras.optimizers.Lion(rate),
-    "muon": muon,
-    "sgd": lambda rate, model: keras.optimizers.SGD(rate, momentum=0.9),
+    "adam": keras.optimizers.Adam,
+    "lion": keras.optimizers.Lion,
+    "muon": Muon,
+    "sgd": lambda rate: keras.optimizers.SGD(rate, momentum=0.9),
 }
 
 
@@ -191,7 +183,7 @@ def train(model, train_data, test_data, args):
         args.lr, args.epochs * len(data)
     )
     model.compile(
-        OPTIMIZERS[args.optimizer](rate, model),
+        OPTIMIZERS[args.optimizer](rate),
         LOSSES[args.loss](args, model),
         metrics=["accuracy"],
         jit_compile=args.jit_compile,

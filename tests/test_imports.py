@@ -20,6 +20,7 @@ FOLDERS = {
         _backend/ _graph _loss_variables _labels
         _numerics/ normalizers utils
         _lipschitz _export _stock_only/ parametrizations/ _constrained
+        optimizers
         constraints initializers regularizers
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/

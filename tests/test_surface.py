@@ -10,7 +10,7 @@ NAMES = {
     "deel.lip": """
         Model Sequential __version__ activations applications callbacks
         certification constraints initializers layers losses metrics model
-        normalizers parametrizations regularizers utils vanillaModel
+        normalizers optimizers parametrizations regularizers utils vanillaModel
     """,
     "deel.lip.activations": """
         Abs FullSort GroupSort GroupSort2 Householder LipschitzPReLU MaxMin
@@ -88,6 +88,7 @@ NAMES = {
         reshaped_kernel_orthogonalization set_stop_grad_spectral
         spectral_normalization spectral_normalization_conv
     """,
+    "deel.lip.optimizers": "Muon",
     "deel.lip.parametrizations": """
         AlmostOrthogonal
         BlockConvolution

@@ -95,8 +95,6 @@ def test_each_loss_trains_with_augmentation(loss, tmp_path):
 
 @pytest.mark.elsewhere
 def test_a_convolutional_network_trains_with_muon(tmp_path):
-    if not hasattr(keras.optimizers, "Muon"):
-        pytest.skip("no Muon in this version")
     arguments = [*SHORT, "--model", "cnn", "--optimizer", "muon"]
     assert program.main([*arguments, "--output", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "results.json").read_text())

@@ -15,6 +15,7 @@ from deel.lip import losses
 from deel.lip import metrics
 from deel.lip import model
 from deel.lip import normalizers
+from deel.lip import optimizers
 from deel.lip import parametrizations
 from deel.lip import regularizers
 from deel.lip import utils
@@ -41,6 +42,7 @@ __all__ = [
     "metrics",
     "model",
     "normalizers",
+    "optimizers",
     "parametrizations",
     "regularizers",
     "utils",

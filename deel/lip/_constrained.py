@@ -152,7 +152,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             self.kernel, self._kernel_shape, input_shape, self._get_coef()
         )
         self.wbar.retracts = self.kernel_constraint is None
-        self.kernel.constraint = AfterUpdate(self._after_update)
+        self.kernel.constraint = AfterUpdate(
+            self._after_update, self.parametrization.bounds_matrix
+        )
         follow_torch_optimizers(self)
         # All state must exist before the first step, weights of an activation
         # layer included.

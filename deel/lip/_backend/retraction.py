@@ -37,10 +37,12 @@ class AfterUpdate(keras.constraints.Constraint):
 
     Args:
         function: Maps the value of a variable to the one that replaces it.
+        bounds_matrix: Boolean, see `Parametrization`.
     """
 
-    def __init__(self, function):
+    def __init__(self, function, bounds_matrix=False):
         self._function = function
+        self.bounds_matrix = bounds_matrix
 
     def __call__(self, value):
         if _retractions.moved is not None and isinstance(value, keras.Variable):

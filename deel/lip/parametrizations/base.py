@@ -40,6 +40,9 @@ class Parametrization(keras.layers.Layer):
         wbar: The `ConstrainedVariable`; None before it is built.
         starts_at_coefficient: Boolean, whether the initial free kernel is
             multiplied by `coef_lip` of the layer.
+        bounds_matrix: Boolean, whether the kernel is constrained as a matrix,
+            whose rows and columns are mixed, and not each unit by itself.
+            Optimizers ask for it; see `deel.lip.optimizers.Muon`.
 
     Example:
 
@@ -62,6 +65,7 @@ class Parametrization(keras.layers.Layer):
     kernel_shape = None
     wbar = None
     starts_at_coefficient = False
+    bounds_matrix = True
 
     def __init__(self, **kwargs):
         # Mixed precision must not round what is computed here.

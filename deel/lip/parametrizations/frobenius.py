@@ -26,6 +26,8 @@ class Frobenius(Parametrization):
             convolution, whose channels do not meet.
     """
 
+    bounds_matrix = False
+
     def __init__(self, axis=None, **kwargs):
         super().__init__(**kwargs)
         self.axis = axis
