@@ -58,6 +58,8 @@ def _image_branch(x, groups):
     x = layers.MaxMin()(x)
     x = layers.InvertibleDownSampling(2)(x)
     x = layers.InvertibleUpSampling(2)(x)
+    x = layers.SandwichConv2D(4, 3)(x)
+    x = unconstrained.ConvPair2D(4, 1)(x)
     x = unconstrained.PadConv2D(4, 3, padding="symmetric")(x)
     return layers.ScaledAveragePooling2D()(x)
 

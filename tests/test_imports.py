@@ -49,7 +49,7 @@ FOLDERS = {
         activations prelu layer_centering scale_bias normalization
         residual _branched branched monotone resampling
         average_pooling l2_norm_pooling global_pooling
-        _dense_pair unconstrained _padded _coverage
+        _both_ways _pairs unconstrained _padded _coverage
         dense orthogonal_dense convolutional convolutional_transpose depthwise
         orthogonal_convolution almost_orthogonal symmetric sandwich
     """,

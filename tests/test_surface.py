@@ -50,8 +50,8 @@ NAMES = {
         LipschitzLayer LipschitzPReLU MaxMin Monotone OrthogonalConv1D
         OrthogonalConv2D
         OrthogonalConv2DTranspose OrthogonalConv3D OrthogonalDense PReLUlip
-        PartialResidual PrescaledResidual SLLConv2D SLLDense SandwichDense
-        ScaleBiasLayer
+        PartialResidual PrescaledResidual SLLConv2D SLLDense
+        SandwichConv2D SandwichDense ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D ScaledAdaptiveL2NormPooling2D
         ScaledAveragePooling1D ScaledAveragePooling2D ScaledAveragePooling3D
         ScaledGlobalAveragePooling1D ScaledGlobalAveragePooling2D
@@ -63,7 +63,8 @@ NAMES = {
         SpectralDepthwiseConv2D SpectralGroupedConv2D unconstrained
     """,
     "deel.lip.layers.unconstrained": """
-        DensePair PadConv1D PadConv2D PadConv3D ResidualConv2D ResidualDense
+        ConvPair2D DensePair PadConv1D PadConv2D PadConv3D
+        ResidualConv2D ResidualDense
     """,
     "deel.lip.losses": """
         CategoricalHinge EMMA HKR HKRAuto HKRauto HingeMargin HingeMarginAuto KR

@@ -65,6 +65,9 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     _free_kernel = None
 
+    # How many weights a layer trains beside its kernel and its bias.
+    _further_weights = 0
+
     def __init__(self, *args, parametrization, k_coef_lip=1.0, **kwargs):
         if kwargs.get("lora_rank") is not None:
             raise ValueError(
@@ -137,7 +140,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         # and what it was found by, behind the variables of the stock layer.
         further = len(self.parametrization.variables)
         if self.built and further:
-            own = 1 + (self.bias is not None)
+            own = 1 + (self.bias is not None) + self._further_weights
             if len(store.keys()) == own + further:
                 store = {str(index): store[str(index)] for index in range(own)}
         super().load_own_variables(store)

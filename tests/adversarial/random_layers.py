@@ -238,7 +238,8 @@ def _family(random):
         layer = made(units, activation, k_coef_lip=k_coef_lip)
         return layer, (_number(random, 1, 9),)
     if kind == 3:
-        layer = layers.SLLConv2D(units, 3, activation, k_coef_lip=k_coef_lip)
+        made = _pick(random, layers.SLLConv2D, layers.SandwichConv2D)
+        layer = made(units, 3, activation, k_coef_lip=k_coef_lip)
         return layer, image
     mode = _pick(random, "zeros", "circular")
     layer = layers.SpectralConv2D(

@@ -44,6 +44,7 @@ LINEAR = {
     "GroupSort2": (lambda: layers.GroupSort2(k_coef_lip=1.1), 3),
     "SLLDense": (lambda: layers.SLLDense(4), 3),
     "SandwichDense": (lambda: layers.SandwichDense(4), 3),
+    "SandwichConv2D": (lambda: layers.SandwichConv2D(3, 3), 4),
     "PrescaledResidual": (
         lambda: layers.PrescaledResidual(layers.SpectralDense(2)),
         3,

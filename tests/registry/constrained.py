@@ -160,6 +160,22 @@ def sandwich(shape, units, **arguments):
     )
 
 
+def sandwich_conv(shape, filters, size, free, **arguments):
+    """The same of two orthogonal convolutions."""
+    return _row(
+        layers.SandwichConv2D,
+        {"filters": filters, "kernel_size": size, **arguments},
+        (shape, (*shape[:-1], filters)),
+        math.prod(_pair(size, 2)) * (shape[-1] + filters) * filters,
+        0,
+        filters,
+        free=free,
+        stock=unconstrained.ConvPair2D,
+        degree=2,
+        further=filters,
+    )
+
+
 GROUPED, TRANSPOSED = "SpectralGrouped{}", "Spectral{}Transpose"
 
 CONSTRAINED = [
@@ -271,4 +287,6 @@ CONSTRAINED = [
     residual(layers.SLLConv2D, (4, 5, 2), 4, kernel_size=3, k_coef_lip=0.5),
     sandwich((7,), 4, activation="relu"),
     sandwich((2, 3), 6, activation="tanh", use_bias=False, k_coef_lip=2.0),
+    sandwich_conv((5, 4, 2), 4, 3, 96, activation="relu", k_coef_lip=0.5),
+    sandwich_conv((4, 6, 3), 2, (1, 3), 30, activation="tanh", use_bias=False),
 ]

@@ -53,6 +53,7 @@ from deel.lip.layers.resampling import InvertibleDownSampling
 from deel.lip.layers.resampling import InvertibleUpSampling
 from deel.lip.layers.resampling import SpatialShift2D
 from deel.lip.layers.residual import LipResidual
+from deel.lip.layers.sandwich import SandwichConv2D
 from deel.lip.layers.sandwich import SandwichDense
 from deel.lip.layers.scale_bias import ScaleBiasLayer
 from deel.lip.layers.symmetric import SLLConv2D
@@ -90,6 +91,7 @@ __all__ = [
     "PrescaledResidual",
     "SLLConv2D",
     "SLLDense",
+    "SandwichConv2D",
     "SandwichDense",
     "ScaleBiasLayer",
     "ScaledAdaptiveAveragePooling2D",

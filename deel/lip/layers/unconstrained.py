@@ -3,26 +3,26 @@
 import keras
 from keras import ops
 
-from deel.lip._backend.tensors import mirrored_kernel
 from deel.lip._backend.tensors import scaled
 from deel.lip._backend.variables import host
 from deel.lip._lipschitz import Condensable
-from deel.lip._numerics.activations import require_monotone
 from deel.lip._numerics.padding import MODES
 from deel.lip._numerics.padding import pad
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import first_spatial_axis
 from deel.lip._register import register
 from deel.lip._stock_only.conversion import stock_class_of
-from deel.lip._stock_only.kernels import with_weights
 from deel.lip._validation import int_tuple
-from deel.lip._validation import positive_float
 from deel.lip._validation import positive_int
 from deel.lip._validation import require_built
 from deel.lip._validation import require_one_of
-from deel.lip.layers._dense_pair import DensePair
+from deel.lip.layers._both_ways import ConvBothWays
+from deel.lip.layers._both_ways import DenseBothWays
+from deel.lip.layers._pairs import ConvPair2D
+from deel.lip.layers._pairs import DensePair
 
 __all__ = [
+    "ConvPair2D",
     "DensePair",
     "PadConv1D",
     "PadConv2D",
@@ -205,31 +205,18 @@ class PadConv3D(_PadConvolution, keras.layers.Conv3D):
 
 
 class _Residual:
-    """Mixin: `k x - 2/k A^T(activation(A(x) + b))`, A the stock layer.
-
-    A subclass implements `_adjoint`.
-    """
-
-    def __init__(self, *args, k_coef_lip=1.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        require_monotone(self.activation)
-        self.k_coef_lip = positive_float("k_coef_lip", k_coef_lip)
+    """Mixin: `k x - 2/k A^T(activation(A(x) + b))`, A the stock layer."""
 
     def call(self, inputs):
-        step = self._adjoint(super().call(inputs))
+        kernel = ops.convert_to_tensor(self.kernel)
+        step = self._adjoint(super().call(inputs), kernel)
         return self.k_coef_lip * inputs - (2.0 / self.k_coef_lip) * step
-
-    def _adjoint(self, hidden):
-        raise NotImplementedError
-
-    def _stock_adjoint(self, inputs):
-        """The stock layer of `_adjoint` without its weights, and these."""
-        raise NotImplementedError
 
     def _stock_call(self, inputs, convert):
         def make():
-            layer, kernel = self._stock_adjoint(inputs)
-            return with_weights(layer, [(2.0 / self.k_coef_lip) * kernel])
+            kernel = self._adjoint_kernel(host(self.kernel))
+            kernel = (2.0 / self.k_coef_lip) * kernel
+            return self._stock_layer("_adjoint", kernel)
 
         step = convert.once(self, make)(convert.built(self, inputs))
         return scaled(inputs, self.k_coef_lip) - step
@@ -237,12 +224,9 @@ class _Residual:
     def compute_output_shape(self, input_shape):
         return tuple(input_shape)
 
-    def get_config(self):
-        return {**super().get_config(), "k_coef_lip": self.k_coef_lip}
-
 
 @register("ResidualDense")
-class ResidualDense(_Residual, keras.layers.Dense):
+class ResidualDense(_Residual, DenseBothWays, keras.layers.Dense):
     """`k x - 2/k act(x W + b) W^T`; the kernel is not constrained.
 
     What `SLLDense` is exported to. It is k-Lipschitz if W has norm k or less;
@@ -259,26 +243,11 @@ class ResidualDense(_Residual, keras.layers.Dense):
     """
 
     def __init__(self, units, activation="relu", **kwargs):
-        super().__init__(
-            positive_int("units", units), activation=activation, **kwargs
-        )
-
-    def _adjoint(self, hidden):
-        # The axes are named, for the ONNX exporter of PyTorch knows no `.T`.
-        return ops.matmul(hidden, ops.transpose(self.kernel, (1, 0)))
-
-    def _stock_adjoint(self, inputs):
-        layer = keras.layers.Dense(
-            inputs.shape[-1],
-            use_bias=False,
-            name=f"{self.name}_adjoint",
-            dtype=self.dtype_policy,
-        )
-        return layer, host(self.kernel).T
+        super().__init__(units, activation=activation, **kwargs)
 
 
 @register("ResidualConv2D")
-class ResidualConv2D(_Residual, keras.layers.Conv2D):
+class ResidualConv2D(_Residual, ConvBothWays, keras.layers.Conv2D):
     """`k x - 2/k conv^T(act(conv(x) + b))`; the kernel is not constrained.
 
     What `SLLConv2D` is exported to. It is k-Lipschitz if the convolution has
@@ -296,47 +265,4 @@ class ResidualConv2D(_Residual, keras.layers.Conv2D):
     """
 
     def __init__(self, filters, kernel_size, activation="relu", **kwargs):
-        kwargs = {"padding": "same", **kwargs}
-        super().__init__(
-            positive_int("filters", filters),
-            int_tuple(kernel_size, 2),
-            activation=activation,
-            **kwargs,
-        )
-        keeps_size = (
-            self.padding == "same"
-            and set(self.strides) == {1}
-            and set(self.dilation_rate) == {1}
-            and self.groups == 1
-            and all(size % 2 for size in self.kernel_size)
-        )
-        if not keeps_size:
-            raise ValueError(
-                "A residual needs a convolution that keeps the image. Expected "
-                'an odd `kernel_size`, `padding="same"`, and strides, dilation '
-                f"and groups of 1. Received: kernel_size={self.kernel_size}, "
-                f"padding={self.padding}, strides={self.strides}, "
-                f"dilation_rate={self.dilation_rate}, groups={self.groups}"
-            )
-
-    def _adjoint(self, hidden):
-        # Odd windows and no stride: the adjoint is a convolution as well.
-        return ops.conv(
-            hidden,
-            mirrored_kernel(ops.convert_to_tensor(self.kernel)),
-            padding="same",
-            data_format=self.data_format,
-        )
-
-    def _stock_adjoint(self, inputs):
-        kernel = mirrored_kernel(ops.convert_to_tensor(self.kernel))
-        layer = keras.layers.Conv2D(
-            kernel.shape[-1],
-            self.kernel_size,
-            padding="same",
-            data_format=self.data_format,
-            use_bias=False,
-            name=f"{self.name}_adjoint",
-            dtype=self.dtype_policy,
-        )
-        return layer, host(kernel)
+        super().__init__(filters, kernel_size, activation=activation, **kwargs)

@@ -31,6 +31,7 @@ from deel.lip.certification.rules._pulled import magnitudes
 from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.certification.rules.convolutions import axes_of
+from deel.lip.certification.rules.convolutions import keeps_images
 
 _RESIDUAL = (keras.layers.Dense, keras.layers.Conv1D, keras.layers.Conv2D)
 
@@ -67,20 +68,9 @@ def _adjoint(there, back):
     facts = facts_of(there.activation)
     if facts is None or facts.name not in MONOTONE:
         return None
-    if not isinstance(there, keras.layers.Dense):
-        for layer in (there, back):
-            rank = len(layer.kernel_size)
-            ones = (1,) * rank
-            is_plain = (
-                layer.padding == "same"
-                and layer.groups == 1
-                and tuple(layer.strides) == ones
-                and tuple(layer.dilation_rate) == ones
-                and all(size % 2 for size in layer.kernel_size)
-                and layer.data_format == there.data_format
-            )
-            if not is_plain:
-                return None
+    is_dense = isinstance(there, keras.layers.Dense)
+    if not is_dense and not keeps_images(there, back):
+        return None
     first, second = inference_kernel(there), inference_kernel(back)
     taps = tuple(range(first.ndim - 2))
     second = np.swapaxes(np.flip(second, taps), -1, -2)

@@ -7,6 +7,7 @@ import typing
 import keras
 import numpy as np
 
+from deel.lip._backend.variables import host
 from deel.lip._constrained import ConstrainedKernel
 from deel.lip._numerics.activations import require_monotone
 from deel.lip.certification._chain import Ellipsoid
@@ -18,12 +19,15 @@ from deel.lip.certification._norms import nonnegative_norm
 from deel.lip.certification._registry import Bound
 from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import size_of
+from deel.lip.certification._rounding import ELEMENTARY
 from deel.lip.certification._rounding import Chain
 from deel.lip.certification._rounding import Step
 from deel.lip.certification._rounding import Sum
 from deel.lip.certification._spectrum import behind_convolution
+from deel.lip.certification.rules._steps import FACTORS
 from deel.lip.certification.rules._steps import count_inexact
 from deel.lip.certification.rules._steps import half_unit
+from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.certification.rules._steps import magnitude
 from deel.lip.certification.rules._steps import spread_norm
 from deel.lip.certification.rules.activations import activation_bound
@@ -210,37 +214,76 @@ def stepped(layer, linear, passed, back, shape, hidden, context):
     )
 
 
-def sandwich_norm(there, back):
-    """Bound of the slopes of `f(x A) B`, those of f from 0 to 1.
+def sandwich_norm(there, back, map_of):
+    """Bound of the slopes of `B^T f(A x)`, those of f from 0 to 1.
 
     The smaller one of the product of norms and of half the square of the norm
-    of the matrix `[A^T B]`: see the note of `deel.lip.layers.sandwich`, whose A
-    and B are `B / sqrt(2)` and `A^T / sqrt(2)` here. It bounds smaller factors
-    of hidden values as well, which are smaller slopes.
+    of both side by side: see the note of `deel.lip.layers.sandwich`. It bounds
+    smaller factors of hidden values as well, which are smaller slopes.
 
     Args:
-        there: Array `(inputs, hidden)`, A.
-        back: Array `(hidden, outputs)`, B.
+        there: Array `(taps..., inputs, hidden)`, the kernel of A.
+        back: Array `(taps..., outputs, hidden)`, the kernel of B, which is read
+            from the outputs.
+        map_of: Function of such a kernel, its `LinearMap`.
 
+    Returns:
+        Pair: a float, and how it was found.
     """
-    product = matrix_norm(there)[0] * matrix_norm(back)[0]
-    both = 0.5 * matrix_norm(np.concatenate([there, back.T]))[0] ** 2
-    return min(product, both) * (1 + 1e-12)
+    both = map_of(np.concatenate([there, back], axis=-2))
+    product = map_of(there).norm * map_of(back).norm
+    return min(product, 0.5 * both.norm**2) * (1 + 1e-12), both.method
 
 
-def between_matrices(layer, there, back, shape, terms, context):
-    """What `f(x A + b) B` rounds.
+# Roundings behind `exp(4 tanh(psi / 4))`: a hyperbolic tangent of a number that
+# is not large, four times; an exponential of one up to four.
+_OF_SCALES = FACTORS + (4 * 2 + 5) * ELEMENTARY
+
+
+def paired(layer, map_of, shape, hidden, context):
+    """Bound of `A^T P f(P^-1 B x + b)`, both kernels in one.
+
+    Args:
+        layer: The layer, one of `deel.lip.layers._pairs`.
+        map_of: Function of a kernel, its `LinearMap`.
+        shape: Tuple, of the input.
+        hidden: Tuple, of the hidden values.
+        context: That of the rule.
+    """
+    kernel = inference_kernel(layer)
+    before, after = (host(x).astype("float64") for x in layer.factors())
+    halves = [-kernel.shape[-1]]
+    # Only products of the two count; see the note of the layer.
+    there, back = np.split(kernel * np.sqrt(before * after), halves, axis=-2)
+    value, method = sandwich_norm(there, back, map_of)
+    value *= (1 + half_unit(layer)) ** 2
+
+    def make():
+        there, back = np.split(kernel, halves, axis=-2)
+        linear = map_of(back * after)
+        outputs = (*hidden[:-1], back.shape[-2])
+        terms = back[..., 0, :].size + _OF_SCALES
+        step = linear.step(None, hidden, outputs, terms)
+        # Roots of two are other numbers in float32.
+        step = dataclasses.replace(step, inexact=2)
+        first = map_of(there * before)
+        return between(layer, first, step, shape, hidden, context, _OF_SCALES)
+
+    return Bound(value, method, rounding=Later(make))
+
+
+def between(layer, linear, back, shape, hidden, context, terms=0):
+    """What `f(A x + b) B` rounds.
 
     Args:
         layer: The layer that has the bias and the activation.
-        there: Array `(inputs, hidden)`, A.
+        linear: `LinearMap` of A.
         back: Step, what is rounded of the hidden values.
         shape: Tuple, of the input.
-        terms: Integer, how many roundings stand behind an entry of A.
+        hidden: Tuple, of the hidden values.
         context: That of the rule.
+        terms: Integer, how many roundings stand behind an entry of A.
     """
-    linear = of_matrix(there)
-    hidden = (*shape[:-1], there.shape[1])
     activation = activation_bound(layer.activation, hidden, context)
     first = linear.step(layer.bias, shape, hidden, linear.terms + terms)
     return Chain(first, activation.rounding, back)

@@ -18,6 +18,7 @@ from deel.lip.certification.rules._linear import activated
 from deel.lip.certification.rules._linear import linear_shape
 from deel.lip.certification.rules._linear import of_convolution
 from deel.lip.certification.rules._linear import of_matrix
+from deel.lip.certification.rules._linear import paired
 from deel.lip.certification.rules._linear import symmetric
 from deel.lip.certification.rules._steps import as_used
 from deel.lip.certification.rules._steps import inference_kernel
@@ -134,6 +135,19 @@ def _axes(layer, shape):
     return axes_of(layer, shape, padding)
 
 
+def keeps_images(*layers):
+    """Whether the adjoint of each convolution is one with the same windows."""
+    return all(
+        layer.padding == "same"
+        and layer.groups == 1
+        and set(_per_axis(layer, layer.strides)) == {1}
+        and set(_per_axis(layer, layer.dilation_rate)) == {1}
+        and all(size % 2 for size in layer.kernel_size)
+        and layer.data_format == layers[0].data_format
+        for layer in layers
+    )
+
+
 def axes_of(layer, shape, padding):
     """How the windows of a layer read an image of a shape, a list of `Axis`."""
     return [Axis(*window, padding) for window in _windows(layer, shape)]
@@ -157,6 +171,18 @@ def _residual_convolution(layer, input_shapes, context):
     *taps, _, _, outputs = kernel.shape
     terms_back = math.prod(taps) * outputs
     return symmetric(layer, linear, terms_back, input_shapes[0], context)
+
+
+@rule(layers.SandwichConv2D, unconstrained.ConvPair2D)
+def _convolution_pair(layer, input_shapes, context):
+    (shape,) = input_shapes
+    hidden = tuple(layer.compute_output_shape(shape))
+    axes = _axes(layer, shape)
+
+    def map_of(kernel):
+        return of_convolution(kernel[..., None, :, :], axes)
+
+    return paired(layer, map_of, shape, hidden, context)
 
 
 def _per_axis(layer, values):

@@ -1,24 +1,16 @@
 """Dense layers."""
 
-import dataclasses
 import math
 
 import keras
 import numpy as np
 
 from deel.lip import layers
-from deel.lip._backend.variables import host
-from deel.lip.certification._registry import Bound
-from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import rule
-from deel.lip.certification._rounding import ELEMENTARY
 from deel.lip.certification.rules._linear import activated
-from deel.lip.certification.rules._linear import between_matrices
 from deel.lip.certification.rules._linear import of_matrix
-from deel.lip.certification.rules._linear import sandwich_norm
+from deel.lip.certification.rules._linear import paired
 from deel.lip.certification.rules._linear import symmetric
-from deel.lip.certification.rules._steps import FACTORS
-from deel.lip.certification.rules._steps import half_unit
 from deel.lip.certification.rules._steps import inference_kernel
 from deel.lip.layers import unconstrained
 
@@ -71,31 +63,8 @@ def _residual_dense(layer, input_shapes, context):
     return symmetric(layer, linear, hidden, input_shapes[0], context)
 
 
-# Roundings behind `exp(4 tanh(psi / 4))`: a hyperbolic tangent of a number that
-# is not large, four times; an exponential of one up to four.
-_OF_SCALES = FACTORS + (4 * 2 + 5) * ELEMENTARY
-
-
 @rule(layers.SandwichDense, unconstrained.DensePair)
 def _dense_pair(layer, input_shapes, context):
     (shape,) = input_shapes
-    kernel = inference_kernel(layer)
-    before, after = (host(x).astype("float64") for x in layer.factors())
-    # Only products of the two count; see the note of the layer.
-    there, back = np.split(kernel * np.sqrt(before * after), [-layer.units])
-    value = sandwich_norm(there, back.T)
-    value *= (1 + half_unit(layer)) ** 2
-
-    def make():
-        first, second = np.split(kernel, [-layer.units])
-        hidden = (*shape[:-1], layer.units)
-        linear = of_matrix(after[:, None] * second.T)
-        terms = linear.terms + _OF_SCALES
-        step = linear.step(None, hidden, hidden, terms)
-        # Roots of two are other numbers in float32.
-        step = dataclasses.replace(step, inexact=2)
-        return between_matrices(
-            layer, first * before, step, shape, _OF_SCALES, context
-        )
-
-    return Bound(value, "singular values", rounding=Later(make))
+    hidden = (*shape[:-1], layer.units)
+    return paired(layer, of_matrix, shape, hidden, context)
