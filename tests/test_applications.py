@@ -73,7 +73,7 @@ def test_features_are_a_vector(builder):
 @pytest.mark.elsewhere
 @every_builder
 def test_wrong_arguments_are_refused(builder):
-    with pytest.raises(ValueError, match="size=XS"):
+    with pytest.raises(ValueError, match="size='XS'"):
         builder("XS")
     with pytest.raises(ValueError, match=r"input_shape=\(30, 32, 3\)"):
         builder("S", input_shape=(30, 32, 3))

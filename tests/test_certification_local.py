@@ -210,7 +210,7 @@ def test_the_layer_that_ends_a_local_chain_is_named():
 @pytest.mark.elsewhere
 def test_what_is_estimated_has_no_local_chain():
     model = dense([4, 5, 3])
-    with pytest.raises(ValueError, match=r"Received: rounding=estimated"):
+    with pytest.raises(ValueError, match=r"Received: rounding='estimated'"):
         certify(model, normal(2, 4), local=True, rounding="estimated")
 
 

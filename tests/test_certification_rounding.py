@@ -72,7 +72,7 @@ def test_radii_are_the_larger_the_less_is_proven_of_rounding():
     assert estimated.float32_radius is None
     assert_close(estimated.radius, exact.radius, atol=1e-4)
     assert np.median(float32.radius) > 0.99 * np.median(exact.radius)
-    with pytest.raises(ValueError, match="rounding=float16"):
+    with pytest.raises(ValueError, match="rounding='float16'"):
         certify(model, x, rounding="float16")
 
 

@@ -148,7 +148,7 @@ def test_bad_data_of_a_detector_is_an_error():
             certify_detector(line(), x, y)
     with pytest.raises(ValueError, match="single score"):
         certify_detector(linear_classifier(np.eye(2)), x, [1, 0])
-    with pytest.raises(ValueError, match="moved=all"):
+    with pytest.raises(ValueError, match="moved='all'"):
         certified_auroc(line(), x, [1, 0], moved="all")
     with pytest.raises(ValueError, match="zero or greater"):
         certified_auroc(line(), x, [1, 0], -1.0)

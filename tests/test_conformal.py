@@ -250,7 +250,7 @@ def test_bad_arguments_of_conformal_sets_are_errors():
             ConformalClassifier(model, radius=radius)
     with pytest.raises(ValueError, match="single score"):
         ConformalClassifier(linear_classifier(np.ones((2, 1))))
-    with pytest.raises(ValueError, match="rounding=half"):
+    with pytest.raises(ValueError, match="rounding='half'"):
         ConformalClassifier(model, rounding="half")
     classifier = ConformalClassifier(model)
     for y, message in (

@@ -42,7 +42,7 @@ CONSTRAINED = [*SPECTRAL[:2], lambda **k: layers.FrobeniusDense(3, **k)]
     ],
 )
 def test_numbers_out_of_range_are_refused(make, name, value):
-    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+    with pytest.raises(ValueError, match=f"Received: {name}={value!r}"):
         make(**{name: value})
 
 
@@ -50,7 +50,7 @@ def test_numbers_out_of_range_are_refused(make, name, value):
 @pytest.mark.parametrize("name", ["maxiter_spectral", "maxiter_bjorck"])
 @pytest.mark.parametrize("value", [0, -1, 2.5])
 def test_iteration_limits_are_positive_integers(make, name, value):
-    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+    with pytest.raises(ValueError, match=f"Received: {name}={value!r}"):
         make(**{name: value})
 
 
@@ -126,7 +126,7 @@ def test_spellings_of_the_supported_convolution(padding, dilation):
 def test_unknown_data_format_is_named_where_the_factor_is_computed():
     layer = layers.SpectralConv2D(3, 3)
     layer.data_format = "other"
-    with pytest.raises(RuntimeError, match="Received: data_format=other"):
+    with pytest.raises(RuntimeError, match="Received: data_format='other'"):
         layer._compute_lip_coef((None, 4, 4, 1))
 
 

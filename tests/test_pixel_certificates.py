@@ -266,7 +266,7 @@ def test_bad_input_is_an_error():
             certify_pixels(model, x, labels)
     with pytest.raises(ValueError, match="finite"):
         certify_pixels(model, x * np.nan)
-    with pytest.raises(ValueError, match="rounding=estimated"):
+    with pytest.raises(ValueError, match="rounding='estimated'"):
         certify_pixels(model, x, rounding="estimated")
     with pytest.raises(ValueError, match="ignore_class=void"):
         certify_pixels(model, x, y, ignore_class="void")

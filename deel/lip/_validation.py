@@ -19,13 +19,31 @@ class ArgumentError(ValueError, RuntimeError):
     """
 
 
+# Arrays and lists of more values are told by their shape.
+_FEW = 10
+
+
+def received(name, value):
+    """What an error says of an argument: strings in quotes, no long arrays."""
+    if isinstance(value, str):
+        value = repr(value)
+    elif isinstance(value, (list, tuple, np.ndarray)):
+        try:
+            shape = np.shape(value)
+        except ValueError:
+            shape = (len(value),)
+        if math.prod(shape) > _FEW:
+            value = f"{type(value).__name__} of shape {shape}"
+    return f"Received: {name}={value}"
+
+
 def positive_int(name, value):
     """Returns `value` as an int; accepts floats that are whole (`128.0`)."""
     is_number = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not is_number or value != value or value <= 0 or value != int(value):
         raise ValueError(
             f"Argument `{name}` must be a positive integer. "
-            f"Received: {name}={value}"
+            f"{received(name, value)}"
         )
     return int(value)
 
@@ -36,7 +54,7 @@ def positive_float(name, value):
     if not is_number or not math.isfinite(value) or value <= 0:
         raise ValueError(
             f"Argument `{name}` must be a finite number greater than zero. "
-            f"Received: {name}={value}"
+            f"{received(name, value)}"
         )
     return float(value)
 
@@ -46,7 +64,7 @@ def share(name, value):
     value = positive_float(name, value)
     if value > 1:
         raise ValueError(
-            f"Argument `{name}` must be in ]0, 1]. Received: {name}={value}"
+            f"Argument `{name}` must be in ]0, 1]. {received(name, value)}"
         )
     return value
 
@@ -56,7 +74,7 @@ def nonnegative_float(name, value, error=ValueError):
     if not isinstance(value, numbers.Real) or not value >= 0:
         raise error(
             f"Argument `{name}` must be zero or greater. "
-            f"Received: {name}={value}"
+            f"{received(name, value)}"
         )
     return float(value)
 
@@ -66,7 +84,7 @@ def require_one_of(name, value, options, error=ValueError):
     if value not in options:
         raise error(
             f"Argument `{name}` must be one of {tuple(options)}. "
-            f"Received: {name}={value}"
+            f"{received(name, value)}"
         )
 
 
@@ -78,7 +96,7 @@ def lipschitz_constant(name, value):
         raise ValueError(
             f"Argument `{name}` must be from {least} to {largest}, the range "
             "in which float32 keeps the digits of kernels and gradients. "
-            f"Received: {name}={value}"
+            f"{received(name, value)}"
         )
     return value
 
@@ -111,7 +129,7 @@ def require_instance(name, value):
         raise ValueError(
             f"Argument `{name}` must be a function, a name or an object. "
             f"Expected `{value.__name__}()` in place of the class. "
-            f"Received: {name}={value}"
+            f"{received(name, value)}"
         )
 
 

@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._graph import last_layer
+from deel.lip._validation import received
 from deel.lip._validation import require_built
 from deel.lip.certification._walk import start
 
@@ -15,7 +16,7 @@ def checked_epsilons(epsilons):
     if values.ndim != 1 or not np.all(values >= 0):
         raise ValueError(
             "Radii must be numbers that are zero or greater. "
-            f"Received: epsilons={epsilons}"
+            f"{received('epsilons', epsilons)}"
         )
     return values
 
@@ -48,26 +49,24 @@ def checked_labels(y, classes):
         classes: Integer, the number of scores.
     """
     labels = np.asarray(y if isinstance(y, list) else ops.convert_to_numpy(y))
-    received = f"Received: labels of shape {labels.shape}"
+    shown = f"Received: labels of shape {labels.shape}"
     if labels.dtype.kind not in "biuf":
         raise ValueError(
-            f"Labels must be numbers. {received}, of dtype {labels.dtype}"
+            f"Labels must be numbers. {shown}, of dtype {labels.dtype}"
         )
     if labels.ndim == 2 and labels.shape[1] == classes > 1:
         is_one_hot = np.isin(labels, (0, 1)).all() and np.all(
             labels.sum(axis=1) == 1
         )
         if not is_one_hot:
-            raise ValueError(
-                f"Labels of this shape must be one-hot. {received}"
-            )
+            raise ValueError(f"Labels of this shape must be one-hot. {shown}")
         return np.argmax(labels, axis=1)
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
     if labels.ndim != 1:
         raise ValueError(
             "Labels must be class numbers `(samples,)`, or one-hot "
-            f"`(samples, {classes})`. {received}"
+            f"`(samples, {classes})`. {shown}"
         )
     if classes == 1:
         allowed = np.isin(labels, (-1, 0, 1)).all()
@@ -258,15 +257,14 @@ def check_samples(model, x):
         x: Array or tensor.
     """
     expected = tuple(model.inputs[0].shape)
-    received = tuple(x.shape)
+    found = tuple(x.shape)
     hint = ""
-    if _fits(received[1:], expected[1:]):
+    if _fits(found[1:], expected[1:]):
         return
-    if _fits(received, expected[1:]):
+    if _fits(found, expected[1:]):
         hint = "A single sample is a batch of one, `x[np.newaxis]`. "
     raise ValueError(
-        f"Samples need the shape {expected}. {hint}"
-        f"Received: x of shape {received}"
+        f"Samples need the shape {expected}. {hint}Received: x of shape {found}"
     )
 
 
@@ -290,8 +288,17 @@ def float_type(x):
     return x if x.dtype in ("float32", "float64") else x.astype("float32")
 
 
-def in_batches(model, x, y, batch_size):
-    """Iterator over pairs `(x, y)`, and the number of samples, or None."""
+def in_batches(model, x, y, batch_size, check_labels=None):
+    """Iterator over pairs `(x, y)`, and the number of samples, or None.
+
+    Args:
+        model: A model.
+        x: See `certify`.
+        y: See `certify`.
+        batch_size: Integer.
+        check_labels: Function of the labels of all samples, or None: raises
+            an error for bad ones, before anything is computed.
+    """
     if isinstance(x, keras.utils.PyDataset):
         _refuse_labels(y)
         return (_as_pair(x[i]) for i in range(x.num_batches or len(x))), None
@@ -303,7 +310,7 @@ def in_batches(model, x, y, batch_size):
             )
         _refuse_labels(y)
         return map(_as_pair, x), None
-    x = float_type(x)
+    x = _as_samples(x)
     if len(x) == 0:
         raise ValueError(
             "There is nothing to certify. "
@@ -317,6 +324,8 @@ def in_batches(model, x, y, batch_size):
                 "Each sample needs one label. "
                 f"Received: {len(x)} samples and labels of shape {y.shape}"
             )
+        if check_labels is not None:
+            check_labels(y)
     return (
         (
             x[first : first + batch_size],
@@ -324,6 +333,18 @@ def in_batches(model, x, y, batch_size):
         )
         for first in range(0, len(x), batch_size)
     ), len(x)
+
+
+def _as_samples(x):
+    """Array or tensor, or a list of samples, as an array of floats."""
+    try:
+        return float_type(x)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            "Expected an array of numbers, a list of samples of one shape, or "
+            "an iterable of batches that is no list, such as `iter(batches)`. "
+            f"Received: x of type {type(x).__name__} and length {len(x)}"
+        ) from error
 
 
 def _refuse_labels(y):

@@ -56,18 +56,19 @@ class Networks:
         if local and method != "chain":
             raise ValueError(
                 'What is local is the chain. Expected `method="chain"`. '
-                f"Received: local={local}, method={method}"
+                f"Received: local={local}, method={method!r}"
             )
         if local and rounding == "estimated":
             raise ValueError(
                 "What a ReLU does within a radius is proven. Expected "
                 '`rounding="exact"` or `"float32"` with `local=True`. '
-                f"Received: rounding={rounding}"
+                f"Received: rounding={rounding!r}"
             )
         self.model = model
         self._local = local
         self._arguments = (constants, rounding, method, refine, local)
         self._found = {}
+        self.input_range = None
 
     def of(self, x):
         """The `Network` of inputs as these."""
@@ -76,7 +77,7 @@ class Networks:
             self._found[shape] = Network(self.model, shape, *self._arguments)
         return self._found[shape]
 
-    def batches(self, x, y, batch_size, verbose):
+    def batches(self, x, y, batch_size, verbose, check_labels=None):
         """Iterator over samples and labels, in NumPy, with a progress bar.
 
         Args:
@@ -84,6 +85,7 @@ class Networks:
             y: See `certify`.
             batch_size: See `certify`.
             verbose: See `certify`.
+            check_labels: See `in_batches`.
 
         Raises:
             ValueError: For bad arguments, and where there are no samples.
@@ -93,13 +95,14 @@ class Networks:
         if self._local:
             # One sample after the other, so that progress is seen.
             batch_size, many = min(batch_size, _FEW), _FEW
-        batches, count = in_batches(self.model, x, y, batch_size)
+        batches, count = in_batches(self.model, x, y, batch_size, check_labels)
         shows = verbose == 1 or (verbose == "auto" and (count or 0) >= many)
         bar = keras.utils.Progbar(count) if shows else None
         is_empty = True
         for x_batch, y_batch in batches:
             x_batch = float_type(x_batch)
             check_samples(self.model, x_batch)
+            self._note_range(x_batch)
             yield x_batch, y_batch
             is_empty = False
             if bar is not None:
@@ -108,6 +111,12 @@ class Networks:
             raise ValueError(
                 "There is nothing to certify. Received: empty data"
             )
+
+    def _note_range(self, x):
+        """Keeps the least and the largest value of all samples."""
+        if x.size:
+            values = np.min(x), np.max(x), *(self.input_range or ())
+            self.input_range = float(min(values)), float(max(values))
 
     def ranges(self, x, y, batch_size, verbose, checked):
         """Iterator over pairs of `Ranges` and labels, or None, of batches.
@@ -120,7 +129,9 @@ class Networks:
             checked: Function of labels of a batch, or None, that checks them
                 and returns an array, or None.
         """
-        for x_batch, y_batch in self.batches(x, y, batch_size, verbose):
+        for x_batch, y_batch in self.batches(
+            x, y, batch_size, verbose, checked
+        ):
             labels = checked(y_batch)
             if labels is not None:
                 require_one_each(x_batch, labels)

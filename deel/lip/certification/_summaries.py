@@ -25,6 +25,18 @@ def constant_lines(vector, score, lead):
     ]
 
 
+def range_lines(input_range):
+    """Lines that say in which units radii are, none if it is not known.
+
+    Args:
+        input_range: Pair of floats, or None.
+    """
+    if input_range is None:
+        return []
+    least, largest = input_range
+    return [f"  radii are for inputs       from {least:.4g} to {largest:.4g}"]
+
+
 def float32_line(summary):
     """Line that says how many certificates of real numbers hold in float32.
 

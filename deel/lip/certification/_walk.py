@@ -355,7 +355,7 @@ class Walk:
                 LayerBound(
                     prefix + layer.name,
                     layer.type_name if is_piece else type(layer).__name__,
-                    bound.value,
+                    float(bound.value),
                     bound.method,
                     bound.exact,
                 )

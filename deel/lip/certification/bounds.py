@@ -142,7 +142,7 @@ def require_refinable(refine, method):
     if refine and method != "chain":
         raise ValueError(
             'What is refined is the chain. Expected `method="chain"`. '
-            f"Received: refine={refine}, method={method}"
+            f"Received: refine={refine}, method={method!r}"
         )
 
 

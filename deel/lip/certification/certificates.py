@@ -46,6 +46,7 @@ from deel.lip.certification._curves import draw_bracket
 from deel.lip.certification._curves import radii_to_draw
 from deel.lip.certification._data import check_classifier
 from deel.lip.certification._data import checked_epsilons
+from deel.lip.certification._data import checked_labels
 from deel.lip.certification._data import share_beyond
 from deel.lip.certification._networks import ROUNDINGS
 from deel.lip.certification._networks import Networks
@@ -54,6 +55,7 @@ from deel.lip.certification._outcomes import outcome_of
 from deel.lip.certification._summaries import constant_lines
 from deel.lip.certification._summaries import float32_line
 from deel.lip.certification._summaries import float32_summary
+from deel.lip.certification._summaries import range_lines
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -88,6 +90,8 @@ class Certificates:
             lead of one score over another, the largest of all pairs. With a
             single score, that of the score. None if it is not known.
         local: Boolean, whether each sample has constants of its own besides.
+        input_range: Pair of floats, the least and the largest value of the
+            samples, which tells the units of radii; None if it is not known.
     """
 
     radius: np.ndarray
@@ -101,6 +105,7 @@ class Certificates:
     score_constant: float | None = None
     lead_constant: float | None = None
     local: bool = False
+    input_range: tuple[float, float] | None = None
 
     def __len__(self):
         return len(self.radius)
@@ -146,6 +151,7 @@ class Certificates:
             "score_constant": self.score_constant,
             "lead_constant": self.lead_constant,
             "local": self.local,
+            "input_range": self.input_range and list(self.input_range),
             "mean_radius": float(np.mean(self.radius)),
             "median_radius": float(np.median(self.radius)),
             "largest_rounding": float(np.max(self.rounding)),
@@ -172,6 +178,7 @@ class Certificates:
                 self.lipschitz_constant, self.score_constant, self.lead_constant
             ),
             *(["  near each sample           at most that"] * self.local),
+            *range_lines(self.input_range),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
             f"  certified                  {ROUNDINGS[self.arithmetic]}",
@@ -296,10 +303,17 @@ def certify(
     """
     check_classifier(model, "certify")
     networks = Networks(model, constants, rounding, method, refine, local)
-    outcome = outcome_of(top_k, groups, model.output_shape[-1])
+    classes = model.output_shape[-1]
+    outcome = outcome_of(top_k, groups, classes)
     parts = [
         networks.of(x_batch).certify(x_batch, y_batch, outcome)
-        for x_batch, y_batch in networks.batches(x, y, batch_size, verbose)
+        for x_batch, y_batch in networks.batches(
+            x,
+            y,
+            batch_size,
+            verbose,
+            lambda labels: checked_labels(labels, classes),
+        )
     ]
     return Certificates(
         **joined(parts),
@@ -308,6 +322,7 @@ def certify(
         lead_constant=networks.lead_constant,
         arithmetic=rounding,
         local=bool(local),
+        input_range=networks.input_range,
     )
 
 

@@ -15,6 +15,7 @@ from deel.lip.certification._networks import ROUNDINGS
 from deel.lip.certification._summaries import constant_lines
 from deel.lip.certification._summaries import float32_line
 from deel.lip.certification._summaries import float32_summary
+from deel.lip.certification._summaries import range_lines
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -50,6 +51,8 @@ class PixelCertificates:
             fastest by itself.
         lead_constant: Float, the proven bound of the lead of one score over
             another at one pixel, the largest of all pairs.
+        input_range: Pair of floats, the least and the largest value of the
+            samples, which tells the units of radii; None if it is not known.
     """
 
     radius: np.ndarray
@@ -65,6 +68,7 @@ class PixelCertificates:
     float32_radius: np.ndarray
     score_constant: float
     lead_constant: float
+    input_range: tuple[float, float] | None = None
 
     def __len__(self):
         return len(self.radius)
@@ -202,6 +206,7 @@ class PixelCertificates:
             "lipschitz_constant": float(self.lipschitz_constant),
             "score_constant": self.score_constant,
             "lead_constant": self.lead_constant,
+            "input_range": self.input_range and list(self.input_range),
             "mean_radius": float(np.mean(self.radius)),
             "median_radius": float(np.median(self.radius)),
             "largest_rounding": float(np.max(self.rounding)),
@@ -228,6 +233,7 @@ class PixelCertificates:
             *constant_lines(
                 self.lipschitz_constant, self.score_constant, self.lead_constant
             ),
+            *range_lines(self.input_range),
             f"  mean radius                {summary['mean_radius']:.4g}",
             f"  median radius              {summary['median_radius']:.4g}",
             f"  certified                  {ROUNDINGS[self.arithmetic]}",
@@ -290,6 +296,12 @@ class PixelCertificates:
         Returns:
             The axes.
         """
+        count = len(self.radius)
+        if not -count <= index < count:
+            raise ValueError(
+                f"Argument `index` must be that of one of {count} samples. "
+                f"Received: index={index}"
+            )
         radius = self.radius[index]
         if radius.ndim != 2:
             raise ValueError(

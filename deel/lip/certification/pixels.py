@@ -106,6 +106,7 @@ def certify_pixels(
         score_constant=networks.score_constant,
         lead_constant=networks.lead_constant,
         arithmetic=rounding,
+        input_range=networks.input_range,
     )
     if certificates.label is not None and not np.any(certificates.counted):
         raise ValueError(
