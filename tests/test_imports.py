@@ -52,6 +52,7 @@ FOLDERS = {
         _both_ways _pairs unconstrained _padded _coverage
         dense orthogonal_dense convolutional convolutional_transpose depthwise
         orthogonal_convolution almost_orthogonal symmetric sandwich
+        _recurrent_cell recurrent
     """,
     "losses": """
         _base _kantorovich _hinges _hkr _learned_margins _crossentropies

@@ -49,9 +49,9 @@ NAMES = {
         InvertibleDownSampling InvertibleUpSampling LayerCentering LipResidual
         LipschitzLayer LipschitzPReLU MaxMin Monotone OrthogonalConv1D
         OrthogonalConv2D
-        OrthogonalConv2DTranspose OrthogonalConv3D OrthogonalDense PReLUlip
-        PartialResidual PrescaledResidual SLLConv2D SLLDense
-        SandwichConv2D SandwichDense ScaleBiasLayer
+        OrthogonalConv2DTranspose OrthogonalConv3D OrthogonalDense
+        OrthogonalRNN PReLUlip PartialResidual PrescaledResidual SLLConv2D
+        SLLDense SandwichConv2D SandwichDense ScaleBiasLayer
         ScaledAdaptiveAveragePooling2D ScaledAdaptiveL2NormPooling2D
         ScaledAveragePooling1D ScaledAveragePooling2D ScaledAveragePooling3D
         ScaledGlobalAveragePooling1D ScaledGlobalAveragePooling2D

@@ -1,5 +1,6 @@
 """The one mechanism behind every layer with a constrained kernel."""
 
+import contextlib
 import threading
 
 import keras
@@ -88,7 +89,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
 
     @property
     def kernel(self):
-        if id(self) in _in_use.by_layer:
+        if self.is_using():
             return _in_use.by_layer[id(self)]
         if self._free_kernel is None:
             raise AttributeError(
@@ -165,17 +166,42 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
             build_once(self.activation, self._linear_output_shape(input_shape))
 
     def call(self, inputs, training=True):
+        with self.using(self.constrained_kernel(training)):
+            return super().call(inputs)
+
+    def constrained_kernel(self, training):
+        """Returns the kernel of one call, a tensor of the compute dtype.
+
+        To be asked for once in each call, and not inside of a loop: what
+        training makes of the free kernel is stored.
+
+        Args:
+            training: Boolean.
+        """
         if training:
             # Again, since copies of a layer are not built.
             follow_torch_optimizers(self)
             kernel = self.parametrization.update(self.kernel)
         else:
             kernel = self.wbar.proven()
-        _in_use.by_layer[id(self)] = ops.cast(kernel, self.compute_dtype)
+        return ops.cast(kernel, self.compute_dtype)
+
+    @contextlib.contextmanager
+    def using(self, kernel):
+        """Surrounds a call in which `self.kernel` is a tensor.
+
+        Args:
+            kernel: Tensor.
+        """
+        _in_use.by_layer[id(self)] = kernel
         try:
-            return super().call(inputs)
+            yield
         finally:
             del _in_use.by_layer[id(self)]
+
+    def is_using(self):
+        """Whether this thread is in a call, see `using`."""
+        return id(self) in _in_use.by_layer
 
     def _after_update(self, kernel):
         if self.kernel_constraint is None:
@@ -243,6 +269,11 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         self._check_condensable()
         self.wbar.condense()
 
+    def _check_exportable(self):
+        """Raises ValueError where inference breaks its promise."""
+        self._require_finite("wbar", self.wbar.proven())
+        self.wbar.require_sound(self.name)
+
     def vanilla_export(self):
         """Returns the stock Keras layer with the same inference output.
 
@@ -255,8 +286,7 @@ class ConstrainedKernel(LipschitzLayer, Condensable):
         to its norm.
         """
         require_built(self, "vanilla_export")
-        self._require_finite("wbar", self.wbar.proven())
-        self.wbar.require_sound(self.name)
+        self._check_exportable()
         stock_class, config = self._stock_equivalent()
         input_shape = self._build_shapes_dict["input_shape"]
         linear_shape = self._linear_output_shape(input_shape)

@@ -101,16 +101,21 @@ def condensable_layers(layers):
     """Yields those of the layers that can be condensed, at any depth.
 
     Args:
-        layers: Iterable of layers and models. What is inside of a model, or of
-            a wrapper, stands for it.
+        layers: Iterable of layers and models. What is inside of a model, of a
+            wrapper, or of a recurrent layer, stands for it.
     """
     for layer in layers:
-        if isinstance(layer, keras.Model):
-            yield from condensable_layers(layer.layers)
-        elif isinstance(layer, keras.layers.Wrapper):
-            yield from condensable_layers([layer.layer])
-        elif isinstance(layer, Condensable):
+        if isinstance(layer, Condensable) and not isinstance(layer, _HOLDERS):
             yield layer
+        else:
+            # Keras has no public name for what a layer holds.
+            yield from condensable_layers(
+                layer._flatten_layers(include_self=False, recursive=False)
+            )
+
+
+# What is condensed by what is inside.
+_HOLDERS = (keras.Model, keras.layers.Wrapper, keras.layers.RNN)
 
 
 def condense_layers(model):

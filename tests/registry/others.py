@@ -28,6 +28,18 @@ def pool(name, shape, output, **arguments):
     return row(kind, shape, output, **arguments)
 
 
+def recurrent(shape, units, **arguments):
+    """Kernels of inputs and states, one above the other, or one by one."""
+    steps, channels = shape
+    output = (steps, units) if "return_sequences" in arguments else (units,)
+    values = (channels + units) * units
+    # For each kernel, a vector of the power iteration and its norm.
+    kernels = 1 + (arguments.get("memory") == "lasting")
+    parameters = values + units, values + kernels * (units + 1)
+    kind = layers.OrthogonalRNN
+    return row(kind, shape, output, parameters, units=units, **arguments)
+
+
 _FIRST = {"data_format": "channels_first"}
 
 OTHERS = [
@@ -177,6 +189,16 @@ OTHERS = [
         directions=[-1, 0, 0],
         k_branch=1.0,
         k_coef_lip=2.0,
+    ),
+    recurrent((5, 3), 4),
+    recurrent((4, 2), 3, activation="relu", memory="lasting", k_coef_lip=2.0),
+    recurrent((6, 3), 4, return_sequences=True, k_coef_lip=0.5),
+    recurrent(
+        (3, 5),
+        4,
+        activation=layers.GroupSort2(name="sort"),
+        memory="lasting",
+        return_sequences=True,
     ),
     row(layers.LipschitzPReLU, (3, 4), None, (12, 0)),
     row(

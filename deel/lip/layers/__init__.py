@@ -49,6 +49,7 @@ from deel.lip.layers.orthogonal_convolution import OrthogonalConv3D
 from deel.lip.layers.orthogonal_dense import OrthogonalDense
 from deel.lip.layers.prelu import LipschitzPReLU
 from deel.lip.layers.prelu import PReLUlip
+from deel.lip.layers.recurrent import OrthogonalRNN
 from deel.lip.layers.resampling import InvertibleDownSampling
 from deel.lip.layers.resampling import InvertibleUpSampling
 from deel.lip.layers.resampling import SpatialShift2D
@@ -86,6 +87,7 @@ __all__ = [
     "OrthogonalConv2DTranspose",
     "OrthogonalConv3D",
     "OrthogonalDense",
+    "OrthogonalRNN",
     "PReLUlip",
     "PartialResidual",
     "PrescaledResidual",
