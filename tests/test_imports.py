@@ -59,7 +59,7 @@ FOLDERS = {
     """,
     "certification": """
         _device _norms _chain _torus _image_steps _spectrum _branches _refined
-        _rounding _float64 _registry _flow _nodes
+        _rounding _recurrences _float64 _registry _flow _nodes
         _pieces rules/ patterns/ _local _walk _promises bounds
         _curves _data _outcomes _scores _network _networks _summaries
         certificates attacks _binomial coverage conformal detectors regression
@@ -67,7 +67,8 @@ FOLDERS = {
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling
-        normalization shapes augmentation joins _pulled copying operations
+        recurrent normalization shapes augmentation joins _pulled copying
+        operations
     """,
     "certification.patterns": """
         comparisons norms folds folded_sorts symmetric_steps sandwiches padded

@@ -101,6 +101,12 @@ _NO_CONSTANT = {
     keras.layers.MultiHeadAttention: "multiplies its inputs, which are not "
     "bounded",
     keras.layers.Attention: "multiplies its inputs, which are not bounded",
+    **{
+        getattr(keras.layers, name): "multiplies its gates by its states, and "
+        "the inputs move both; `OrthogonalRNN` of this library is bounded, and "
+        "so is `SimpleRNN`"
+        for name in ("ConvLSTM1D", "ConvLSTM2D", "ConvLSTM3D", "GRU", "LSTM")
+    },
     keras.layers.Masking: "jumps where a step has the value of the mask",
     keras.layers.Embedding: "maps integers; bound a model of the vectors that "
     "it returns",

@@ -34,6 +34,7 @@ import functools
 import math
 
 import keras
+import numpy as np
 
 from deel.lip._backend.variables import host
 from deel.lip._export import build_once
@@ -265,24 +266,34 @@ class OrthogonalRNN(LipschitzLayer, Condensable, keras.layers.RNN):
         if self._counts_steps():
             _require_steps(self, sequences.shape[1])
         kernel, recurrent = self.cell.kernels(training)
-        driven = self.cell.driven(sequences, self._scaled(kernel))
+        scale = self._input_scale()
+        kernel = kernel if scale == 1.0 else kernel * scale
+        driven = self.cell.driven(sequences, kernel)
         with self.cell.using(recurrent):
             return super().inner_loop(driven, initial_state, mask, training)
 
-    def _scaled(self, kernel):
-        coefficient = self._get_coef()
-        return kernel if coefficient == 1.0 else kernel * coefficient
-
     def used_kernels(self):
         """What inference multiplies inputs and states by, a pair of arrays.
+
+        The first is a product that is exact in float64, and rounded in float32.
 
         Raises:
             ValueError: If a kernel breaks its promise.
         """
         for dense in self.cell.maps:
             dense._check_exportable()
-        kernel, recurrent = self.cell.kernels(training=False)
-        return host(self._scaled(kernel)), host(recurrent)
+        kernel, recurrent = (
+            host(x).astype("float64") for x in self.cell.kernels(training=False)
+        )
+        return self._input_scale() * kernel, recurrent
+
+    def _input_scale(self):
+        """The number s of the note, one that float32 holds."""
+        scale = self._get_coef()
+        rounded = np.float32(scale)
+        if rounded > scale:
+            rounded = np.nextafter(rounded, np.float32(0.0))
+        return float(rounded)
 
     def _counts_steps(self):
         return self.return_sequences or self.memory == "lasting"

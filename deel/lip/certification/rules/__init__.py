@@ -14,4 +14,5 @@ from deel.lip.certification.rules import joins
 from deel.lip.certification.rules import normalization
 from deel.lip.certification.rules import operations
 from deel.lip.certification.rules import pooling
+from deel.lip.certification.rules import recurrent
 from deel.lip.certification.rules import shapes
