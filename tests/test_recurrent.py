@@ -18,6 +18,7 @@ from keras import ops
 from small_networks import stack
 
 from deel.lip import layers
+from deel.lip.model import Model
 from deel.lip.model import Sequential
 
 KINDS = [
@@ -219,6 +220,42 @@ def test_both_directions_are_condensed_and_trained():
     model.condense()
     for dense in denses:
         assert_equal(dense.kernel, dense.wbar)
+
+
+def test_both_directions_are_exported(tmp_path):
+    sort = layers.GroupSort2()
+    forward = layers.OrthogonalRNN(4, activation=sort, return_sequences=True)
+    # One of both may be any other one.
+    backward = keras.layers.GRU(4, return_sequences=True, go_backwards=True)
+    inputs = keras.Input((5, 3))
+    outputs = [
+        keras.layers.Bidirectional(forward)(inputs),
+        keras.layers.Bidirectional(forward, backward_layer=backward)(inputs),
+    ]
+    model = Model(inputs, outputs)
+    x = normal(2, 5, 3)
+    exported = reloaded(model.vanilla_export(), tmp_path)
+    for layer in exported.layers[1:]:
+        assert type(layer.forward_layer) is keras.layers.SimpleRNN
+    expected = model.predict(x, verbose=0)
+    for one, other in zip(
+        exported.predict(x, verbose=0), expected, strict=True
+    ):
+        assert_close(one, other, atol=1e-6)
+
+
+@pytest.mark.elsewhere
+def test_keras_alone_takes_functions_as_activations():
+    for activation, is_stock in (("tanh", True), (layers.GroupSort2(), False)):
+        layer = layers.OrthogonalRNN(4, activation=activation)
+        model = stack(layer, shape=(5, 3), container=Sequential)
+        if is_stock:
+            exported = model.vanilla_export(stock_only=True)
+            x = normal(2, 5, 3)
+            assert_close(exported(x), model(x, training=False), atol=1e-6)
+        else:
+            with pytest.raises(ValueError, match="GroupSort2 in layer"):
+                model.vanilla_export(stock_only=True)
 
 
 def test_models_share_out_their_constant_to_it():

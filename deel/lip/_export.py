@@ -94,7 +94,31 @@ def stock_version(layer):
         return without_constraints(layer), False
     if isinstance(layer, Condensable):
         return layer.vanilla_export(), False
+    is_pair = isinstance(layer, keras.layers.Bidirectional)
+    if is_pair and any(condensable_layers([layer])):
+        return _both_directions(layer), False
     return type(layer).from_config(layer.get_config()), True
+
+
+def _both_directions(layer):
+    """A `Bidirectional` layer of the stock versions of both of its layers."""
+    parts = layer.forward_layer, layer.backward_layer
+    versions = [stock_version(part) for part in parts]
+    (forward, _), (backward, _) = versions
+    exported = keras.layers.Bidirectional(
+        forward,
+        merge_mode=layer.merge_mode,
+        backward_layer=backward,
+        name=layer.name,
+        dtype=layer.dtype_policy,
+    )
+    exported.build(layer._build_shapes_dict["sequences_shape"])
+    # It makes the forward layer anew, from its config.
+    targets = exported.forward_layer, exported.backward_layer
+    for part, version, target in zip(parts, versions, targets, strict=True):
+        source, is_copy = version
+        copy_state(part if is_copy else source, target)
+    return exported
 
 
 def condensable_layers(layers):
