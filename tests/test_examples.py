@@ -32,6 +32,7 @@ keras_walkthrough = importlib.import_module("keras_walkthrough")
 mnist_binary = importlib.import_module("mnist_binary")
 mnist_multiclass = importlib.import_module("mnist_multiclass")
 segmentation = importlib.import_module("segmentation")
+sequences = importlib.import_module("sequences")
 
 
 @pytest.fixture(scope="module")
@@ -235,6 +236,25 @@ def test_segmentation_certifies_all_pixels_at_once(tmp_path, capsys):
     assert type(keras.models.load_model(tmp_path / "model.keras")) is (
         keras.Sequential
     )
+
+
+@pytest.mark.elsewhere
+def test_sequences_are_certified_in_a_table(capsys):
+    options = {
+        "--samples": 200,
+        "--steps": 12,
+        "--units": 8,
+        "--epochs": 2,
+        "--attack-samples": 20,
+        "--attack-steps": 5,
+    }
+    words = [str(word) for option in options.items() for word in option]
+    assert sequences.main(words) == 0
+    head, *rows, last = capsys.readouterr().out.splitlines()
+    assert head.split()[:4] == ["network", "weights", "accuracy", "radius"]
+    names = ["forgetting", "lasting", "convolution"]
+    assert [row.split()[0] for row in rows] == names
+    assert last == "Attacks within a certified radius: 0"
 
 
 @pytest.mark.elsewhere
