@@ -10,7 +10,9 @@ from harness import to_numpy
 from deel.lip import applications
 from deel.lip.certification import lipschitz_bound
 
-BUILDERS = [getattr(applications, name) for name in applications.__all__]
+# The classifiers of images; the fields have a test of their own.
+NAMES = [name for name in applications.__all__ if name != "DistanceField"]
+BUILDERS = [getattr(applications, name) for name in NAMES]
 SHAPE = (8, 8, 3)
 
 # What proofs may add: 5e-4 for a convolution whose image is neither small
@@ -25,7 +27,7 @@ def _images(count):
     return x.astype("float32")
 
 
-@pytest.fixture(scope="module", params=BUILDERS, ids=applications.__all__)
+@pytest.fixture(scope="module", params=BUILDERS, ids=NAMES)
 def moved(request):
     """A network with two scores of constant 3, its kernels far from the start.
 
@@ -90,3 +92,29 @@ def test_scores_depend_on_the_image(builder):
     x = 10.0 * _images(8)
     scores = builder("S", input_shape=SHAPE).predict(x, verbose=0)
     assert np.min(np.std(scores, axis=0)) > 0.01
+
+
+@pytest.mark.parametrize("shape", [(2,), (4, 4, 1)])
+def test_a_field_has_its_constant_and_keeps_the_norm_of_gradients(shape):
+    model = applications.DistanceField("S", shape, k_coef_lip=3.0, name="mine")
+    assert model.name == "mine"
+    for variable in model.trainable_variables:
+        step = np.random.default_rng(0).standard_normal(variable.shape)
+        variable.assign(to_numpy(variable) + 0.3 * step)
+    model.condense()
+    # One score: nothing is lost to that of others.
+    assert lipschitz_bound(model) <= 3.0 * (1 + 1e-4)
+    for kernel in (to_numpy(x.wbar) for x in model.layers if x.weights):
+        values = np.linalg.svd(kernel, compute_uv=False)
+        assert_close(values, values[0], rtol=1e-3)
+
+
+@pytest.mark.elsewhere
+def test_wrong_arguments_of_a_field_are_refused():
+    with pytest.raises(ValueError, match="size=XL"):
+        applications.DistanceField("XL")
+    for shape in ((), (None, 2), (0,)):
+        with pytest.raises(ValueError, match="input_shape="):
+            applications.DistanceField(input_shape=shape)
+    with pytest.raises(ValueError, match="k_coef_lip=0"):
+        applications.DistanceField(k_coef_lip=0.0)

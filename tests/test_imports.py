@@ -24,7 +24,7 @@ FOLDERS = {
         constraints initializers regularizers
         layers/ activations unconstrained_layers compute_layer_sv
         losses/ metrics certification/
-        _stock_metrics model applications callbacks plots _deprecated
+        _stock_metrics model sampling applications callbacks plots _deprecated
         _command export/
     """,
     "_backend": """
@@ -63,7 +63,7 @@ FOLDERS = {
         _pieces rules/ patterns/ _local _walk _promises bounds
         _curves _data _outcomes _scores _network _networks _summaries
         certificates attacks _binomial coverage conformal detectors regression
-        _budgets pixel_certificates pixels wasserstein
+        _budgets pixel_certificates pixels wasserstein tracing
     """,
     "certification.rules": """
         _steps activations _linear dense convolutions pooling

@@ -10,14 +10,15 @@ NAMES = {
     "deel.lip": """
         Model Sequential __version__ activations applications callbacks
         certification constraints initializers layers losses metrics model
-        normalizers optimizers parametrizations regularizers utils vanillaModel
+        normalizers optimizers parametrizations regularizers sampling utils
+        vanillaModel
     """,
     "deel.lip.activations": """
         Abs FullSort GroupSort GroupSort2 Householder LipschitzPReLU MaxMin
         PReLUlip
     """,
     "deel.lip.applications": """
-        LiResNet LipNeXt OrthogonalResNet VGG
+        DistanceField LiResNet LipNeXt OrthogonalResNet VGG
     """,
     "deel.lip.callbacks": """
         CondenseCallback LossParamLog LossParamScheduler MonitorCallback
@@ -25,11 +26,11 @@ NAMES = {
     "deel.lip.certification": """
         Bound Certificates ConformalClassifier CoverageBounds
         DetectorCertificates LayerBound PixelCertificates
-        RegressionCertificates Step WassersteinBound attack_accuracy
-        attack_distances
+        RegressionCertificates Step TracedRays WassersteinBound
+        attack_accuracy attack_distances
         attack_scores certified_accuracy certified_auroc
         certified_pixel_accuracy certify certify_detector certify_pixels
-        certify_regression lipschitz_bound register_bound
+        certify_regression lipschitz_bound register_bound sphere_trace
         wasserstein_distance
     """,
     "deel.lip.compute_layer_sv": """
@@ -108,6 +109,9 @@ NAMES = {
     """,
     "deel.lip.regularizers": """
         Lorth Lorth2D LorthRegularizer OrthDenseRegularizer
+    """,
+    "deel.lip.sampling": """
+        OneClassDataset outside_samples
     """,
     "deel.lip.utils": """
         evaluate_lip_const evaluate_lip_const_gen l2_normalize

@@ -18,6 +18,7 @@ from deel.lip import normalizers
 from deel.lip import optimizers
 from deel.lip import parametrizations
 from deel.lip import regularizers
+from deel.lip import sampling
 from deel.lip import utils
 from deel.lip.model import Model
 from deel.lip.model import Sequential
@@ -45,6 +46,7 @@ __all__ = [
     "optimizers",
     "parametrizations",
     "regularizers",
+    "sampling",
     "utils",
     "vanillaModel",
 ]

@@ -6,8 +6,8 @@ before that layer is 1-Lipschitz as a vector. `deel.lip.certification.certify`
 compares the scores pair by pair.
 
 There are no weights to load: what a network should certify depends on the loss
-and on the units of the pixels. `examples/train_certified.py` trains each of
-them.
+and on the units of the pixels. `examples/train_certified.py` trains the
+classifiers of images, `deel.lip.sampling` what `DistanceField` needs.
 """
 
 import keras
@@ -17,6 +17,7 @@ from deel.lip._validation import require_one_of
 from deel.lip.initializers import DiracInitializer
 from deel.lip.layers import Abs
 from deel.lip.layers import FrobeniusDense
+from deel.lip.layers import FullSort
 from deel.lip.layers import GroupSort2
 from deel.lip.layers import InvertibleDownSampling
 from deel.lip.layers import LipResidual
@@ -28,7 +29,7 @@ from deel.lip.layers import SpectralConv2D
 from deel.lip.layers import SpectralDense
 from deel.lip.model import Model
 
-__all__ = ["VGG", "LiResNet", "LipNeXt", "OrthogonalResNet"]
+__all__ = ["VGG", "DistanceField", "LiResNet", "LipNeXt", "OrthogonalResNet"]
 
 
 def __dir__():
@@ -222,6 +223,61 @@ def LipNeXt(
     x = ScaledGlobalAveragePooling2D()(x)
     x = SpectralDense(width, activation=GroupSort2())(x)
     return _with_top(inputs, x, classes, k_coef_lip, include_top, name)
+
+
+def DistanceField(
+    size="S", input_shape=(2,), k_coef_lip=1.0, name="distance_field"
+):
+    """Dense layers and one score: a signed distance, or a detector.
+
+    The score is positive inside of what it has learned, and negative outside.
+    Its magnitude never exceeds `k_coef_lip` times the distance of its zero set,
+    for any weights: `deel.lip.certification.sphere_trace` follows rays through
+    it. All hidden layers are orthogonal and sort: trained with `HKR`,
+    its gradient has a norm near `k_coef_lip`, and then it is that distance.
+    `deel.lip.sampling.OneClassDataset` makes the samples outside of data that
+    has none.
+
+    Args:
+        size: `"S"`, `"M"` or `"L"`: 3, 4 or 6 layers of 64, 128 or 256 units.
+        input_shape: Tuple, the shape of a point, or of an image, which is
+            flattened.
+        k_coef_lip: Float, the Lipschitz constant of the score.
+        name: String, the name of the model.
+
+    Returns:
+        A `deel.lip.model.Model`.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+
+    Example:
+
+    >>> from deel.lip.applications import DistanceField
+    >>> from deel.lip.certification import lipschitz_bound
+    >>> model = DistanceField("S", input_shape=(3,))
+    >>> model.output_shape, round(lipschitz_bound(model), 3)
+    ((None, 1), 1.0)
+
+    Reference:
+        - [Bethune et al., 2023](https://arxiv.org/abs/2303.01978), "Robust
+          one-class classification with signed distance function using
+          1-Lipschitz neural networks".
+    """
+    units, depth = _of_size(size, units=(64, 128, 256), depth=(3, 4, 6))
+    shape = tuple(input_shape)
+    if not shape or not all(side is not None and side > 0 for side in shape):
+        raise ValueError(
+            "Argument `input_shape` must have one known length or more. "
+            f"Received: input_shape={input_shape}"
+        )
+    x = inputs = keras.Input(shape)
+    if len(shape) > 1:
+        x = keras.layers.Flatten()(x)
+    for _ in range(depth):
+        x = SpectralDense(units, activation=FullSort())(x)
+    x = FrobeniusDense(1, k_coef_lip=k_coef_lip, name="score")(x)
+    return Model(inputs=inputs, outputs=x, name=name)
 
 
 def _of_size(size, **choices):

@@ -30,6 +30,16 @@ def host(variable):
     return ops.convert_to_numpy(tensor)
 
 
+def synchronised(model):
+    """The model, with the weights of the last step in its variables.
+
+    On JAX `fit` keeps them elsewhere while it runs.
+    """
+    if keras.backend.backend() == "jax":
+        model.jax_state_sync()
+    return model
+
+
 def array_where_eager_is_slow(tensor):
     """NumPy array of a tensor that JAX computes with eagerly; else None.
 

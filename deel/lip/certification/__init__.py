@@ -21,6 +21,8 @@ from deel.lip.certification.pixels import certified_pixel_accuracy
 from deel.lip.certification.pixels import certify_pixels
 from deel.lip.certification.regression import RegressionCertificates
 from deel.lip.certification.regression import certify_regression
+from deel.lip.certification.tracing import TracedRays
+from deel.lip.certification.tracing import sphere_trace
 from deel.lip.certification.wasserstein import WassersteinBound
 from deel.lip.certification.wasserstein import wasserstein_distance
 
@@ -34,6 +36,7 @@ __all__ = [
     "PixelCertificates",
     "RegressionCertificates",
     "Step",
+    "TracedRays",
     "WassersteinBound",
     "attack_accuracy",
     "attack_distances",
@@ -47,6 +50,7 @@ __all__ = [
     "certify_regression",
     "lipschitz_bound",
     "register_bound",
+    "sphere_trace",
     "wasserstein_distance",
 ]
 

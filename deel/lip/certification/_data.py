@@ -5,6 +5,7 @@ import numpy as np
 from keras import ops
 
 from deel.lip._graph import last_layer
+from deel.lip._validation import positive_int
 from deel.lip._validation import received
 from deel.lip._validation import require_built
 from deel.lip.certification._walk import start
@@ -225,6 +226,22 @@ def check_classifier(model, name, has_positions=False):
         )
 
 
+def check_single_score(model, name, noun):
+    """As `check_model`, and there is one score.
+
+    Args:
+        model: As of `check_model`.
+        name: As of `check_model`.
+        noun: String, what such a model is called, such as "A detector".
+    """
+    check_model(model, name)
+    if model.output_shape[-1] != 1:
+        raise ValueError(
+            f"{noun} has a single score. Expected an output `(batch, 1)`. "
+            f"Received: an output of shape {model.output_shape}"
+        )
+
+
 def _check_input(model):
     """Raises ValueError where distances of inputs mean nothing."""
     embeddings = [
@@ -359,3 +376,22 @@ def _as_pair(batch):
     if isinstance(batch, (tuple, list)):
         return batch[0], batch[1] if len(batch) > 1 else None
     return batch, None
+
+
+def by_rows(function, count, batch_size):
+    """Joins what a function returns for the rows of each batch.
+
+    All batches have one shape, for which functions are compiled once.
+
+    Args:
+        function: Takes an array of row numbers, and returns an array with an
+            entry for each of them.
+        count: Integer, the number of rows.
+        batch_size: Integer, rows in a batch.
+    """
+    batch_size = min(positive_int("batch_size", batch_size), count)
+    found = []
+    for first in range(0, count, batch_size):
+        rows = np.arange(first, first + batch_size)
+        found.append(function(rows % count)[: count - first])
+    return np.concatenate(found)

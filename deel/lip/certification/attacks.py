@@ -5,6 +5,7 @@ from keras import ops
 
 from deel.lip._backend.differentiation import compiled
 from deel.lip._validation import positive_int
+from deel.lip.certification._data import by_rows
 from deel.lip.certification._data import check_classifier
 from deel.lip.certification._data import check_model
 from deel.lip.certification._data import check_samples
@@ -126,7 +127,7 @@ def attack_distances(
     def distances(rows):
         return attack.distances(x[rows], labels[rows], radii[:, rows])
 
-    return _by_batches(distances, len(x), batch_size)
+    return by_rows(distances, len(x), batch_size)
 
 
 def attack_scores(
@@ -189,7 +190,7 @@ def attack_scores(
     def moved(rows):
         return attack.furthest(x[rows], labels[rows], radii[rows])
 
-    return _by_batches(moved, len(x), batch_size)
+    return by_rows(moved, len(x), batch_size)
 
 
 def _checked(model, x, y, bounds):
@@ -210,19 +211,6 @@ def _checked(model, x, y, bounds):
             f"bounds={bounds}, samples from {x.min()} to {x.max()}"
         )
     return x, checked_labels(y, model.output_shape[-1])
-
-
-def _by_batches(function, count, batch_size):
-    """Joins what a function returns for the rows of each batch.
-
-    All batches have one shape, for which the gradient is compiled once.
-    """
-    batch_size = min(positive_int("batch_size", batch_size), count)
-    found = []
-    for first in range(0, count, batch_size):
-        rows = np.arange(first, first + batch_size)
-        found.append(function(rows % count)[: count - first])
-    return np.concatenate(found)
 
 
 def _lead(scores, labels):

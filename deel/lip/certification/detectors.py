@@ -20,7 +20,7 @@ import numpy as np
 from deel.lip._validation import require_one_of
 from deel.lip.certification._curves import draw_bracket
 from deel.lip.certification._curves import radii_to_draw
-from deel.lip.certification._data import check_model
+from deel.lip.certification._data import check_single_score
 from deel.lip.certification._data import checked_epsilons
 from deel.lip.certification._data import checked_labels
 from deel.lip.certification._data import require_labels
@@ -217,12 +217,7 @@ def certify_detector(
     >>> [float(a) for a in found.certified_auroc([0.0, 0.5, 1.0])]
     [1.0, 0.5, 0.0]
     """
-    check_model(model, "certify_detector")
-    if model.output_shape[-1] != 1:
-        raise ValueError(
-            "A detector has a single score. Expected an output `(batch, 1)`. "
-            f"Received: an output of shape {model.output_shape}"
-        )
+    check_single_score(model, "certify_detector", "A detector")
     networks = Networks(model, constants, rounding, method, refine)
     ranges, labels = zip(
         *networks.ranges(x, y, batch_size, verbose, _checked), strict=True

@@ -16,7 +16,7 @@ import math
 
 import numpy as np
 
-from deel.lip.certification._data import check_model
+from deel.lip.certification._data import check_single_score
 from deel.lip.certification._networks import Networks
 
 
@@ -127,12 +127,7 @@ def wasserstein_distance(
         )
     found = []
     for one in critics:
-        check_model(one, "wasserstein_distance")
-        if one.output_shape[-1] != 1:
-            raise ValueError(
-                "A critic has a single score. Expected an output `(batch, 1)`. "
-                f"Received: an output of shape {one.output_shape}"
-            )
+        check_single_score(one, "wasserstein_distance", "A critic")
         networks = Networks(one, constants, "exact", method, refine)
         first, second = (
             _mean(networks, samples, batch_size, verbose) for samples in (x, y)

@@ -1,0 +1,150 @@
+"""Samples outside of data, and training with them."""
+
+import keras
+import numpy as np
+import pytest
+from harness import assert_equal
+from harness import normal
+from harness import to_numpy
+from small_networks import linear_classifier
+
+from deel.lip.applications import DistanceField
+from deel.lip.certification import certify_detector
+from deel.lip.losses import HKR
+from deel.lip.sampling import OneClassDataset
+from deel.lip.sampling import outside_samples
+
+
+def half_space(slope=0.5, border=0.3):
+    """Positive where the first coordinate is above the border."""
+    kernel = slope * np.array([[1.0], [0.0]])
+    return linear_classifier(kernel, np.array([-slope * border]))
+
+
+def test_samples_are_between_noise_and_the_border():
+    # Slopes below one: Newton's steps are longer than the score.
+    x = outside_samples(half_space(), 1000, -1.0, 1.0)
+    assert x.shape == (1000, 2)
+    assert x.dtype == "float32"
+    assert np.all(np.abs(x) <= 1.0)
+    ahead = 0.3 - x[:, 0]
+    # What float32 rounds.
+    assert np.min(ahead) > -1e-6
+    # Noise that fell inside, 35 % of it, is at the border.
+    at_border = ahead < 1e-6
+    assert 0.3 < np.mean(at_border) < 0.4
+    # Shares of distances that are both uniform: the mean is a quarter of all.
+    assert np.mean(ahead[~at_border]) == pytest.approx(1.3 / 4, abs=0.03)
+    # Nothing moves along the border.
+    assert np.std(x[:, 1]) == pytest.approx(2 / np.sqrt(12), abs=0.03)
+
+
+def test_samples_of_a_curved_field_come_near_its_border():
+    model = DistanceField("S")
+    model.layers[-1].bias.assign(-to_numpy(model(np.zeros((1, 2))))[0])
+    noise = np.random.default_rng(0).uniform(-1.0, 1.0, (400, 2))
+    before = model.predict(noise, verbose=0)[:, 0]
+    x = outside_samples(model, 400, -1.0, 1.0, batch_size=150)
+    after = model.predict(x, verbose=0)[:, 0]
+    is_outside = before < 0
+    # All but those that the box holds back end at or below zero.
+    assert np.mean(after < 1e-3) > 0.9
+    share = np.mean(after[is_outside]) / np.mean(before[is_outside])
+    assert 0.3 < share < 0.7
+
+
+@pytest.mark.elsewhere
+def test_seeds_choose_the_samples():
+    model = half_space()
+    one, same, other = (
+        outside_samples(model, 5, -1.0, 1.0, seed=seed) for seed in (0, 0, 1)
+    )
+    assert_equal(one, same)
+    assert np.all(one != other)
+
+
+@pytest.mark.elsewhere
+def test_a_flat_score_moves_nothing():
+    noise = outside_samples(half_space(0.0), 50, [-1, 2.0], [1, 3.0])
+    assert np.all((noise[:, 1] >= 2.0) & (noise[:, 1] <= 3.0))
+    assert np.std(noise[:, 0]) > 0.3
+
+
+@pytest.mark.elsewhere
+def test_batches_are_half_data_and_every_sample_is_seen():
+    x = normal(10, 2)
+    data = OneClassDataset(half_space(), x, -1.0, 1.0, batch_size=8)
+    assert data.num_batches == 3
+    seen = []
+    for index in range(3):
+        samples, labels = data[index]
+        assert samples.shape == (8, 2)
+        assert_equal(labels[:, 0], [1, 1, 1, 1, 0, 0, 0, 0])
+        seen.append(samples[:4])
+        assert np.all(samples[4:, 0] < 0.3 + 1e-6)
+    seen = np.concatenate(seen)
+    assert_equal(np.unique(seen, axis=0), np.unique(x, axis=0))
+    # As many as there are, in an order of its own.
+    assert_equal(np.unique(seen[:10], axis=0), np.unique(x, axis=0))
+    assert not np.array_equal(seen[:10], x)
+
+
+def test_samples_follow_the_network_that_is_trained():
+    model = half_space(1.0)
+    model.compile(keras.optimizers.SGD(0.05), HKR(1.0, min_margin=0.1))
+    # Data of the other side draws the border there.
+    x = normal(32, 2) * np.float32(0.01) + np.float32([-0.9, 0.0])
+    data = OneClassDataset(model, x, -1.0, 1.0, batch_size=32)
+    first = data.outside
+    model.fit(data, epochs=2, verbose=0)
+    # Noise of the inside is at the border of today, not at the first one.
+    best, former = (
+        np.max(model.predict(samples, verbose=0))
+        for samples in (data.outside, first)
+    )
+    assert abs(best) < 1e-5
+    assert abs(former) > 1e-2
+
+
+def test_a_detector_of_one_class_is_three_lines():
+    random = np.random.default_rng(0)
+    normal_data = random.normal(0.0, 0.1, (512, 6)).astype("float32")
+    model = DistanceField("S", input_shape=(6,))
+    model.compile(keras.optimizers.Adam(0.01), HKR(10.0, min_margin=0.2))
+    data = OneClassDataset(model, normal_data, -1.0, 1.0)
+    model.fit(data, epochs=8, verbose=0)
+
+    anomalies = random.normal(0.0, 0.1, (100, 6)) + 0.4
+    x = np.concatenate([normal_data[:100], anomalies])
+    found = certify_detector(model, x, np.repeat([1, 0], 100))
+    assert found.auroc > 0.99
+    assert found.certified_auroc(0.1)[0] > 0.9
+
+
+@pytest.mark.elsewhere
+def test_what_cannot_be_sampled_is_an_error():
+    model, x = half_space(), normal(4, 2)
+    for low, high, message in (
+        (1.0, 1.0, "`low` must be less than `high`"),
+        (-1.0, np.inf, "both finite"),
+        ([0.0, 0.0, 0.0], 1.0, r"broadcast to the shape \(2,\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            outside_samples(model, 3, low, high)
+        with pytest.raises(ValueError, match=message):
+            OneClassDataset(model, x, low, high)
+    for data, arguments, message in (
+        (x, {"batch_size": 7}, "batch_size=7"),
+        (x, {"steps": 0}, "steps=0"),
+        (x[:0], {}, r"x of shape \(0, 2\)"),
+        (normal(4, 3), {}, "need the shape"),
+        (x + np.float32(np.nan), {}, "must be finite"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            OneClassDataset(model, data, -1.0, 1.0, **arguments)
+    several = linear_classifier(np.eye(2))
+    with pytest.raises(ValueError, match="A field has a single score"):
+        outside_samples(several, 3, -1.0, 1.0)
+    model.set_weights([np.full((2, 1), np.nan), np.zeros(1)])
+    with pytest.raises(ValueError, match="Received: "):
+        outside_samples(model, 3, -1.0, 1.0)
