@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from harness import assert_equal
 from harness import normal
-from harness import to_numpy
 from small_networks import linear_classifier
 
 from deel.lip.applications import DistanceField
@@ -41,16 +40,17 @@ def test_samples_are_between_noise_and_the_border():
 
 def test_samples_of_a_curved_field_come_near_its_border():
     model = DistanceField("S")
-    model.layers[-1].bias.assign(-to_numpy(model(np.zeros((1, 2))))[0])
     noise = np.random.default_rng(0).uniform(-1.0, 1.0, (400, 2))
+    middle = np.median(model.predict(noise, verbose=0))
+    model.layers[-1].bias.assign([-middle])
+    # The same noise as of the seed 0.
     before = model.predict(noise, verbose=0)[:, 0]
     x = outside_samples(model, 400, -1.0, 1.0, batch_size=150)
     after = model.predict(x, verbose=0)[:, 0]
-    is_outside = before < 0
-    # All but those that the box holds back end at or below zero.
-    assert np.mean(after < 1e-3) > 0.9
-    share = np.mean(after[is_outside]) / np.mean(before[is_outside])
-    assert 0.3 < share < 0.7
+    # Inside, to the border; outside, half of the way in the mean.
+    for side, least, most in ((before > 0, -0.1, 0.1), (before < 0, 0.4, 0.6)):
+        ratio = np.mean(after[side]) / np.mean(before[side])
+        assert least < ratio < most
 
 
 @pytest.mark.elsewhere
@@ -106,13 +106,14 @@ def test_samples_follow_the_network_that_is_trained():
     assert abs(former) > 1e-2
 
 
+@pytest.mark.elsewhere
 def test_a_detector_of_one_class_is_three_lines():
     random = np.random.default_rng(0)
-    normal_data = random.normal(0.0, 0.1, (512, 6)).astype("float32")
+    normal_data = random.normal(0.0, 0.1, (256, 6)).astype("float32")
     model = DistanceField("S", input_shape=(6,))
     model.compile(keras.optimizers.Adam(0.01), HKR(10.0, min_margin=0.2))
-    data = OneClassDataset(model, normal_data, -1.0, 1.0)
-    model.fit(data, epochs=8, verbose=0)
+    data = OneClassDataset(model, normal_data, -1.0, 1.0, batch_size=64)
+    model.fit(data, epochs=4, verbose=0)
 
     anomalies = random.normal(0.0, 0.1, (100, 6)) + 0.4
     x = np.concatenate([normal_data[:100], anomalies])

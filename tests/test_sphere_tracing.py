@@ -71,7 +71,9 @@ def rays():
     return origins, directions
 
 
-@pytest.mark.parametrize("network", [trained, at_random])
+@pytest.mark.parametrize(
+    "network", [trained, pytest.param(at_random, marks=pytest.mark.elsewhere)]
+)
 def test_the_score_keeps_its_sign_up_to_the_end(network, rays):
     model = network()
     origins, directions = rays
