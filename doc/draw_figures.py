@@ -279,6 +279,18 @@ def _nearer(ax):
     ax.scatter(x[::11], 1 / (1 + (1.8 * x[::11]) ** 4), s=40, color=ORANGE)
 
 
+def _star(ax):
+    angles = np.pi * (0.5 + np.arange(11) / 5)
+    radii = np.where(np.arange(11) % 2, 0.45, 1.0)
+    x, y = radii * np.cos(angles), radii * np.sin(angles)
+    for scale, color in ((1.6, GREY), (1.0, BLUE), (0.45, GREY)):
+        _curve(ax, scale * x, scale * y, color)
+    ax.plot([-3.4, -1.0], [0.9, 0.3], color=ORANGE, linewidth=3)
+    ax.scatter([-0.95], [0.31], s=60, color=ORANGE, zorder=3)
+    ax.set_aspect("equal")
+    ax.set_xlim(-3.5, 3.5)
+
+
 PICTURES = {
     "quickstart": lambda ax: _balls(ax),
     "guide": lambda ax: _rows(ax, 4),
@@ -322,6 +334,7 @@ PICTURES = {
     "demo8": _sets,
     "demo9": _rising,
     "demo10": _nearer,
+    "demo11": _star,
 }
 
 

@@ -171,9 +171,9 @@ def test_notebook_shows_the_outputs_of_one_run(notebook):
     assert notebook.stat().st_size < 500_000
 
 
-def test_there_are_eleven_notebooks_and_all_are_on_the_site():
+def test_there_are_twelve_notebooks_and_all_are_on_the_site():
     index = (DOC / "notebooks" / "index.md").read_text()
-    assert len(NOTEBOOKS) == 11
+    assert len(NOTEBOOKS) == 12
     for notebook in NOTEBOOKS:
         assert f"\n{notebook.stem}\n" in index
 
