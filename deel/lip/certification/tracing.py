@@ -157,6 +157,9 @@ def sphere_trace(
             "A ray is proven to stop. Expected `rounding='exact'` or "
             f"'float32'. Received: rounding={rounding}"
         )
+    far = positive_float("far", far)
+    tolerance = positive_float("tolerance", tolerance)
+    steps = positive_int("steps", steps)
     networks = Networks(model, constants, rounding, method, refine)
     origins = _points(origins)
     check_samples(model, origins)
@@ -166,12 +169,7 @@ def sphere_trace(
             f"Received: origins of shape {origins.shape}"
         )
     directions = _unit(directions, origins.shape)
-    tracer = _Tracer(
-        networks.of(origins),
-        positive_float("far", far),
-        positive_float("tolerance", tolerance),
-        positive_int("steps", steps),
-    )
+    tracer = _Tracer(networks.of(origins), far, tolerance, steps)
 
     def trace(rows):
         return tracer.trace(origins[rows], directions[rows])
@@ -208,17 +206,18 @@ class _Tracer:
             found = self.network.certify(
                 _at(origins, directions, distance), None, BestClass()
             )
-            is_hit = (
-                np.abs(found["margin"]) + found["rounding"] <= self.tolerance
-            )
+            largest = np.abs(found["margin"]) + found["rounding"]
+            # The sum itself is rounded.
+            is_hit = np.nextafter(largest, np.inf) <= self.tolerance
             is_free = (distance >= self.far) & ~is_hit
             goes &= ~is_hit & ~is_free
             if step == self.steps or not np.any(goes):
                 break
             misplaced = 2.0**-52 * (size + 2 * length * distance)
             misplaced += math.sqrt(count) * 2.0**-1022
-            free = np.maximum(found["radius"] - misplaced, 0.0) / length
-            following = np.nextafter(distance + free * (1 - 2.0**-50), -np.inf)
+            ahead = np.maximum(found["radius"] - misplaced, 0.0) / length
+            ahead *= 1 - 2.0**-50
+            following = np.nextafter(distance + ahead, -np.inf)
             goes &= following > distance
             following = np.minimum(following, self.far)
             distance = np.where(goes, following, distance)
