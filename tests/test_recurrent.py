@@ -304,7 +304,7 @@ def test_arguments_are_those_of_simple_rnn_in_the_same_order():
         ({"activation": abs}, "known constant"),
         ({"activation": layers.GroupSort2(k_coef_lip=2.0)}, "constant=2.0"),
         ({"activation": layers.GroupSort2}, "in place of the class"),
-        ({"memory": "long"}, "Received: memory=long"),
+        ({"memory": "long"}, "Received: memory='long'"),
         ({"dropout": 0.1}, "Received: dropout=0.1"),
         ({"units": 0}, "Received: units=0"),
         ({"k_coef_lip": 0.0}, "Received: k_coef_lip=0.0"),
