@@ -145,17 +145,31 @@ def stops_of_training(model, input_shape, loss):
     return counting.step_counts(model, x, y, counting.IMAGES)[STOPS]
 
 
-@registry.rows(registry.CONSTRAINED, slow=True)
-@pytest.mark.parametrize(
-    "models", [lipschitz, pytest.param(keras, marks=pytest.mark.elsewhere)]
-)
-def test_no_constrained_layer_stops_a_training_step(row, models):
-    if BACKEND == "jax" and row.arguments.get("method") == "cayley":
-        pytest.skip("JAX finds pivots in a loop, whose length is known")
+def stops_of(row, models):
+    """Those of a model of one layer, of `keras` or of `deel.lip.model`."""
     inputs = keras.Input(row.input_shape)
     model = models.Model(inputs, row.make()(inputs))
     loss = lambda _, y: -ops.mean(ops.square(y))  # noqa: E731
-    assert stops_of_training(model, row.input_shape, loss) == 0
+    return stops_of_training(model, row.input_shape, loss)
+
+
+@registry.rows(registry.CONSTRAINED, slow=True)
+def test_no_constrained_layer_stops_a_training_step(row):
+    if BACKEND == "jax" and row.arguments.get("method") == "cayley":
+        pytest.skip("JAX finds pivots in a loop, whose length is known")
+    assert stops_of(row, lipschitz) == 0
+
+
+# One layer of each way to follow the optimizer.
+LAYERS = ["SpectralDense", "OrthogonalConv2D", "FrobeniusDense"]
+
+
+@pytest.mark.elsewhere
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_constrained_layer_stops_a_training_step_of_keras(name):
+    rows = registry.CONSTRAINED
+    row = next(row for row in rows if row.layer.__name__ == name)
+    assert stops_of(row, keras) == 0
 
 
 @pytest.mark.parametrize(
