@@ -34,7 +34,6 @@ import functools
 import math
 
 import keras
-import numpy as np
 
 from deel.lip._backend.variables import host
 from deel.lip._export import build_once
@@ -288,12 +287,9 @@ class OrthogonalRNN(LipschitzLayer, Condensable, keras.layers.RNN):
         return self._input_scale() * kernel, recurrent
 
     def _input_scale(self):
-        """The number s of the note, one that float32 holds."""
-        scale = self._get_coef()
-        rounded = np.float32(scale)
-        if rounded > scale:
-            rounded = np.nextafter(rounded, np.float32(0.0))
-        return float(rounded)
+        """The number s of the note, with the 24 bits of float32."""
+        mantissa, exponent = math.frexp(self._get_coef())
+        return math.ldexp(math.floor(mantissa * 2**24), exponent - 24)
 
     def _counts_steps(self):
         return self.return_sequences or self.memory == "lasting"
