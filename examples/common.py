@@ -133,7 +133,7 @@ def as_images(x):
 
 
 class Augmented(keras.utils.PyDataset):
-    """Batches of images that are changed anew in each epoch, in a new order.
+    """Batches of images that are changed anew each time, in a new order.
 
     What is left over in an epoch is dropped.
 
@@ -154,34 +154,22 @@ class Augmented(keras.utils.PyDataset):
             )
         self.x, self.y, self.batch_size = x, y, batch_size
         self.random = np.random.default_rng(seed)
+        self.order = self.random.permutation(len(x))
         self.change = keras.Sequential(changes) if changes else None
-        self.on_epoch_end()
 
     def __len__(self):
         return len(self.x) // self.batch_size
 
     def __getitem__(self, index):
         start = index * self.batch_size
-        batch = slice(start, start + self.batch_size)
-        rows = self.order[batch]
-        if self.change is None:
-            return self.finished(self.x[rows]), self.y[rows]
-        return self.finished(self.changed[batch]), self.y[rows]
+        rows = self.order[start : start + self.batch_size]
+        images = self.x[rows]
+        if self.change is not None:
+            images = self.change(images, training=True)
+        return self.finished(ops.convert_to_numpy(images)), self.y[rows]
 
     def on_epoch_end(self):
         self.order = self.random.permutation(len(self.x))
-        if self.change is None:
-            return
-        # All at once, and not in the threads of `tf.data` that ask for batches:
-        # on one core their operations and those of a training step have been
-        # seen to wait for each other for ever.
-        rows = self.order[: len(self) * self.batch_size]
-        self.changed = np.concatenate(
-            [
-                ops.convert_to_numpy(self.change(self.x[batch], training=True))
-                for batch in np.split(rows, len(self))
-            ]
-        )
 
     def finished(self, images):
         """What the network takes of the changed images."""
