@@ -107,7 +107,7 @@ def test_samples_follow_the_network_that_is_trained():
     assert max(shares) > 0.9
 
 
-@pytest.mark.elsewhere
+@pytest.mark.slow
 def test_a_detector_of_one_class_is_three_lines():
     random = np.random.default_rng(0)
     normal_data = random.normal(0.0, 0.1, (256, 6)).astype("float32")
