@@ -218,7 +218,7 @@ def evaluate(model, data, args):
     precise = build(args, x.shape[1:], model.output_shape[-1])
     precise.set_weights(model.get_weights())
     exported = precise.vanilla_export()
-    return exported, certify(exported, x, y)
+    return exported, certify(exported, x, y, rounding=args.rounding)
 
 
 def print_table(certificates, radii):
@@ -320,6 +320,13 @@ def parse_arguments(argv=None):
         help="what enters at the borders; constant is black",
     )
 
+    parser.add_argument(
+        "--rounding",
+        choices=("exact", "estimated", "float32"),
+        default="exact",
+        help="certify the network of real numbers, or the one that runs in "
+        "float32, whose rounding is then estimated or proven",
+    )
     parser.add_argument("--tensorboard", action="store_true")
     parser.add_argument("--verbose", type=int, choices=(0, 1, 2), default=1)
     parser.add_argument(
