@@ -1,6 +1,7 @@
 """Bounds and certificates of recurrent layers, ours and those of Keras."""
 
 import functools
+import itertools
 import math
 
 import keras
@@ -117,6 +118,19 @@ def test_layer_of_this_library_has_the_constant_that_it_promises(
         assert bound == pytest.approx(3.0, rel=1e-3)
     # What the kernels leave room for covers all that is rounded.
     assert lipschitz_bound(layer) <= 3.0
+
+
+@pytest.mark.elsewhere
+def test_kernels_of_any_size_are_bounded():
+    rng = np.random.default_rng(0)
+    sizes = 0.0, 1e-30, 1.0, 1e15, 1e38
+    for first, second in itertools.product(sizes, sizes):
+        kernel, recurrent = rng.uniform(size=(2, 3, 3)).astype("float32")
+        weights = first * kernel, second * recurrent, None
+        layer = simple(*weights[:2], return_sequences=True)
+        bound = lipschitz_bound(layer, input_shape=(3, 3))
+        assert sequences64.expansion(weights, np.zeros((3, 3)), True) <= bound
+        assert np.isfinite(bound)
 
 
 @pytest.mark.elsewhere

@@ -53,6 +53,9 @@ _GRID = 12
 _ROUNDS = 6
 _MOST_UNITS = 512
 
+# Of larger kernels no square is computed.
+_LARGEST = 1e100
+
 
 def state_bounds(kernel, recurrent, steps, scale=None):
     """Bounds of the last state and of all states, see the first note.
@@ -122,12 +125,14 @@ def _sum_of_powers(q, steps):
 def _searched(kernel, recurrent, u, steps, objective):
     """A number s for which the joint bound is small; nothing is proven."""
     units = len(recurrent)
-    inputs = kernel.T @ kernel
+    if np.max(np.abs(recurrent)) > _LARGEST:
+        return u
+    inputs = (kernel / u).T @ (kernel / u)
     states = recurrent.T @ recurrent
     rounding = 1 + 2 * slack(len(kernel) + units, units)
 
     def bounds(logs):
-        factors = np.exp(-2 * logs)[:, None, None]
+        factors = np.exp(2 * (math.log(u) - logs))[:, None, None]
         squares = np.linalg.eigvalsh(inputs * factors + states)[:, -1]
         norms = np.sqrt(np.maximum(squares, 0.0)) * rounding
         pairs = zip(np.exp(logs), norms, strict=True)
