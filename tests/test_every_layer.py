@@ -96,7 +96,7 @@ def network(groups=2, solid=True):
         layers.ScaledGlobalL2NormPooling1D()(line),
         keras.layers.Flatten()(layers.ScaledAveragePooling1D(4)(line)),
         keras.layers.Flatten()(layers.ScaledL2NormPooling1D(4)(line)),
-        layers.OrthogonalRNN(4, activation=layers.GroupSort2())(line),
+        layers.OrthogonalRNN(4)(line),
     ]
     if solid:
         heads += _solid_branch(keras.layers.Reshape((4, 4, 4, 1))(x))

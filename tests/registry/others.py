@@ -196,7 +196,7 @@ OTHERS = [
     recurrent(
         (3, 5),
         4,
-        activation=layers.GroupSort2(name="sort"),
+        activation="linear",
         memory="lasting",
         return_sequences=True,
     ),

@@ -93,8 +93,8 @@ class OrthogonalRNN(LipschitzLayer, Condensable, keras.layers.RNN):
     sequence too, in however many calls it comes.
 
     In half precision the states are computed in float32 all the same, for each
-    step would add its rounding. `vanilla_export` returns a `SimpleRNN` that
-    does so, too.
+    step would add its rounding; so does the `SimpleRNN` that `vanilla_export`
+    returns.
 
     Args:
         units: Positive integer, dimension of the state.
