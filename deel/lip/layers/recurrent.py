@@ -75,8 +75,7 @@ class OrthogonalRNN(LipschitzLayer, Condensable, keras.layers.RNN):
 
     - `"forgetting"`: the matrix of U above W has all singular values equal to
       one. What the inputs write, the state forgets, so the bound of the last
-      state needs no factor, for sequences of any length. The one to take
-      without a reason for another.
+      state needs no factor, for sequences of any length: the usual choice.
     - `"lasting"`: W is orthogonal, and so is U. With an activation that keeps
       norms, such as `GroupSort2`, a state never fades, and each step adds to
       it. For this the input is divided by the root of the number of steps.
