@@ -111,7 +111,7 @@ def test_a_field_has_its_constant_and_keeps_the_norm_of_gradients(shape):
 
 @pytest.mark.elsewhere
 def test_wrong_arguments_of_a_field_are_refused():
-    with pytest.raises(ValueError, match="size=XL"):
+    with pytest.raises(ValueError, match="size='XL'"):
         applications.DistanceField("XL")
     for shape in ((), (None, 2), (0,)):
         with pytest.raises(ValueError, match="input_shape="):

@@ -43,6 +43,9 @@ def test_bound_of_our_layers_without_kernel_is_their_constant(row):
     bound = lipschitz_bound(layer)
     if row.layer is layers.LipschitzPReLU:
         assert bound == 1.0
+    elif row.layer is layers.OrthogonalRNN:
+        # Of kernels that leave room for what each step may exceed.
+        assert (1 - 1e-4) * row.constant <= bound <= row.constant
     else:
         assert_close(bound, row.constant, rtol=1e-5)
         assert bound >= row.constant

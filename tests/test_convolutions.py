@@ -214,7 +214,7 @@ def test_another_size_is_refused_where_the_bound_depends_on_it():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"padding_mode": "wrap"}, "padding_mode=wrap"),
+        ({"padding_mode": "wrap"}, "padding_mode='wrap'"),
         ({"padding_mode": "reflect", "kernel_size": 4}, "kernel_size"),
     ],
 )

@@ -49,6 +49,8 @@ pytestmark = [
     else pytest.mark.filterwarnings("ignore:converters"),
     # A layer with a free factor is among them.
     pytest.mark.filterwarnings("ignore:.*not a 1-Lipschitz layer"),
+    # Of PyTorch, about the steps of any recurrent layer.
+    pytest.mark.filterwarnings("ignore:No complete tensor found"),
     # The mirror image of a kernel stays an operation of the graph.
     pytest.mark.filterwarnings("ignore:Constant folding"),
 ]

@@ -50,7 +50,7 @@ _MOST_ROWS = 256
 # How many numbers s are tried at once, and how often, nearer to the best one
 # each time; once for larger matrices.
 _GRID = 12
-_ROUNDS = 6
+_ROUNDS = 9
 _MOST_UNITS = 512
 
 # Of larger kernels no square is computed.
