@@ -87,6 +87,17 @@ def test_bound_is_that_of_the_weights():
 
 
 @pytest.mark.elsewhere
+@pytest.mark.parametrize("psi", [2.0, -1.3, 0.4])
+def test_bound_is_no_smaller_for_factors_that_are_rounded(psi):
+    layer = unconstrained.DensePair(1, "linear", use_bias=False, k_coef_lip=3.0)
+    layer.build((None, 1))
+    layer.kernel.assign([[3.0], [3.0]])
+    layer.psi.assign([psi])
+    # 2 / 3 of 3 times 3, whatever the scale.
+    assert lipschitz_bound(layer) >= 6.0
+
+
+@pytest.mark.elsewhere
 @pytest.mark.parametrize("kernel_size", [3, (1, 3)])
 def test_no_pattern_expands_the_convolutions_by_more(kernel_size):
     size = (2, 2)
@@ -327,6 +338,18 @@ def test_stock_convolutions_are_bounded_together_if_one_is_an_adjoint():
     slope = np.linalg.norm(first @ second, 2)
     assert slope > 2.5
     assert lipschitz_bound(model) >= slope
+
+
+@pytest.mark.elsewhere
+@pytest.mark.parametrize("sizes", [(3, 1), (1, 3), (3, (1, 3))])
+def test_stock_convolutions_of_different_windows_are_no_pair(sizes):
+    inputs = keras.Input((5, 5, 2))
+    there = keras.layers.Conv2D(2, sizes[0], padding="same", activation="relu")
+    back = keras.layers.Conv2D(2, sizes[1], padding="same")
+    outputs = back(there(inputs) * np.full(2, 0.5, "float32"))
+    apart = 0.5 * lipschitz_bound(there) * lipschitz_bound(back)
+    found = lipschitz_bound(keras.Model(inputs, outputs), method="product")
+    assert found == pytest.approx(apart, rel=1e-6)
 
 
 def _makers():

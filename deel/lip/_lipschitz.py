@@ -103,9 +103,11 @@ class LipschitzLayer(KnownConstant):
         """Sets the Lipschitz constant of the layer.
 
         A stock model that was compiled before has to be compiled again, as for
-        any attribute that Keras reads when it traces a step: its former steps
-        go on with the former constant. The models of `deel.lip.model` see to
-        it for their layers, and `Sequential` warns if it thereby exceeds the
+        any attribute that Keras reads when it traces a step. Until then its
+        former steps go on with the former constant, or, in layers that divide
+        by it (`SLLDense`, `SandwichDense` and their convolutions), with a mix
+        of both, of which no bound is known. The models of `deel.lip.model` see
+        to it for their layers, and `Sequential` warns if it thereby exceeds the
         constant that it promises.
 
         Args:

@@ -53,6 +53,8 @@ def _sandwich(node, graph):
     if factors is None or not np.all(factors > 0):
         return None
     first, second = _kernels(*layers)
+    if first.shape[:-2] != second.shape[:-2]:
+        return None
     if not all(np.all(np.isfinite(x)) for x in (first, second, factors)):
         return None
     (x,) = there.input_tensors

@@ -253,8 +253,10 @@ def paired(layer, map_of, shape, hidden, context):
     kernel = inference_kernel(layer)
     before, after = (host(x).astype("float64") for x in layer.factors())
     halves = [-kernel.shape[-1]]
-    # Only products of the two count; see the note of the layer.
-    there, back = np.split(kernel * np.sqrt(before * after), halves, axis=-2)
+    # Only products of the two count; see the note of the layer. They are 2 / k,
+    # but for how the factors were rounded.
+    products = np.maximum(before * after, 2.0 / layer.k_coef_lip)
+    there, back = np.split(kernel * np.sqrt(products), halves, axis=-2)
     value, method = sandwich_norm(there, back, map_of)
     value *= (1 + half_unit(layer)) ** 2
 
