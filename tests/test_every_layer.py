@@ -215,8 +215,13 @@ def test_it_is_exported_and_condensed(trained):
     # condensing takes those after it.
     if keras.backend.backend() != "jax":
         # Training leaves singular values within `eps_bjorck` of 1, and
-        # condensing goes on from there.
-        assert_close(condensed, before, atol=1e-3 * np.max(np.abs(before)))
+        # condensing goes on from there, in several layers after each other.
+        layers_behind = 3
+        assert_close(
+            condensed,
+            before,
+            atol=layers_behind * 1e-3 * np.max(np.abs(before)),
+        )
     model.condense()
     assert_close(
         model.predict(x, verbose=0),

@@ -72,7 +72,7 @@ def test_a_flat_score_moves_nothing():
 def test_batches_are_half_data_and_every_sample_is_seen():
     x = normal(10, 2)
     data = OneClassDataset(half_space(), x, -1.0, 1.0, batch_size=8)
-    assert data.num_batches == 3
+    assert len(data) == data.num_batches == 3
     seen = []
     for index in range(3):
         samples, labels = data[index]

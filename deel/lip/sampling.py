@@ -121,6 +121,18 @@ def _newton(score, x, away):
     return (slope * length[:, np.newaxis]).reshape(x.shape).astype("float32")
 
 
+def _require_inside(x, low, high):
+    """Raises ValueError for data that the noise does not surround."""
+    axes = tuple(range(1, x.ndim))
+    beyond = int(np.sum(np.any((x < low) | (x > high), axis=axes)))
+    if beyond:
+        raise ValueError(
+            "All data must be in the box from `low` to `high`, where noise is "
+            f"drawn. Received: {beyond} of {len(x)} samples outside of it, and "
+            f"values from {np.min(x)} to {np.max(x)}"
+        )
+
+
 def _box(low, high, shape):
     """The corners of a box, arrays of the shape of a sample."""
     if None in shape:
@@ -171,7 +183,7 @@ class OneClassDataset(keras.utils.PyDataset):
 
     Raises:
         ValueError: As `outside_samples`, and for data that does not fit the
-            model, is empty or not finite.
+            model, is empty, not finite, or not in the box.
 
     Example:
 
@@ -182,7 +194,7 @@ class OneClassDataset(keras.utils.PyDataset):
     >>> angle = np.random.default_rng(0).uniform(0.0, 6.28, 256)
     >>> on_circle = np.stack([np.cos(angle), np.sin(angle)], axis=1)
     >>> model = DistanceField("S", input_shape=(2,))
-    >>> model.compile("adam", HKR(alpha=100.0, min_margin=0.1))
+    >>> model.compile("adam", HKR(alpha=10.0, min_margin=0.1))
     >>> data = OneClassDataset(model, on_circle, low=-2.0, high=2.0)
     >>> history = model.fit(data, epochs=2, verbose=0)
 
@@ -211,6 +223,7 @@ class OneClassDataset(keras.utils.PyDataset):
                 f"Received: batch_size={batch_size}"
             )
         self.batch_size = int(batch_size)
+        _require_inside(self.x, *_box(low, high, model.input_shape[1:]))
         self.low, self.high = low, high
         self.steps = steps
         self._random = np.random.default_rng(seed)
@@ -228,8 +241,7 @@ class OneClassDataset(keras.utils.PyDataset):
         )
         self._order = self._random.permutation(len(self.x))
 
-    @property
-    def num_batches(self):
+    def __len__(self):
         return math.ceil(2 * len(self.x) / self.batch_size)
 
     def __getitem__(self, index):

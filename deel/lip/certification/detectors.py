@@ -188,8 +188,10 @@ def certify_detector(
         model: A built model with one input and one output `(batch, 1)`. The
             score before a sigmoid has the larger certificates.
         x: See `certify`.
-        y: Labels of an array `x`: 1 for positive samples, such as anomalies,
-            and 0 or -1 for the others.
+        y: Labels of an array `x`: 1 for positive samples, those of which high
+            scores are expected, such as anomalies, and 0 or -1 for the others.
+            A `DistanceField` has high scores for its data: there, what is
+            normal is positive.
         batch_size: See `certify`.
         constants: See `lipschitz_bound`.
         verbose: See `certify`.
