@@ -70,7 +70,7 @@ def test_a_flat_score_moves_nothing():
 
 @pytest.mark.elsewhere
 def test_batches_are_half_data_and_every_sample_is_seen():
-    x = normal(10, 2)
+    x = np.clip(normal(10, 2), -1.0, 1.0)
     data = OneClassDataset(half_space(), x, -1.0, 1.0, batch_size=8)
     assert len(data) == data.num_batches == 3
     seen = []
@@ -138,12 +138,13 @@ def test_what_cannot_be_sampled_is_an_error():
     for data, arguments, message in (
         (x, {"batch_size": 7}, "batch_size=7"),
         (x, {"steps": 0}, "steps=0"),
+        (4 * x, {}, "Received: 1 of 4 samples outside"),
         (x[:0], {}, r"x of shape \(0, 2\)"),
         (normal(4, 3), {}, "need the shape"),
         (x + np.float32(np.nan), {}, "must be finite"),
     ):
         with pytest.raises(ValueError, match=message):
-            OneClassDataset(model, data, -1.0, 1.0, **arguments)
+            OneClassDataset(model, data, -4.0, 4.0, **arguments)
     several = linear_classifier(np.eye(2))
     with pytest.raises(ValueError, match="A field has a single score"):
         outside_samples(several, 3, -1.0, 1.0)
