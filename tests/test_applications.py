@@ -113,7 +113,7 @@ def test_a_field_has_its_constant_and_keeps_the_norm_of_gradients(shape):
 def test_wrong_arguments_of_a_field_are_refused():
     with pytest.raises(ValueError, match="size='XL'"):
         applications.DistanceField("XL")
-    for shape in ((), (None, 2), (0,)):
+    for shape in ((), (None, 2), (0,), 2):
         with pytest.raises(ValueError, match="input_shape="):
             applications.DistanceField(input_shape=shape)
     with pytest.raises(ValueError, match="k_coef_lip=0"):

@@ -265,11 +265,11 @@ def DistanceField(
           1-Lipschitz neural networks".
     """
     units, depth = _of_size(size, units=(64, 128, 256), depth=(3, 4, 6))
-    shape = tuple(input_shape)
+    shape = () if isinstance(input_shape, int) else tuple(input_shape)
     if not shape or not all(side is not None and side > 0 for side in shape):
         raise ValueError(
-            "Argument `input_shape` must have one known length or more. "
-            f"Received: input_shape={input_shape}"
+            "Argument `input_shape` must be a tuple of one known length or "
+            f"more, such as (2,). Received: input_shape={input_shape}"
         )
     x = inputs = keras.Input(shape)
     if len(shape) > 1:
