@@ -105,7 +105,6 @@ def test_bound_of_a_number_that_is_multiplied_is_reached(factor, sequences):
 
 
 @pytest.mark.elsewhere
-@pytest.mark.elsewhere
 @pytest.mark.parametrize(("memory", "sequences"), KINDS)
 def test_layer_of_this_library_has_the_constant_that_it_promises(
     memory, sequences
