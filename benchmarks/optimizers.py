@@ -16,6 +16,7 @@ from pathlib import Path
 
 import keras
 import numpy as np
+from keras import ops
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
@@ -29,6 +30,7 @@ from deel.lip.losses import HKR
 from deel.lip.losses import MulticlassHKR
 from deel.lip.losses import OffsetCategoricalCrossentropy
 from deel.lip.model import vanillaModel
+from deel.lip.optimizers import Muon
 
 
 def _binary(train):
@@ -69,13 +71,73 @@ def _averaged(rate):
     return keras.optimizers.Adam(rate, use_ema=True, ema_momentum=0.98)
 
 
-OPTIMIZERS = {**train_certified.OPTIMIZERS, "averaged adam": _averaged}
+class _ScheduleFree:
+    """A constant rate: steps, and the mean of where they have led.
+
+    Gradients are taken between both, and the mean is what is kept in the end.
+    See Defazio et al., "The road less scheduled", 2024 (arXiv:2405.15682).
+
+    Args:
+        rate: Schedule, of which the first rate is taken.
+        weight: Float, how near to the mean gradients are taken.
+    """
+
+    def __init__(self, rate, weight=0.9, **kwargs):
+        super().__init__(rate.initial_learning_rate, **kwargs)
+        self.weight = weight
+
+    def build(self, variables):
+        if not self.built:
+            self._ends, self._means = (
+                [
+                    self.add_variable_from_reference(x, name, initializer=x)
+                    for x in variables
+                ]
+                for name in ("end", "mean")
+            )
+        super().build(variables)
+
+    def update_step(self, gradient, variable, learning_rate):
+        index = self._get_variable_index(variable)
+        end, mean = self._ends[index], self._means[index]
+        variable.assign(end)
+        super().update_step(gradient, variable, learning_rate)
+        end.assign(variable)
+        share = 1.0 / ops.cast(self.iterations + 1, variable.dtype)
+        mean.assign(mean + share * (variable - mean))
+        variable.assign(self.weight * mean + (1.0 - self.weight) * end)
+
+    def finalize_variable_values(self, var_list):
+        super().finalize_variable_values(var_list)
+        for variable, mean in zip(var_list, self._means, strict=True):
+            variable.assign(mean)
+
+
+class FreeAdam(_ScheduleFree, keras.optimizers.Adam):
+    def __init__(self, rate):
+        # The mean takes the place of momentum.
+        super().__init__(rate, beta_1=0.0)
+
+
+class FreeMuon(_ScheduleFree, Muon):
+    def __init__(self, rate):
+        super().__init__(rate, momentum=0.0, nesterov=False, beta_1=0.0)
+
+
+OPTIMIZERS = {
+    **train_certified.OPTIMIZERS,
+    "averaged adam": _averaged,
+    "schedule-free adam": FreeAdam,
+    "schedule-free muon": FreeMuon,
+}
 
 RATES = {
     "adam": (3e-3, 1e-2, 3e-2),
     "averaged adam": (3e-3, 1e-2),
     "lion": (1e-3, 3e-3),
     "muon": (3e-2, 1e-1),
+    "schedule-free adam": (3e-3, 1e-2),
+    "schedule-free muon": (3e-2, 1e-1),
     "sgd": (1e-1, 1.0),
 }
 

@@ -77,11 +77,19 @@ def mlp(size, input_shape, classes):
 FILTERS = {"S": 16, "M": 32, "L": 64}
 
 
-def cnn(size, input_shape, classes):
-    """Images halved at once, then residual blocks and dense layers."""
+def cnn(size, input_shape, classes, center=0.0):
+    """Images halved at once, then residual blocks and dense layers.
+
+    What all images share is most of their norm, and kernels that keep norms
+    would carry it, and what it rounds, through the network: `center` is taken
+    off each value first.
+    """
     filters, side = FILTERS[size], input_shape[0] // 2
     inputs = keras.Input(input_shape)
-    x = OrthogonalConv2D(filters, 4, strides=2, activation=GroupSort2())(inputs)
+    x = inputs
+    if center:
+        x = keras.layers.Rescaling(1.0, offset=-center)(x)
+    x = OrthogonalConv2D(filters, 4, strides=2, activation=GroupSort2())(x)
     while side > 4 and side % 2 == 0:
         y = OrthogonalConv2D(filters, 3, activation=GroupSort2())(x)
         y = OrthogonalConv2D(filters, 3)(y)
@@ -202,8 +210,9 @@ def train(model, train_data, test_data, args):
 
 
 def build(args, input_shape, classes):
+    choices = {"center": args.center} if args.center else {}
     return MODELS[args.model](
-        args.size, input_shape=input_shape, classes=classes
+        args.size, input_shape=input_shape, classes=classes, **choices
     )
 
 
@@ -260,6 +269,12 @@ def parse_arguments(argv=None):
     )
     parser.add_argument("--model", choices=tuple(MODELS), default="mlp")
     parser.add_argument("--size", choices=applications.SIZES, default="S")
+    parser.add_argument(
+        "--center",
+        type=float,
+        default=0.0,
+        help="taken off each pixel by the first layer of cnn",
+    )
     parser.add_argument(
         "--policy",
         default="float32",
@@ -335,7 +350,13 @@ def parse_arguments(argv=None):
         default=Path("output/certified"),
         help="folder of the results",
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.center and args.model != "cnn":
+        parser.error(
+            "--center is for --model cnn. Received: "
+            f"--center {args.center} --model {args.model}"
+        )
+    return args
 
 
 def main(argv=None):

@@ -1,5 +1,6 @@
 """Certificates hold for the rounding of float32 and of float64."""
 
+import math
 import sys
 
 import keras
@@ -19,7 +20,10 @@ from deel.lip.certification import Bound
 from deel.lip.certification import Step
 from deel.lip.certification import certify
 from deel.lip.certification import register_bound
+from deel.lip.certification._norms import convolution_column_norm
 from deel.lip.certification._norms import explicit_matrix
+from deel.lip.certification._rounding import FLOAT32
+from deel.lip.certification._rounding import sums_of_nodes
 
 
 def exact_margins(model, x):
@@ -207,3 +211,101 @@ def test_half_precision_is_not_certified(dtype):
     # Keras 3.4 has it round the inputs, too.
     with pytest.raises(ValueError, match=r"half precision|must not be rounded"):
         certify(model, np.ones((1, 4)))
+
+
+def one_by_one(leaves):
+    """The nodes of a tree that adds one leaf after the other."""
+    return [leaves[:end] for end in range(2, len(leaves) + 1)]
+
+
+def split_at_random(leaves, rng):
+    """The nodes of a tree that is split anywhere, down to its leaves."""
+    if len(leaves) == 1:
+        return []
+    at = rng.integers(1, len(leaves))
+    halves = (leaves[:at], leaves[at:])
+    return [leaves, *(x for half in halves for x in split_at_random(half, rng))]
+
+
+def hardest_terms(nodes, start, offset):
+    """Terms whose sums at the nodes are large, beside their spread."""
+    terms = start
+    for _ in range(20):
+        signs = [np.sign(np.sum(terms[node])) for node in nodes]
+        counts = np.zeros(len(terms))
+        for node, sign in zip(nodes, signs, strict=True):
+            counts[node] += sign
+        terms = counts - offset * np.mean(counts)
+        if not np.any(terms):
+            return start
+    return terms
+
+
+@pytest.mark.elsewhere
+def test_no_order_makes_sums_in_the_middle_larger_than_what_is_proven():
+    rng = np.random.default_rng(0)
+    largest = 0.0
+    for _ in range(400):
+        count = int(rng.integers(2, 60))
+        leaves = rng.permutation(count)
+        nodes = one_by_one(leaves)
+        if rng.random() < 0.6:
+            nodes = split_at_random(leaves, rng)
+        start = rng.normal(size=count)
+        for terms in (
+            start,
+            np.abs(start),
+            np.sort(start),
+            hardest_terms(nodes, start, rng.choice([0.0, 0.5, 1.0])),
+        ):
+            sums = sum(abs(np.sum(terms[node])) for node in nodes)
+            sums += np.sum(np.abs(terms))
+            # One of them may be a bias.
+            for bias, products in ((0.0, terms), (terms[0], terms[1:])):
+                bound = count * abs(bias) + sums_of_nodes(
+                    count,
+                    abs(np.sum(products)),
+                    np.sum(np.abs(products)),
+                    np.linalg.norm(products),
+                )
+                assert sums <= bound * (1 + 1e-12)
+                largest = max(largest, sums / bound)
+    # Some orders come near.
+    assert largest > 0.99
+
+
+@pytest.mark.elsewhere
+@pytest.mark.parametrize("padding", ["same", "valid", "circular", "reflect"])
+@pytest.mark.parametrize(("stride", "dilation"), [(1, 1), (2, 1), (1, 2)])
+def test_what_one_value_of_an_image_is_multiplied_by_is_bounded(
+    padding, stride, dilation
+):
+    rng = np.random.default_rng(1)
+    for size in (2, 3):
+        if padding == "reflect" and size == 2:
+            continue
+        axes = [Axis(9, size, stride, dilation, padding)] * 2
+        kernel = rng.normal(size=(size, size, 2, 3, 4))
+        # A window may read one value with several taps.
+        squares = explicit_matrix(kernel**2, axes)
+        largest = math.sqrt(np.max(np.sum(squares, axis=-1)))
+        bound = convolution_column_norm(kernel, axes)
+        assert largest <= bound
+        if padding in ("same", "valid"):
+            assert largest == pytest.approx(bound, rel=1e-6)
+
+
+@pytest.mark.elsewhere
+def test_sums_of_an_orthogonal_kernel_are_proven_to_lose_less():
+    matrix, _ = np.linalg.qr(np.random.default_rng(2).normal(size=(512, 512)))
+    known = {
+        "constant": 1.0,
+        "terms": 513,
+        "magnified": np.linalg.norm(np.abs(matrix), 2),
+        "is_product": True,
+    }
+    of_any = FLOAT32.of_sums(Step(**known))
+    assert FLOAT32.of_sums(Step(**known, columns=1.0)) < 0.45 * of_any
+    # Where all terms have one sign, nothing is better.
+    known["magnified"] = 1.0
+    assert FLOAT32.of_sums(Step(**known, columns=1.0)) <= of_any

@@ -95,10 +95,19 @@ def test_each_loss_trains_with_augmentation(loss, changes, tmp_path):
 @pytest.mark.elsewhere
 def test_a_convolutional_network_trains_with_muon(tmp_path):
     arguments = [*SHORT, "--model", "cnn", "--optimizer", "muon"]
+    arguments += ["--center", "0.125", "--rounding", "float32"]
     assert program.main([*arguments, "--output", str(tmp_path)]) == 0
+    exported = keras.models.load_model(tmp_path / "model.keras")
+    assert exported.layers[1].offset == -0.125
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["accuracy"] > 0.7
     assert results["certified_accuracy"][0] > 0.1
+
+
+def test_other_networks_have_no_center(capsys):
+    with pytest.raises(SystemExit):
+        program.parse_arguments(["--model", "mlp", "--center", "0.5"])
+    assert "--center 0.5 --model mlp" in capsys.readouterr().err
 
 
 @pytest.mark.elsewhere

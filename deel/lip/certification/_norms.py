@@ -365,18 +365,51 @@ def nonnegative_convolution_norm(kernel, axes):
         Float; infinity where the image is padded with itself, and its size is
         not known.
     """
+    factor, kernel = _by_remainder(kernel, axes)
+    return factor * nonnegative_norm(kernel)
+
+
+def convolution_column_norm(kernel, axes):
+    """Upper bound of the norm of all factors of one value of an image.
+
+    It is read by the taps of its remainder alone. Arguments and return
+    value as of `nonnegative_convolution_norm`, but for the signs of taps.
+    """
+    kernel, scale = _scaled(kernel)
+    factor, squares = _by_remainder(kernel**2, axes)
+    return scale * factor * column_norm(np.sqrt(squares))
+
+
+def column_norm(matrices):
+    """Upper bound of the norms of the rows of matrices `(inputs, outputs)`."""
+    matrices, scale = _scaled(matrices)
+    largest = scale * np.max(np.linalg.norm(matrices, axis=-1))
+    return float(largest) * (1 + slack(matrices.shape[-1], 1))
+
+
+def _by_remainder(kernel, axes):
+    """Sums of the taps that read one of the polyphase components of an image.
+
+    Args:
+        kernel: As of `nonnegative_convolution_norm`.
+        axes: As of `nonnegative_convolution_norm`.
+
+    Returns:
+        Pair: how much longer than the image what is read may be; and an array
+        `(groups, remainders * inputs, outputs)`.
+    """
     factor = 1.0
     for axis in axes:
         stride = axis.stride
         if axis.pads_with_image:
             if axis.length is None:
-                return math.inf
+                return math.inf, kernel[(0,) * len(axes)]
             _, stride, _, repetition = axis.torus()
             factor *= repetition
         remainders = np.arange(axis.size) * axis.dilation % stride
         sums = [np.sum(kernel[remainders == r], axis=0) for r in range(stride)]
         kernel = np.concatenate(sums, axis=-2)
-    return factor * nonnegative_norm(kernel)
+    return factor, kernel
 
 
 def explicit_matrix(kernel, axes):

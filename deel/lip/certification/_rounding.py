@@ -13,6 +13,48 @@ terms have one sign and are added one after the other. Algorithms that add
 transformed values instead (Winograd, FFT) are not covered: `certify` looks for
 them by a convolution that would be exact without.
 
+Note [Sums in the middle]
+
+Few sums come near that worst case: it takes terms of one sign. Let `t_1 ...
+t_n` be the products of one output, s their sum, T that of their magnitudes and
+P the root of that of their squares. Any order of additions is a binary tree
+with the products as leaves, and each inner node v holds a sum `s_v` of those
+below it, the set S_v. Adding at v is wrong by at most u times what is added, so
+the output is wrong by at most `u (V + T) / (1 - n u)`, V the sum of all
+`|s_v|`; fused additions skip what T counts. V is bounded in two ways:
+
+- `s_v` is not beyond the sum of all positive, or of all negative products, the
+  larger one of which is `(T + |s|) / 2`. So V + T is at most `(n + 1) / 2 (T +
+  |s|)`.
+- Take the sign of each `s_v`, and let c_j be the sum of the signs of the nodes
+  above product j. Then V is the sum of all `c_j t_j`, which is their mean times
+  s, plus by Cauchy and Schwarz at most P times the root of the sum of all
+  squares of `c_j - mean`. The mean is at most `(n + 1) / 2`. These squares are
+  those of all `c_i - c_j` with i < j, over n; and `c_i - c_j` is at most D_ij,
+  the number of nodes above one of the two and not above both. The sum of all
+  D_ij^2 is at most `n^3 (n + 5) / 12`, so `V + T <= (n + 1) / 2 |s| +
+  (n sqrt((n + 5) / 12) + sqrt(n)) P`.
+
+The last sum, by induction over trees of m and n - m leaves below the root: in a
+tree of m leaves, the numbers of inner nodes above a leaf add up to at most
+`m (m + 1) / 2`, their squares to at most `m^3 / 3 + m^2 / 2` (both are largest
+where leaves are added one by one). D_ij of leaves i and j on both sides is the
+sum of two such numbers. So the sum of all squares is at most that of both sides
+and, with k = n - m,
+
+    k (m^3 / 3 + m^2 / 2) + m (k^3 / 3 + k^2 / 2) + m k (m + 1) (k + 1) / 2.
+
+The terms of degree four of this and of the claims for m and k are those of the
+claim for n. The others, but for the cubes of m and k, are `m k (n + 1/2)` here,
+and `5/4 m k n` there, which is no less.
+
+A bias b is one leaf more: it is in at most n nodes, which are `|b|` larger, and
+the node that adds it holds what another one holds without it, at most
+`sqrt(n) P`. Over all outputs, P has the norm `sqrt(sum of all x_j^2 c_j^2)`, at
+most `c ||x||`, where c_j is the norm of all factors of x_j, such as column j of
+A, and c the largest one (`Step.columns`). Of orthogonal kernels it is one or
+less, where `|| |A| ||` is about `0.8 sqrt(n)`.
+
 Constants that a layer makes (a root, a reciprocal) are wrong by some units and
 count as that many terms. A constant such as 0.1 is another number in float32,
 and some backends read it so in float64 as well: whether the network of real
@@ -85,12 +127,28 @@ class Arithmetic:
             return (1 + self.factors) ** 2 * (1 + gamma) - 1
         return gamma
 
+    def of_sums(self, step):
+        """Error of sums of products for each unit of the norm of the input."""
+        whole = self.gamma(step.terms, step.is_product) * step.growth
+        if step.columns is None or not step.terms or math.isinf(whole):
+            return whole
+        # Products of rounded factors are other products.
+        factors = (1 + self.factors) ** 2 - 1 if step.is_product else 0.0
+        lost = factors * step.growth
+        nodes = sums_of_nodes(
+            step.terms,
+            step.constant + lost,
+            step.growth + lost,
+            step.columns * (1 + factors),
+        )
+        return min(whole, lost + self.gamma(step.terms) / step.terms * nodes)
+
     def computed(self, step):
         """`Computed` of a `Step`."""
         growth = step.growth
         count = math.sqrt(step.entries)
-        gamma = self.gamma(step.terms, step.is_product)
-        gamma += step.inexact * 2.0**-23
+        inexact = step.inexact * 2.0**-23
+        gamma = self.gamma(step.terms, step.is_product) + inexact
         tiny = 2 * self.smallest
         lost = tiny * count * (step.constant + 2 * step.terms + 2)
         partial = max(growth, step.partial or 0.0)
@@ -101,10 +159,26 @@ class Arithmetic:
         return Computed(
             constant=step.constant,
             zero=step.offset,
-            relative=gamma * growth + tiny * count * math.sqrt(step.terms + 1),
+            relative=self.of_sums(step)
+            + inexact * growth
+            + tiny * count * math.sqrt(step.terms + 1),
             absolute=gamma * step.offset + lost,
             reach=reach,
         )
+
+
+def sums_of_nodes(terms, value, total, spread):
+    """Bound of V + T, see [Sums in the middle]; a bias is counted elsewhere.
+
+    Args:
+        terms: Integer, the number of products, and of a bias.
+        value: Float, the magnitude of their sum.
+        total: Float, the sum of their magnitudes, T.
+        spread: Float, the root of the sum of their squares, P.
+    """
+    by_square = terms * math.sqrt((terms + 5) / 12) + 2 * math.sqrt(terms)
+    half = (terms + 1) / 2
+    return half * value + min(half * total, by_square * spread)
 
 
 # A quarter of the range is left to what errors may add.
@@ -183,6 +257,10 @@ class Step:
             them smaller afterwards; None where that is not so.
         inexact: Float, the number of constants that float32 does not hold, such
             as 0.1.
+        columns: Float, for sums of products and of a bias that are rounded by
+            nothing else: the largest norm of all factors that one value of the
+            input is multiplied by; of a matrix, that of a column. Errors are
+            then usually less than half. None where that is not so.
 
     Example:
 
@@ -195,6 +273,7 @@ class Step:
     ...     magnified=np.linalg.norm(np.abs(matrix), 2),
     ...     entries=2,
     ...     is_product=True,
+    ...     columns=np.max(np.linalg.norm(matrix, axis=0)),
     ... )
     >>> [round(float(value), 6) for value in (step.constant, step.magnified)]
     [1.0, 1.4]
@@ -209,6 +288,7 @@ class Step:
     squares: bool = False
     partial: float | None = None
     inexact: float = 0
+    columns: float | None = None
 
     @property
     def growth(self):

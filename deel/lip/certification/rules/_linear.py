@@ -12,6 +12,8 @@ from deel.lip._constrained import ConstrainedKernel
 from deel.lip._numerics.activations import require_monotone
 from deel.lip.certification._chain import Ellipsoid
 from deel.lip.certification._image_steps import Convolution
+from deel.lip.certification._norms import column_norm
+from deel.lip.certification._norms import convolution_column_norm
 from deel.lip.certification._norms import convolution_norm
 from deel.lip.certification._norms import matrix_norm
 from deel.lip.certification._norms import nonnegative_convolution_norm
@@ -46,6 +48,7 @@ class LinearMap:
         terms: Integer, how many products each output sums.
         matrix: Array `(inputs, outputs)`, the map; None for a convolution.
         convolution: `Convolution`, the map; None if the chain knows it not.
+        columns: Float, as of `Step`, where the layer is this map.
     """
 
     norm: float
@@ -55,6 +58,7 @@ class LinearMap:
     terms: int
     matrix: np.ndarray | None = None
     convolution: Convolution | None = None
+    columns: float | None = None
 
     def step(self, bias, input_shape, output_shape, terms=None):
         """The `Step` of `A x + b`; with `terms` of its transpose."""
@@ -66,6 +70,7 @@ class LinearMap:
             offset=spread_norm(bias, output_shape)(),
             entries=max(size_of(input_shape), size_of(output_shape)),
             is_product=True,
+            columns=None if terms else self.columns,
         )
 
 
@@ -79,6 +84,7 @@ def of_matrix(matrices):
         lambda: nonnegative_norm(np.abs(matrices)),
         matrices.shape[-2],
         matrices if matrices.ndim == 2 else None,
+        columns=column_norm(matrices),
     )
 
 
@@ -98,6 +104,7 @@ def of_convolution(kernel, axes, exact=True):
         exact and is_exact,
         lambda: nonnegative_convolution_norm(np.abs(kernel), axes),
         math.prod(taps) * inputs,
+        columns=convolution_column_norm(kernel, axes),
     )
 
 
