@@ -20,6 +20,7 @@ from deel.lip.certification import Bound
 from deel.lip.certification import Step
 from deel.lip.certification import certify
 from deel.lip.certification import register_bound
+from deel.lip.certification._network import Network
 from deel.lip.certification._norms import convolution_column_norm
 from deel.lip.certification._norms import explicit_matrix
 from deel.lip.certification._rounding import FLOAT32
@@ -293,6 +294,41 @@ def test_what_one_value_of_an_image_is_multiplied_by_is_bounded(
         assert largest <= bound
         if padding in ("same", "valid"):
             assert largest == pytest.approx(bound, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (keras.layers.Dense(3), (5,)),
+        (keras.layers.EinsumDense("abc,cd->abd", (4, 3)), (4, 2)),
+        (keras.layers.Conv1D(3, 3, strides=2, padding="causal"), (7, 2)),
+        (keras.layers.Conv2D(4, (2, 3), groups=2), (5, 5, 4)),
+        (keras.layers.Conv3D(2, 2, padding="same"), (3, 3, 3, 2)),
+        (keras.layers.DepthwiseConv2D(3, depth_multiplier=2), (5, 5, 2)),
+        (keras.layers.Conv2DTranspose(1, 3, strides=2), (3, 3, 4)),
+        (keras.layers.Conv2DTranspose(4, 2, padding="same"), (4, 4, 1)),
+        (layers.OrthogonalConv2D(5, 4, strides=2), (8, 8, 2)),
+        (layers.SpectralConv2D(2, 3, strides=(1, 2)), (6, 6, 3)),
+        (layers.SpectralConv2DTranspose(2, 3), (4, 4, 3)),
+    ],
+    ids=lambda x: getattr(x, "name", None),
+)
+def test_columns_of_a_step_are_those_of_the_layer(layer, shape):
+    class Recorder:
+        def computed(self, step):
+            self.step = step
+            return FLOAT32.computed(step)
+
+    model = keras.Sequential([keras.Input(shape), layer])
+    network = Network(model, shape, None, "float32")
+    recorder = Recorder()
+    network.calls[0].bound.rounding(recorder)
+    count = math.prod(shape)
+    x = np.eye(count, dtype="float32").reshape(count, *shape)
+    outputs = to_numpy(model(x, training=False)).reshape(count, -1)
+    columns = np.linalg.norm(outputs, axis=1)
+    assert recorder.step.columns == pytest.approx(np.max(columns), rel=1e-3)
+    assert recorder.step.columns >= np.max(columns) * (1 - 1e-6)
 
 
 @pytest.mark.elsewhere

@@ -10,6 +10,7 @@ from deel.lip import layers
 from deel.lip._numerics.windows import Axis
 from deel.lip._numerics.windows import spatial_shape
 from deel.lip.certification._image_steps import on_torus
+from deel.lip.certification._norms import column_norm
 from deel.lip.certification._registry import Later
 from deel.lip.certification._registry import rule
 from deel.lip.certification._registry import size_of
@@ -209,5 +210,9 @@ def _transposed(layer, input_shapes, context):
     kernel = inference_kernel(layer)[..., None, :, :]
     linear = of_convolution(kernel, axes, exact=layer.padding == "valid")
     *taps, _, _, inputs = kernel.shape
-    linear = dataclasses.replace(linear, terms=math.prod(taps) * inputs)
+    linear = dataclasses.replace(
+        linear,
+        terms=math.prod(taps) * inputs,
+        columns=column_norm(kernel.reshape(-1, inputs).T),
+    )
     return activated(layer, linear, shape, context)
