@@ -44,11 +44,12 @@ def _multiclass(train):
     return mnist_multiclass.build_model(), loss, x, y, 512, 0.5
 
 
-def _recipe(name, offset, batch_size, radius):
+def _recipe(name, offset, batch_size, radius, **choices):
     def of(train):
         x = common.as_images(train[0])
         y = keras.utils.to_categorical(train[1].ravel(), 10)
-        model = train_certified.MODELS[name]("S", x.shape[1:], 10)
+        build = train_certified.MODELS[name]
+        model = build("S", x.shape[1:], 10, **choices)
         loss = OffsetCategoricalCrossentropy(offset, 0.25)
         return model, loss, x, y, batch_size, radius
 
@@ -61,7 +62,7 @@ PROGRAMS = {
     "binary": _binary,
     "multiclass": _multiclass,
     "mnist": _recipe("mlp", 2.7, 512, 1.58),
-    "cifar10": _recipe("cnn", 0.7, 128, 36 / 255),
+    "cifar10": _recipe("cnn", 0.7, 128, 36 / 255, center=0.5),
 }
 
 
