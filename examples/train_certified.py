@@ -77,7 +77,7 @@ def mlp(size, input_shape, classes):
 FILTERS = {"S": 16, "M": 32, "L": 64}
 
 
-def cnn(size, input_shape, classes, center=0.0):
+def cnn(size, input_shape, classes, center=0.0, units=(512, 256)):
     """Images halved at once, then residual blocks and dense layers.
 
     What all images share is most of their norm, and kernels that keep norms
@@ -97,9 +97,8 @@ def cnn(size, input_shape, classes, center=0.0):
         filters, side = 2 * filters, side // 2
         x = OrthogonalConv2D(filters, 4, strides=2, activation=GroupSort2())(x)
     x = keras.layers.Flatten()(x)
-    # Depth is what margins gain most by; the images are small by now.
-    for units in (512, 512, 512, 256):
-        x = SpectralDense(units, activation=GroupSort2())(x)
+    for count in units:
+        x = SpectralDense(count, activation=GroupSort2())(x)
     x = FrobeniusDense(classes, use_bias=False)(x)
     return Model(inputs=inputs, outputs=x, name="cnn")
 
@@ -211,7 +210,9 @@ def train(model, train_data, test_data, args):
 
 
 def build(args, input_shape, classes):
-    choices = {"center": args.center} if args.center else {}
+    choices = {}
+    if args.model == "cnn":
+        choices = {"center": args.center, "units": args.units}
     return MODELS[args.model](
         args.size, input_shape=input_shape, classes=classes, **choices
     )
@@ -275,6 +276,13 @@ def parse_arguments(argv=None):
         type=float,
         default=0.0,
         help="taken off each pixel by the first layer of cnn",
+    )
+    parser.add_argument(
+        "--units",
+        type=int,
+        nargs="+",
+        default=(512, 256),
+        help="of the dense layers of cnn; more of them for easier data",
     )
     parser.add_argument(
         "--policy",
